@@ -1,0 +1,1 @@
+"""The law: values and promises. Standard library only, no I/O, no clock."""

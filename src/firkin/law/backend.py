@@ -1,0 +1,337 @@
+"""The seam that callers see: `Runtime`, the E2B server and the command line know nothing below it.
+
+A control that a backend does not have is None there, and its capabilities are
+reported unsupported: presence and report must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from firkin.law.capabilities import Capabilities
+from firkin.law.events import EventFilter, EventStream
+from firkin.law.files import (
+    CopyOptions,
+    FileEntry,
+    FileEventStream,
+    ListOptions,
+    ReadOptions,
+    SandboxPath,
+    WatchOptions,
+    WriteOptions,
+)
+from firkin.law.ids import BackendName, SandboxId, SnapshotId, TemplateId, WarmPoolKey
+from firkin.law.logs import LogEntry, LogFilter
+from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
+from firkin.law.policies import Policies
+from firkin.law.ports import ByteChannel, Port, PortBinding, PortExposure
+from firkin.law.processes import (
+    Command,
+    CommandOutput,
+    GuestUser,
+    ProcessInfo,
+    ProcessSelector,
+    ProcessStream,
+    PtySize,
+    Signal,
+)
+from firkin.law.sandboxes import (
+    AttachOptions,
+    DeleteOptions,
+    KillSignal,
+    SandboxDeadline,
+    SandboxFilter,
+    SandboxInfo,
+    SandboxSpec,
+    StopMode,
+)
+from firkin.law.snapshots import (
+    PausedSandbox,
+    PauseOptions,
+    RestoreOptions,
+    SnapshotArchive,
+    SnapshotFilter,
+    SnapshotInfo,
+    SnapshotOptions,
+    SnapshotRef,
+)
+from firkin.law.templates import PreparedTemplate, TemplateInfo, TemplateSpec
+from firkin.law.warm_pool import (
+    WarmLease,
+    WarmLeasePolicy,
+    WarmMaintainReport,
+    WarmPoolSpec,
+    WarmPoolStatus,
+    WarmPoolTarget,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    name: BackendName
+    version: str = ""
+    driver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """`ready` False stops a start; `reasons` say why, one sentence each, with the mending command."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
+
+
+class TemplateControl(Protocol):
+    async def prepare(self, spec: TemplateSpec) -> PreparedTemplate:
+        """Prepare, or return what is already prepared for the same spec. `TemplatePrepareFailure` otherwise."""
+        ...
+
+    async def get(self, template_id: TemplateId) -> TemplateInfo: ...
+
+    async def list(self) -> Sequence[TemplateInfo]: ...
+
+    async def delete(self, template_id: TemplateId) -> None:
+        """Raises `NotFound`; `WrongState` while a sandbox uses it."""
+        ...
+
+
+class SandboxControl(Protocol):
+    async def create(self, spec: SandboxSpec) -> SandboxInfo:
+        """A running sandbox whose agent has answered, or an error and no trace."""
+        ...
+
+    async def attach(self, sandbox_id: SandboxId, options: AttachOptions) -> SandboxInfo:
+        """The record, after the agent has answered; `WrongState` if `require_running` and it is not."""
+        ...
+
+    async def inspect(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """The record. `NotFound` for an unknown or deleted sandbox; its detail says how it ended."""
+        ...
+
+    async def list(self, filter: SandboxFilter) -> Sequence[SandboxInfo]:
+        """Newest first."""
+        ...
+
+    async def stop(self, sandbox_id: SandboxId, mode: StopMode) -> SandboxInfo: ...
+
+    async def kill(self, sandbox_id: SandboxId, signal: KillSignal) -> SandboxInfo:
+        """`KILL` ends it at once; another signal is sent to every process first, with 2 s to obey."""
+        ...
+
+    async def delete(self, sandbox_id: SandboxId, options: DeleteOptions) -> None: ...
+
+    async def update_deadline(self, sandbox_id: SandboxId, deadline: SandboxDeadline) -> SandboxInfo: ...
+
+
+class ProcessControl(Protocol):
+    async def run(self, sandbox_id: SandboxId, command: Command) -> CommandOutput:
+        """Start, collect at most 16 MiB of each output, wait for the end."""
+        ...
+
+    async def start(self, sandbox_id: SandboxId, command: Command) -> ProcessInfo:
+        """Start detached; its latest output is kept for `wait` and `connect`."""
+        ...
+
+    async def stream(self, sandbox_id: SandboxId, command: Command) -> ProcessStream: ...
+
+    async def list(self, sandbox_id: SandboxId) -> Sequence[ProcessInfo]:
+        """Those running, started through Firkin."""
+        ...
+
+    async def connect(
+        self, sandbox_id: SandboxId, selector: ProcessSelector, *, replay: bool = False
+    ) -> ProcessStream:
+        """New events of a process; with `replay`, its retained output (the last 256 KiB) first."""
+        ...
+
+    async def signal(
+        self, sandbox_id: SandboxId, selector: ProcessSelector, signal: Signal | int
+    ) -> None: ...
+
+    async def send_input(self, sandbox_id: SandboxId, selector: ProcessSelector, data: bytes) -> None:
+        """Returns when all of `data` is in the pipe or terminal."""
+        ...
+
+    async def close_stdin(self, sandbox_id: SandboxId, selector: ProcessSelector) -> None: ...
+
+    async def resize_pty(self, sandbox_id: SandboxId, selector: ProcessSelector, size: PtySize) -> None: ...
+
+    async def wait(self, sandbox_id: SandboxId, selector: ProcessSelector) -> CommandOutput:
+        """Wait for the end. Output is what was retained."""
+        ...
+
+    async def lookup_user(self, sandbox_id: SandboxId, name: str | None) -> GuestUser:
+        """The account of that name, or the default user; `NotFound` (`USER`) otherwise."""
+        ...
+
+
+class FilesystemControl(Protocol):
+    async def stat(self, sandbox_id: SandboxId, path: SandboxPath) -> FileEntry: ...
+
+    async def list(
+        self, sandbox_id: SandboxId, path: SandboxPath, options: ListOptions
+    ) -> Sequence[FileEntry]:
+        """Depth first in name order. A symlink given as `path` is followed."""
+        ...
+
+    async def open_read(
+        self, sandbox_id: SandboxId, path: SandboxPath, options: ReadOptions
+    ) -> tuple[FileEntry, AsyncIterator[bytes]]:
+        """The entry of the file that was opened (links followed) and its bytes. Closing the iterator ends the read."""
+        ...
+
+    async def write(
+        self,
+        sandbox_id: SandboxId,
+        path: SandboxPath,
+        data: bytes | AsyncIterable[bytes],
+        options: WriteOptions,
+    ) -> FileEntry: ...
+
+    async def mkdir(
+        self, sandbox_id: SandboxId, path: SandboxPath, *, parents: bool = False, user: str | None = None
+    ) -> FileEntry:
+        """`AlreadyExists` when a directory is there; `NOT_A_DIRECTORY` when something else is."""
+        ...
+
+    async def rename(
+        self, sandbox_id: SandboxId, source: SandboxPath, target: SandboxPath, *, user: str | None = None
+    ) -> FileEntry:
+        """rename(2), making missing parents of `target`."""
+        ...
+
+    async def remove(self, sandbox_id: SandboxId, path: SandboxPath, *, recursive: bool = False) -> None: ...
+
+    async def chown(self, sandbox_id: SandboxId, path: SandboxPath, user: str) -> None: ...
+
+    async def copy_in(
+        self, sandbox_id: SandboxId, host: Path, guest: SandboxPath, options: CopyOptions
+    ) -> FileEntry:
+        """A file or a whole directory, with modes and symlinks."""
+        ...
+
+    async def copy_out(
+        self, sandbox_id: SandboxId, guest: SandboxPath, host: Path, options: CopyOptions
+    ) -> None: ...
+
+    async def watch(
+        self, sandbox_id: SandboxId, path: SandboxPath, options: WatchOptions
+    ) -> FileEventStream: ...
+
+
+class SnapshotControl(Protocol):
+    async def capture(self, sandbox_id: SandboxId, options: SnapshotOptions) -> SnapshotRef: ...
+
+    async def restore(self, snapshot_id: SnapshotId, options: RestoreOptions) -> SandboxInfo: ...
+
+    async def get(self, snapshot_id: SnapshotId) -> SnapshotInfo: ...
+
+    async def list(self, filter: SnapshotFilter) -> Sequence[SnapshotInfo]: ...
+
+    async def delete(self, snapshot_id: SnapshotId) -> None: ...
+
+    async def export_archive(self, snapshot_id: SnapshotId) -> SnapshotArchive: ...
+
+    async def import_archive(self, snapshot_id: SnapshotId, archive: SnapshotArchive) -> SnapshotRef: ...
+
+
+class PauseControl(Protocol):
+    async def pause(self, sandbox_id: SandboxId, options: PauseOptions) -> PausedSandbox: ...
+
+    async def resume(self, sandbox_id: SandboxId) -> SandboxInfo: ...
+
+
+class PortControl(Protocol):
+    async def connect(self, sandbox_id: SandboxId, port: Port) -> ByteChannel:
+        """A TCP connection to 127.0.0.1:`port` inside. `PortFailure(refused=True)` when nothing listens."""
+        ...
+
+    async def list(self, sandbox_id: SandboxId) -> Sequence[PortBinding]:
+        """Ports that something listens on inside, and those exposed on the host."""
+        ...
+
+    async def expose(self, sandbox_id: SandboxId, port: Port, exposure: PortExposure) -> PortBinding:
+        """Listen on the host's loopback and forward each connection."""
+        ...
+
+    async def unexpose(self, sandbox_id: SandboxId, port: Port) -> None: ...
+
+
+class WarmPoolControl(Protocol):
+    async def prewarm(self, template_id: TemplateId, spec: WarmPoolSpec) -> WarmMaintainReport: ...
+
+    async def maintain(self, targets: Sequence[WarmPoolTarget]) -> WarmMaintainReport: ...
+
+    async def status(self) -> WarmPoolStatus: ...
+
+    async def checkout(self, template_id: TemplateId, policy: WarmLeasePolicy) -> WarmLease: ...
+
+    async def evict(self, key: WarmPoolKey, count: int) -> WarmMaintainReport: ...
+
+
+class EventControl(Protocol):
+    async def subscribe(self, filter: EventFilter) -> EventStream: ...
+
+
+class LogControl(Protocol):
+    async def list(self, filter: LogFilter) -> Sequence[LogEntry]: ...
+
+
+class MetricControl(Protocol):
+    async def snapshot(self, filter: MetricFilter) -> Sequence[Metric]: ...
+
+    async def usage(self, sandbox_id: SandboxId) -> SandboxUsage:
+        """A fresh sample."""
+        ...
+
+
+class SandboxBackend(Protocol):
+    async def capabilities(self) -> Capabilities: ...
+
+    async def preflight(self) -> Preflight: ...
+
+    async def info(self) -> BackendInfo: ...
+
+    @property
+    def templates(self) -> TemplateControl: ...
+
+    @property
+    def sandboxes(self) -> SandboxControl: ...
+
+    @property
+    def snapshots(self) -> SnapshotControl: ...
+
+    @property
+    def processes(self) -> ProcessControl | None: ...
+
+    @property
+    def filesystems(self) -> FilesystemControl | None: ...
+
+    @property
+    def ports(self) -> PortControl | None: ...
+
+    @property
+    def pauses(self) -> PauseControl | None: ...
+
+    @property
+    def warm_pool(self) -> WarmPoolControl | None: ...
+
+    @property
+    def events(self) -> EventControl | None: ...
+
+    @property
+    def logs(self) -> LogControl | None: ...
+
+    @property
+    def metrics(self) -> MetricControl | None: ...
+
+    async def start(self, policies: Policies) -> None:
+        """Preflight, reconcile with what lives, begin to enforce `policies`. Raises when preflight is not ready."""
+        ...
+
+    async def aclose(self, *, kill_all: bool = False) -> None:
+        """Stop serving. Sandboxes live on unless `kill_all`."""
+        ...

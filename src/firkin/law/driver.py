@@ -1,0 +1,148 @@
+"""The seam that isolates: boot an instance, give a byte channel to its agent, end it.
+
+A driver never sees HTTP, records or deadlines. An instance is known to the rest
+by its sandbox id and by an `InstanceRef`, which is plain data: with it a driver
+of a later process finds the same instance again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from firkin.law.backend import Preflight
+from firkin.law.capabilities import Capabilities
+from firkin.law.ids import SandboxId
+from firkin.law.network import NetworkPolicy
+from firkin.law.ports import ByteChannel
+from firkin.law.resources import SandboxResources
+from firkin.law.states import EndCause
+from firkin.law.templates import ImageConfig, TemplateSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootFilesystem:
+    """A prepared template's files, as host paths.
+
+    `base` becomes ``/`` (copy-on-write). Each of `shared` is a host directory
+    shown read-only at the path inside: ``{"/usr": "/usr"}`` for the host template.
+    """
+
+    base: str
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRoot:
+    """What a preparer made: the files, the image's wishes, unpacked size and a digest of the content's origin."""
+
+    root: RootFilesystem
+    config: ImageConfig
+    size_bytes: int
+    digest: str
+
+
+class RootPreparer(Protocol):
+    """Turns a template's source into a root file system."""
+
+    async def prepare(self, spec: TemplateSpec, into: Path, report: Callable[[str], None]) -> PreparedRoot:
+        """Fill the empty directory `into`. `report` takes one line of progress at a time.
+
+        Raises `TemplatePrepareFailure`; the caller removes `into` then.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootPlan:
+    """Everything a driver needs to make one instance."""
+
+    sandbox_id: SandboxId
+    root: RootFilesystem
+    resources: SandboxResources
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    hostname: str = "sandbox"
+    hardened: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRef:
+    """What must be remembered to find an instance after a restart: JSON-able facts."""
+
+    driver: str
+    facts: Mapping[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceEnd:
+    cause: EndCause
+    detail: str = ""
+
+
+class Instance(Protocol):
+    """One running isolated computer."""
+
+    @property
+    def sandbox_id(self) -> SandboxId: ...
+
+    @property
+    def ref(self) -> InstanceRef: ...
+
+    async def dial(self) -> ByteChannel:
+        """A new connection to the agent; `SandboxUnavailable` when it is gone."""
+        ...
+
+    async def ended(self) -> InstanceEnd:
+        """Wait until it has ended by itself or was destroyed, and say why."""
+        ...
+
+    async def destroy(self) -> None:
+        """End it and release everything but its files. Idempotent; returns when no process of it is left."""
+        ...
+
+    async def freeze(self) -> None: ...
+
+    async def thaw(self) -> None: ...
+
+    async def usage(self) -> Mapping[str, int]:
+        """Raw counters: ``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``disk_used_bytes``, ``oom_kills``."""
+        ...
+
+
+class Driver(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    async def capabilities(self) -> Capabilities: ...
+
+    async def preflight(self) -> Preflight: ...
+
+    async def start(self) -> None:
+        """Make ready to boot: helpers, pools."""
+        ...
+
+    async def boot(self, plan: BootPlan) -> Instance:
+        """An instance whose agent listens. On failure or cancellation nothing of it is left."""
+        ...
+
+    async def adopt(self, sandbox_id: SandboxId, ref: InstanceRef) -> Instance | None:
+        """The instance that an earlier process booted, or None when it no longer lives."""
+        ...
+
+    async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
+        """Remove everything labelled ours that belongs to no sandbox in `keep`; say what was removed."""
+        ...
+
+    async def discard(self, sandbox_id: SandboxId) -> None:
+        """Remove the files of a destroyed instance. Idempotent."""
+        ...
+
+    async def live(self) -> Sequence[SandboxId]:
+        """What the substrate itself says is running, not our records."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop helpers and give back pools. Instances live on."""
+        ...

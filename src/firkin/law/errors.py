@@ -1,0 +1,320 @@
+"""Every failure a caller can see.
+
+FirkinError
+├── UnsupportedCapability    well formed, but nothing here offers it, and why
+├── InvalidSpec              the caller asked for something malformed
+├── NotFound                 no such sandbox, process, file, template, …
+├── AlreadyExists            the name is taken
+├── WrongState               legal request, wrong moment
+├── CapacityRejected         well formed, but the machine is full; says what is short
+├── DeadlineExceeded         we stopped waiting; the work may still be going on
+├── TemplatePrepareFailure   the template cannot be made; the fault says why
+├── ProcessFailure           a process operation failed (not: a program exited with 1)
+├── FilesystemFailure        a file operation failed inside the sandbox
+├── SnapshotIntegrityFailure a stored snapshot is not what was stored
+├── PortFailure              a port inside could not be reached or exposed
+├── SandboxUnavailable       the sandbox ended or its agent is gone
+├── BackendFailure           the substrate broke under a healthy request
+└── IoFailure                the host's own files or sockets failed
+
+Rules: a guest program's failure is a value (`CommandStatus`), ours is an
+exception, and the two never share a class. Text is for people; code branches on
+the class and its fields. Every class has a unique `code` and every error a
+retry class.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from firkin.law.capabilities import CapabilityName, CapabilityReason
+
+
+class RetryClass(StrEnum):
+    """What a caller may expect from repeating the same request."""
+
+    RETRYABLE = "retryable"
+    NOT_RETRYABLE = "not_retryable"
+    UNKNOWN = "unknown"
+
+
+class ResourceKind(StrEnum):
+    RUNTIME = "runtime"
+    TEMPLATE = "template"
+    SANDBOX = "sandbox"
+    PROCESS = "process"
+    SNAPSHOT = "snapshot"
+    WARM_POOL = "warm-pool entry"
+    PORT = "port"
+    FILE = "file"
+    USER = "user"
+    WATCH = "watch"
+    VOLUME = "volume"
+
+
+class InvalidReason(StrEnum):
+    MISSING_BACKEND = "missing_backend"
+    MISSING_TEMPLATE = "missing_template"
+    MISSING_SNAPSHOT = "missing_snapshot"
+    MISSING_SANDBOX = "missing_sandbox"
+    INVALID_ID = "invalid_id"
+    INVALID_PATH = "invalid_path"
+    INVALID_PORT = "invalid_port"
+    INVALID_TIMEOUT = "invalid_timeout"
+    INVALID_RESOURCES = "invalid_resources"
+    INVALID_COMMAND = "invalid_command"
+    INVALID_DATA_PLANE = "invalid_data_plane"
+    INVALID_ENVIRONMENT = "invalid_environment"
+    INVALID_METADATA = "invalid_metadata"
+    INVALID_NETWORK = "invalid_network"
+    INVALID_SETTINGS = "invalid_settings"
+
+
+class TemplateFault(StrEnum):
+    """Why a template could not be prepared."""
+
+    ENVD_MISSING = "envd_missing"
+    ENVD_WRONG_ARCH = "envd_wrong_arch"
+    ENVD_VERSION_MISMATCH = "envd_version_mismatch"
+    ENVD_INTEGRITY_MISMATCH = "envd_integrity_mismatch"
+    ENVD_HEALTH_FAILED = "envd_health_failed"
+    ENVD_INIT_FAILED = "envd_init_failed"
+    ENTRYPOINT_UNSUPPORTED = "entrypoint_unsupported"
+    ENTRYPOINT_NOT_WRAPPED = "entrypoint_not_wrapped"
+    PORT_CONFLICT = "port_conflict"
+    DEFAULT_USER_MISSING = "default_user_missing"
+    DEFAULT_WORKDIR_MISSING = "default_workdir_missing"
+    READ_ONLY_ROOTFS = "read_only_rootfs"
+    WRITABLE_LAYER_REQUIRED = "writable_layer_required"
+    UNSUPPORTED_IMAGE_CONFIG = "unsupported_image_config"
+    REGISTRY_UNAVAILABLE = "registry_unavailable"
+    SNAPSHOT_AFTER_PREPARE_FAILED = "snapshot_after_prepare_failed"
+    SOURCE_MISSING = "source_missing"
+    SOURCE_CORRUPT = "source_corrupt"
+    TOOL_MISSING = "tool_missing"
+
+
+class FileFault(StrEnum):
+    """Why a file operation failed; a missing file is `NotFound`, a taken name `AlreadyExists`."""
+
+    IS_A_DIRECTORY = "is_a_directory"
+    NOT_A_DIRECTORY = "not_a_directory"
+    NOT_EMPTY = "not_empty"
+    NO_SPACE = "no_space"
+    PERMISSION = "permission"
+    TOO_MANY_LINKS = "too_many_links"
+    CROSS_DEVICE = "cross_device"
+    NAME_TOO_LONG = "name_too_long"
+    NOT_REGULAR = "not_regular"
+    NETWORK_FILESYSTEM = "network_filesystem"
+    READ_ONLY = "read_only"
+    LIMIT = "limit"
+    OTHER = "other"
+
+
+class ProcessFault(StrEnum):
+    CANNOT_START = "cannot_start"
+    CWD_MISSING = "cwd_missing"
+    STDIN_CLOSED = "stdin_closed"
+    NOT_A_PTY = "not_a_pty"
+    PTY_STDIN = "pty_stdin"
+    LIMIT = "limit"
+    TIMED_OUT = "timed_out"
+    SHELL_BUSY = "shell_busy"
+    SHELL_CLOSED = "shell_closed"
+    OTHER = "other"
+
+
+class FirkinError(Exception):
+    """Base of every failure that leaves Firkin. `str(error)` is one sentence for people."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, operation: str, text: str, *, retry: RetryClass = RetryClass.NOT_RETRYABLE) -> None:
+        super().__init__(text)
+        self.operation = operation
+        self.retry = retry
+
+
+class UnsupportedCapability(FirkinError):
+    code = "unsupported_capability"
+
+    def __init__(self, operation: str, capability: CapabilityName, reason: CapabilityReason) -> None:
+        super().__init__(operation, f"cannot {operation}: {capability.value} is not offered here ({reason})")
+        self.capability = capability
+        self.reason = reason
+
+
+class InvalidSpec(FirkinError):
+    code = "invalid_spec"
+
+    def __init__(self, operation: str, reason: InvalidReason, detail: str) -> None:
+        super().__init__(operation, detail)
+        self.reason = reason
+
+
+class NotFound(FirkinError):
+    """`detail` says what happened to the resource, where that is known."""
+
+    code = "not_found"
+
+    def __init__(self, operation: str, resource: ResourceKind, id: str, *, detail: str = "") -> None:
+        text = f"{resource.value} {id!r} was not found" + (f": {detail}" if detail else "")
+        super().__init__(operation, text)
+        self.resource = resource
+        self.id = id
+        self.detail = detail
+
+
+class AlreadyExists(FirkinError):
+    code = "already_exists"
+
+    def __init__(self, operation: str, resource: ResourceKind, id: str) -> None:
+        super().__init__(operation, f"{resource.value} {id!r} already exists")
+        self.resource = resource
+        self.id = id
+
+
+class WrongState(FirkinError):
+    """The resource exists but is `state`, in which `operation` is not allowed."""
+
+    code = "wrong_state"
+
+    def __init__(
+        self,
+        operation: str,
+        resource: ResourceKind,
+        id: str,
+        state: str,
+        *,
+        retry: RetryClass = RetryClass.NOT_RETRYABLE,
+    ) -> None:
+        super().__init__(operation, f"cannot {operation}: {resource.value} {id!r} is {state}", retry=retry)
+        self.resource = resource
+        self.id = id
+        self.state = state
+
+
+class CapacityRejected(FirkinError):
+    """The machine cannot take it now. `short` names the resource; amounts are in its own unit."""
+
+    code = "capacity_rejected"
+
+    def __init__(self, operation: str, short: str, *, requested: int, available: int, unit: str = "") -> None:
+        unit = f" {unit}" if unit else ""
+        super().__init__(
+            operation,
+            f"cannot {operation}: not enough {short} (asked for {requested}{unit}, {available}{unit} left)",
+            retry=RetryClass.RETRYABLE,
+        )
+        self.short = short
+        self.requested = requested
+        self.available = available
+
+
+class DeadlineExceeded(FirkinError):
+    code = "deadline_exceeded"
+
+    def __init__(self, operation: str, within_s: float, *, sandbox_id: str | None = None) -> None:
+        super().__init__(
+            operation, f"{operation} did not finish within {within_s:g} s", retry=RetryClass.UNKNOWN
+        )
+        self.within_s = within_s
+        self.sandbox_id = sandbox_id
+
+
+class TemplatePrepareFailure(FirkinError):
+    code = "template_prepare_failure"
+
+    def __init__(
+        self, fault: TemplateFault, detail: str, *, retry: RetryClass = RetryClass.NOT_RETRYABLE
+    ) -> None:
+        super().__init__("prepare template", detail, retry=retry)
+        self.fault = fault
+
+
+class ProcessFailure(FirkinError):
+    code = "process_failure"
+
+    def __init__(
+        self,
+        operation: str,
+        fault: ProcessFault,
+        detail: str,
+        *,
+        sandbox_id: str | None = None,
+        process_id: str | None = None,
+    ) -> None:
+        super().__init__(operation, detail)
+        self.fault = fault
+        self.sandbox_id = sandbox_id
+        self.process_id = process_id
+
+
+class FilesystemFailure(FirkinError):
+    code = "filesystem_failure"
+
+    def __init__(
+        self,
+        operation: str,
+        fault: FileFault,
+        detail: str,
+        *,
+        sandbox_id: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(operation, detail)
+        self.fault = fault
+        self.sandbox_id = sandbox_id
+        self.path = path
+
+
+class SnapshotIntegrityFailure(FirkinError):
+    code = "snapshot_integrity_failure"
+
+    def __init__(self, operation: str, snapshot_id: str | None, detail: str) -> None:
+        super().__init__(operation, detail)
+        self.snapshot_id = snapshot_id
+
+
+class PortFailure(FirkinError):
+    """`refused` is true when the sandbox runs but nothing listens on the port."""
+
+    code = "port_failure"
+
+    def __init__(self, operation: str, port: int, detail: str, *, refused: bool = False) -> None:
+        super().__init__(operation, detail, retry=RetryClass.UNKNOWN)
+        self.port = port
+        self.refused = refused
+
+
+class SandboxUnavailable(FirkinError):
+    """The sandbox ended, or its agent stopped answering, in the middle of a healthy request."""
+
+    code = "sandbox_unavailable"
+
+    def __init__(self, operation: str, sandbox_id: str, detail: str) -> None:
+        super().__init__(operation, f"sandbox {sandbox_id!r} is gone: {detail}", retry=RetryClass.UNKNOWN)
+        self.sandbox_id = sandbox_id
+
+
+class BackendFailure(FirkinError):
+    code = "backend_failure"
+
+    def __init__(
+        self, operation: str, backend: str, detail: str, *, retry: RetryClass = RetryClass.UNKNOWN
+    ) -> None:
+        super().__init__(operation, f"{operation} failed in {backend}: {detail}", retry=retry)
+        self.backend = backend
+
+
+class IoFailure(FirkinError):
+    code = "io_failure"
+
+    def __init__(
+        self, operation: str, resource: str, detail: str, *, retry: RetryClass = RetryClass.UNKNOWN
+    ) -> None:
+        super().__init__(operation, f"cannot {operation} {resource}: {detail}", retry=retry)
+        self.resource = resource

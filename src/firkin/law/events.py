@@ -1,0 +1,71 @@
+"""What happened, as it happens. Delivery is best effort: a slow reader loses the oldest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from firkin.law.ids import ProcessId, SandboxId, SnapshotId, WarmPoolKey
+from firkin.law.ports import Port
+from firkin.law.processes import ProcessStatus
+from firkin.law.states import SandboxState
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleChanged:
+    """`cause` is the sentence that the journal holds."""
+
+    sandbox_id: SandboxId
+    state: SandboxState
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessChanged:
+    sandbox_id: SandboxId
+    process_id: ProcessId
+    status: ProcessStatus
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotChanged:
+    sandbox_id: SandboxId | None
+    snapshot_id: SnapshotId
+
+
+@dataclass(frozen=True, slots=True)
+class WarmPoolChanged:
+    key: WarmPoolKey
+
+
+@dataclass(frozen=True, slots=True)
+class PortChanged:
+    sandbox_id: SandboxId
+    port: Port
+
+
+EventKind = LifecycleChanged | ProcessChanged | SnapshotChanged | WarmPoolChanged | PortChanged
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    kind: EventKind
+    observed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    sandbox_id: SandboxId | None = None
+
+    def matches(self, event: Event) -> bool:
+        return self.sandbox_id is None or getattr(event.kind, "sandbox_id", None) == self.sandbox_id
+
+
+class EventStream(Protocol):
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    async def __anext__(self) -> Event: ...
+
+    async def aclose(self) -> None: ...

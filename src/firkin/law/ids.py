@@ -1,0 +1,100 @@
+"""Identifiers: opaque, checked once, then trusted.
+
+An identifier is a `str` that has passed its rule, so a function that receives
+one never checks it again. Identifiers become file and cgroup names, which is
+why `.` and `..` are refused although the character set would allow them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Self
+
+from firkin.law.errors import InvalidReason, InvalidSpec
+
+MAX_ID_LENGTH = 128
+
+
+class Identifier(str):
+    """A non-empty name of at most 128 characters out of ``[A-Za-z0-9_.-]``.
+
+    Raises `InvalidSpec` (reason `INVALID_ID`) when the text breaks the rule.
+    """
+
+    __slots__ = ()
+    kind: ClassVar[str] = "id"
+    rule: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9_.-]+")
+    rule_text: ClassVar[str] = "letters, digits, '_', '-' and '.'"
+    max_length: ClassVar[int] = MAX_ID_LENGTH
+
+    def __new__(cls, text: str) -> Self:
+        if not text:
+            raise _invalid(f"{cls.kind} is empty")
+        if len(text) > cls.max_length:
+            raise _invalid(f"{cls.kind} has {len(text)} characters; at most {cls.max_length} are allowed")
+        if cls.rule.fullmatch(text) is None or text in (".", ".."):
+            raise _invalid(f"{cls.kind} {text[:64]!r} is not allowed; use {cls.rule_text}")
+        return super().__new__(cls, text)
+
+
+def _invalid(detail: str) -> InvalidSpec:
+    return InvalidSpec("validate id", InvalidReason.INVALID_ID, detail)
+
+
+class RuntimeId(Identifier):
+    __slots__ = ()
+    kind = "runtime id"
+
+
+class SandboxId(Identifier):
+    """Lower-case letters and digits only: it is a host-name label and a cgroup name."""
+
+    __slots__ = ()
+    kind = "sandbox id"
+    rule = re.compile(r"[a-z0-9]+")
+    rule_text = "lower-case letters and digits"
+    max_length = 48
+
+
+class TemplateId(Identifier):
+    __slots__ = ()
+    kind = "template id"
+
+
+class TemplateBuildId(Identifier):
+    __slots__ = ()
+    kind = "template build id"
+
+
+class SnapshotId(Identifier):
+    __slots__ = ()
+    kind = "snapshot id"
+
+
+class ProcessId(Identifier):
+    """A process's id as seen inside its sandbox, in decimal. Scoped to one sandbox."""
+
+    __slots__ = ()
+    kind = "process id"
+    rule = re.compile(r"[1-9][0-9]{0,9}")
+    rule_text = "a decimal process number"
+
+
+class ProcessTag(Identifier):
+    __slots__ = ()
+    kind = "process tag"
+
+
+class PortName(Identifier):
+    __slots__ = ()
+    kind = "port name"
+
+
+class WarmPoolKey(Identifier):
+    __slots__ = ()
+    kind = "warm-pool key"
+
+
+class BackendName(Identifier):
+    __slots__ = ()
+    kind = "backend name"

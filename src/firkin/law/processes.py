@@ -1,0 +1,258 @@
+"""Programs inside a sandbox: what to run, what came out, how it ended.
+
+A program that exits with 1 is the value `Exited(1)`. An argv reaches the
+program exactly as given; only `Shell` text is read by a shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, Self
+
+from firkin.law.errors import InvalidReason, InvalidSpec
+from firkin.law.ids import ProcessId, ProcessTag
+
+MAX_ARGUMENTS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """Text for ``/bin/sh -c``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Argv:
+    """A program, found on PATH unless it contains a slash, and its arguments."""
+
+    program: str
+    args: tuple[str, ...] = ()
+
+
+CommandMode = Shell | Argv
+
+
+@dataclass(frozen=True, slots=True)
+class PtySize:
+    rows: int = 24
+    cols: int = 80
+
+    def __post_init__(self) -> None:
+        if not (0 < self.rows < 65536 and 0 < self.cols < 65536):
+            raise InvalidSpec(
+                "check terminal size",
+                InvalidReason.INVALID_COMMAND,
+                f"a terminal of {self.rows} rows and {self.cols} columns is not possible; both must be 1…65535",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One process to start.
+
+    `user` None means the template's default user, `cwd` None that user's default
+    directory. `stdin` bytes are written and then closed; `keep_stdin` leaves it
+    open for `send_input`; with neither, standard input is /dev/null. `timeout_s`
+    kills the process. Raises `InvalidSpec` for values no process can have.
+    """
+
+    mode: CommandMode
+    cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    stdin: bytes | None = None
+    keep_stdin: bool = False
+    pty: PtySize | None = None
+    tag: ProcessTag | None = None
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        words = [self.mode.text] if isinstance(self.mode, Shell) else [self.mode.program, *self.mode.args]
+        if isinstance(self.mode, Argv) and not self.mode.program:
+            raise _invalid("the program name is empty")
+        if len(words) > MAX_ARGUMENTS:
+            raise _invalid(f"{len(words)} arguments; at most {MAX_ARGUMENTS} are allowed")
+        if any("\0" in word for word in words):
+            raise _invalid("a command must not contain a NUL character")
+        if self.cwd is not None and "\0" in self.cwd:
+            raise _invalid("the working directory must not contain a NUL character")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise InvalidSpec(
+                "check command",
+                InvalidReason.INVALID_TIMEOUT,
+                f"the timeout is {self.timeout_s:g} s; it must be above 0",
+            )
+        check_environment(self.env)
+
+    @classmethod
+    def shell(cls, text: str) -> Self:
+        return cls(mode=Shell(text))
+
+    @classmethod
+    def argv(cls, program: str, *args: str) -> Self:
+        return cls(mode=Argv(program, args))
+
+
+def _invalid(detail: str) -> InvalidSpec:
+    return InvalidSpec("check command", InvalidReason.INVALID_COMMAND, detail)
+
+
+def check_environment(env: Mapping[str, str]) -> None:
+    """Raise `InvalidSpec` for a name that is empty or contains ``=`` or NUL, or a value with NUL."""
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name:
+            raise InvalidSpec(
+                "check environment",
+                InvalidReason.INVALID_ENVIRONMENT,
+                f"{name[:64]!r} is not a variable name: it must be non-empty, without '=' and NUL",
+            )
+        if "\0" in value:
+            raise InvalidSpec(
+                "check environment", InvalidReason.INVALID_ENVIRONMENT, f"the value of {name!r} contains NUL"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signaled:
+    """Ended by the signal of that number."""
+
+    signal: int
+
+
+CommandStatus = Exited | Signaled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandOutput:
+    """What a finished command left. `truncated`: older output was dropped to bound memory."""
+
+    status: CommandStatus
+    stdout: bytes = b""
+    stderr: bytes = b""
+    truncated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.status == Exited(0)
+
+
+class Signal(StrEnum):
+    TERM = "TERM"
+    KILL = "KILL"
+    INTERRUPT = "INT"
+
+
+SIGNAL_NUMBERS: Mapping[Signal, int] = {Signal.TERM: 15, Signal.KILL: 9, Signal.INTERRUPT: 2}
+
+
+def signal_number(signal: Signal | int) -> int:
+    """1…64; `InvalidSpec` for a number that is no signal."""
+    number = SIGNAL_NUMBERS[signal] if isinstance(signal, Signal) else signal
+    if not 1 <= number <= 64:
+        raise _invalid(f"{number} is not a signal; use 1…64")
+    return number
+
+
+class ProcessStatus(StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+    SIGNALED = "signaled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessInfo:
+    """One process that the agent started. `end` is set once it has ended."""
+
+    id: ProcessId
+    tag: ProcessTag | None = None
+    status: ProcessStatus = ProcessStatus.RUNNING
+    end: CommandStatus | None = None
+    argv: tuple[str, ...] = ()
+    cwd: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    pty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ById:
+    id: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class ByTag:
+    tag: ProcessTag
+
+
+ProcessSelector = ById | ByTag
+
+
+def describe_selector(selector: ProcessSelector) -> str:
+    return selector.id if isinstance(selector, ById) else selector.tag
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    info: ProcessInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Stdout:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stderr:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PtyOutput:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of every stream, after all output. `timed_out`: its own deadline killed it."""
+
+    status: CommandStatus
+    timed_out: bool = False
+
+
+ProcessEvent = Started | Stdout | Stderr | PtyOutput | Ended
+
+
+class ProcessStream(Protocol):
+    """Events of one process: `Started`, output, `Ended`.
+
+    Not reading stops the program's output (back-pressure), bounded by the
+    transport's window. Closing detaches; the process lives on.
+    """
+
+    @property
+    def info(self) -> ProcessInfo: ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> ProcessEvent: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestUser:
+    """An account inside a sandbox, as its own /etc/passwd says."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+    shell: str = "/bin/sh"
