@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -51,10 +51,8 @@ async def children() -> AsyncIterator[Children]:
     try:
         yield owned
     except BaseException:
-        try:
+        with suppress(Exception):  # the block's own failure is the one to tell
             await owned.aclose()
-        except Exception:  # noqa: BLE001, S110 — the block's own failure is the one to tell
-            pass
         raise
     else:
         await owned.aclose()

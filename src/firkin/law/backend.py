@@ -141,15 +141,11 @@ class ProcessControl(Protocol):
         """Those running, started through Firkin."""
         ...
 
-    async def connect(
-        self, sandbox_id: SandboxId, selector: ProcessSelector, *, replay: bool = False
-    ) -> ProcessStream:
+    async def connect(self, sandbox_id: SandboxId, selector: ProcessSelector, *, replay: bool = False) -> ProcessStream:
         """New events of a process; with `replay`, its retained output (the last 256 KiB) first."""
         ...
 
-    async def signal(
-        self, sandbox_id: SandboxId, selector: ProcessSelector, signal: Signal | int
-    ) -> None: ...
+    async def signal(self, sandbox_id: SandboxId, selector: ProcessSelector, signal: Signal | int) -> None: ...
 
     async def send_input(self, sandbox_id: SandboxId, selector: ProcessSelector, data: bytes) -> None:
         """Returns when all of `data` is in the pipe or terminal."""
@@ -171,9 +167,7 @@ class ProcessControl(Protocol):
 class FilesystemControl(Protocol):
     async def stat(self, sandbox_id: SandboxId, path: SandboxPath) -> FileEntry: ...
 
-    async def list(
-        self, sandbox_id: SandboxId, path: SandboxPath, options: ListOptions
-    ) -> Sequence[FileEntry]:
+    async def list(self, sandbox_id: SandboxId, path: SandboxPath, options: ListOptions) -> Sequence[FileEntry]:
         """Depth first in name order. A symlink given as `path` is followed."""
         ...
 
@@ -207,19 +201,13 @@ class FilesystemControl(Protocol):
 
     async def chown(self, sandbox_id: SandboxId, path: SandboxPath, user: str) -> None: ...
 
-    async def copy_in(
-        self, sandbox_id: SandboxId, host: Path, guest: SandboxPath, options: CopyOptions
-    ) -> FileEntry:
+    async def copy_in(self, sandbox_id: SandboxId, host: Path, guest: SandboxPath, options: CopyOptions) -> FileEntry:
         """A file or a whole directory, with modes and symlinks."""
         ...
 
-    async def copy_out(
-        self, sandbox_id: SandboxId, guest: SandboxPath, host: Path, options: CopyOptions
-    ) -> None: ...
+    async def copy_out(self, sandbox_id: SandboxId, guest: SandboxPath, host: Path, options: CopyOptions) -> None: ...
 
-    async def watch(
-        self, sandbox_id: SandboxId, path: SandboxPath, options: WatchOptions
-    ) -> FileEventStream: ...
+    async def watch(self, sandbox_id: SandboxId, path: SandboxPath, options: WatchOptions) -> FileEventStream: ...
 
 
 class SnapshotControl(Protocol):

@@ -218,9 +218,7 @@ class DeadlineExceeded(FirkinError):
     code = "deadline_exceeded"
 
     def __init__(self, operation: str, within_s: float, *, sandbox_id: str | None = None) -> None:
-        super().__init__(
-            operation, f"{operation} did not finish within {within_s:g} s", retry=RetryClass.UNKNOWN
-        )
+        super().__init__(operation, f"{operation} did not finish within {within_s:g} s", retry=RetryClass.UNKNOWN)
         self.within_s = within_s
         self.sandbox_id = sandbox_id
 
@@ -228,9 +226,7 @@ class DeadlineExceeded(FirkinError):
 class TemplatePrepareFailure(FirkinError):
     code = "template_prepare_failure"
 
-    def __init__(
-        self, fault: TemplateFault, detail: str, *, retry: RetryClass = RetryClass.NOT_RETRYABLE
-    ) -> None:
+    def __init__(self, fault: TemplateFault, detail: str, *, retry: RetryClass = RetryClass.NOT_RETRYABLE) -> None:
         super().__init__("prepare template", detail, retry=retry)
         self.fault = fault
 
@@ -303,9 +299,7 @@ class SandboxUnavailable(FirkinError):
 class BackendFailure(FirkinError):
     code = "backend_failure"
 
-    def __init__(
-        self, operation: str, backend: str, detail: str, *, retry: RetryClass = RetryClass.UNKNOWN
-    ) -> None:
+    def __init__(self, operation: str, backend: str, detail: str, *, retry: RetryClass = RetryClass.UNKNOWN) -> None:
         super().__init__(operation, f"{operation} failed in {backend}: {detail}", retry=retry)
         self.backend = backend
 
@@ -313,8 +307,6 @@ class BackendFailure(FirkinError):
 class IoFailure(FirkinError):
     code = "io_failure"
 
-    def __init__(
-        self, operation: str, resource: str, detail: str, *, retry: RetryClass = RetryClass.UNKNOWN
-    ) -> None:
+    def __init__(self, operation: str, resource: str, detail: str, *, retry: RetryClass = RetryClass.UNKNOWN) -> None:
         super().__init__(operation, f"cannot {operation} {resource}: {detail}", retry=retry)
         self.resource = resource

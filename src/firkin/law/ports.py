@@ -16,9 +16,7 @@ class Port(int):
 
     def __new__(cls, number: int) -> Port:
         if not 0 < number < 65536:
-            raise InvalidSpec(
-                "check port", InvalidReason.INVALID_PORT, f"{number} is not a port; use 1…65535"
-            )
+            raise InvalidSpec("check port", InvalidReason.INVALID_PORT, f"{number} is not a port; use 1…65535")
         return super().__new__(cls, number)
 
 

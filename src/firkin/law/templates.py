@@ -90,9 +90,7 @@ def parse_source(text: str) -> TemplateSource:
     if text.startswith(("/", ".")):
         return LocalSource(text)
     if not text.strip():
-        raise InvalidSpec(
-            "parse template source", InvalidReason.MISSING_TEMPLATE, "the template source is empty"
-        )
+        raise InvalidSpec("parse template source", InvalidReason.MISSING_TEMPLATE, "the template source is empty")
     return OciSource(rest if kind == "oci" and rest and not rest.startswith(("/", ".")) else text)
 
 
@@ -111,9 +109,7 @@ class EnvdPlane:
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
-            raise InvalidSpec(
-                "check data plane", InvalidReason.INVALID_PORT, f"port {self.port} is not 1…65535"
-            )
+            raise InvalidSpec("check data plane", InvalidReason.INVALID_PORT, f"port {self.port} is not 1…65535")
         if not self.health_path.startswith("/"):
             raise InvalidSpec(
                 "check data plane", InvalidReason.INVALID_DATA_PLANE, "the health path must start with '/'"
@@ -150,9 +146,7 @@ class TemplateSpec:
     timeout_s: float = 600.0
 
     @classmethod
-    def oci(
-        cls, reference: str, *, id: TemplateId | None = None, data_plane: DataPlane | None = None
-    ) -> Self:
+    def oci(cls, reference: str, *, id: TemplateId | None = None, data_plane: DataPlane | None = None) -> Self:
         return cls(source=OciSource(reference), id=id, data_plane=data_plane or EnvdPlane())
 
     @classmethod
