@@ -1,0 +1,1 @@
+"""Drivers: what isolates. Each is one package behind `firkin.law.driver.Driver`."""

@@ -1,0 +1,200 @@
+"""The driver: instances of this process, found again by any engine that holds the same driver object."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from firkin.drivers.memory.agent import Connection, Operation, Stream, greeting
+from firkin.drivers.memory.faults import DriverFaults
+from firkin.drivers.memory.file_operations import FILE_OPERATIONS
+from firkin.drivers.memory.machine import Machine
+from firkin.drivers.memory.pipes import MemoryChannel, connection
+from firkin.drivers.memory.process_operations import PROCESS_OPERATIONS
+from firkin.drivers.memory.tree import Fault
+from firkin.law.backend import Preflight
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
+from firkin.law.driver import BootPlan, InstanceEnd, InstanceRef
+from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec, SandboxUnavailable
+from firkin.law.ids import SandboxId
+from firkin.law.states import EndCause
+from firkin.lifetimes import finish
+from firkin.wire.codec import Object
+
+MEMORY_BYTES = 1 << 20  # what an instance counts as using beside its files: there is no kernel to ask
+
+_C = CapabilityName
+_SUPPORTED = (
+    _C.SANDBOX_STOP,
+    _C.SANDBOX_KILL,
+    _C.SANDBOX_DELETE,
+    _C.PROCESS_RUN,
+    _C.PROCESS_START,
+    _C.PROCESS_STREAM,
+    _C.PROCESS_STDIN,
+    _C.PROCESS_SIGNAL,
+    _C.PROCESS_PTY,
+    _C.FILESYSTEM_READ,
+    _C.FILESYSTEM_WRITE,
+    _C.FILESYSTEM_COPY_IN,
+    _C.FILESYSTEM_COPY_OUT,
+    _C.FILESYSTEM_LIST,
+    _C.FILESYSTEM_WATCH,
+    _C.PORTS_CONNECT,
+    _C.PORTS_EXPOSE,
+    _C.METRICS_GUEST,
+)
+
+
+async def _hello(machine: Machine, stream: Stream, facts: Object) -> None:
+    stream.result(greeting(machine, ""))
+
+
+OPERATIONS: Mapping[str, Operation] = {**PROCESS_OPERATIONS, **FILE_OPERATIONS, "hello": _hello}
+
+
+class MemoryInstance:
+    """One computer in this process."""
+
+    def __init__(self, plan: BootPlan) -> None:
+        self.boot = secrets.token_hex(8)
+        self.machine = Machine(plan)
+        self._sandbox_id = plan.sandbox_id
+        self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
+
+    @property
+    def sandbox_id(self) -> SandboxId:
+        return self._sandbox_id
+
+    @property
+    def ref(self) -> InstanceRef:
+        return InstanceRef("memory", {"boot": self.boot})
+
+    @property
+    def alive(self) -> bool:
+        return not self._end.done()
+
+    async def dial(self) -> MemoryChannel:
+        if not self.alive:
+            raise SandboxUnavailable("reach agent", self._sandbox_id, "the instance has ended")
+        ours, theirs = connection()
+        served = Connection(self.machine, theirs, OPERATIONS, self.boot)
+        self.machine.background(served.serve(), name="agent connection")
+        return ours
+
+    async def ended(self) -> InstanceEnd:
+        return await asyncio.shield(self._end)
+
+    async def destroy(self) -> None:
+        await self.finish(InstanceEnd(EndCause.REQUESTED))
+
+    async def finish(self, end: InstanceEnd) -> None:
+        """End it for the reason in `end`, unless it has ended already."""
+        await self.machine.halt()
+        if self.alive:
+            self._end.set_result(end)
+
+    async def freeze(self) -> None:
+        self.machine.gate.shut()
+
+    async def thaw(self) -> None:
+        self.machine.gate.open()
+
+    async def usage(self) -> Mapping[str, int]:
+        """No CPU time is measured and nothing is ever killed for memory here; files count as memory and as disk."""
+        return {
+            "cpu_us": 0,
+            "memory_bytes": MEMORY_BYTES + self.machine.tree.used,
+            "memory_cache_bytes": 0,
+            "disk_used_bytes": self.machine.tree.used,
+            "oom_kills": 0,
+        }
+
+
+class MemoryDriver:
+    """Instances without a kernel. `faults` lets a test make the next boots fail or wait."""
+
+    def __init__(self) -> None:
+        self.faults = DriverFaults()
+        self._instances: dict[SandboxId, MemoryInstance] = {}
+
+    @classmethod
+    def from_settings(cls, state_dir: Path, options: Mapping[str, str]) -> MemoryDriver:
+        """Nothing is kept in `state_dir`; there are no options, and unknown ones are refused by name."""
+        if options:
+            raise InvalidSpec(
+                "make driver",
+                InvalidReason.INVALID_SETTINGS,
+                f"the memory driver has no options, but was given {', '.join(sorted(options))}",
+            )
+        return cls()
+
+    @property
+    def name(self) -> str:
+        return "memory"
+
+    async def capabilities(self) -> Capabilities:
+        refused = Capabilities.all_unsupported(Permanent("the memory driver does not offer it"))
+        return refused.with_unsupported(
+            Permanent("instances in memory have no network"), _C.NETWORK_POLICY, _C.PORTS_DOMAIN_PROXY
+        ).with_supported(*_SUPPORTED)
+
+    async def preflight(self) -> Preflight:
+        return Preflight(ready=True)
+
+    async def start(self) -> None:
+        """Nothing needs to be made ready."""
+
+    async def boot(self, plan: BootPlan) -> MemoryInstance:
+        if plan.sandbox_id in self._instances:
+            raise BackendFailure("boot instance", self.name, f"an instance {plan.sandbox_id!r} exists already")
+        instance = MemoryInstance(plan)
+        self._instances[plan.sandbox_id] = instance
+        try:
+            await self.faults.before_boot()
+            await asyncio.to_thread(instance.machine.furnish)
+        except Fault as fault:
+            del self._instances[plan.sandbox_id]
+            raise BackendFailure("boot instance", self.name, fault.message) from fault
+        except BaseException:
+            del self._instances[plan.sandbox_id]
+            await finish(instance.destroy(), within_s=5)
+            raise
+        return instance
+
+    async def adopt(self, sandbox_id: SandboxId, ref: InstanceRef) -> MemoryInstance | None:
+        instance = self._instances.get(sandbox_id)
+        if instance is None or not instance.alive or instance.ref != ref:
+            return None
+        return instance
+
+    async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
+        removed = []
+        for sandbox_id in [known for known in self._instances if known not in keep]:
+            await self._instances[sandbox_id].destroy()
+            await self.discard(sandbox_id)
+            removed.append(f"instance {sandbox_id}")
+        return removed
+
+    async def discard(self, sandbox_id: SandboxId) -> None:
+        instance = self._instances.get(sandbox_id)
+        if instance is not None and not instance.alive:
+            del self._instances[sandbox_id]
+
+    async def live(self) -> Sequence[SandboxId]:
+        return [sandbox_id for sandbox_id, instance in self._instances.items() if instance.alive]
+
+    async def held(self) -> Sequence[SandboxId]:
+        """Every instance whose files exist, running or not."""
+        return list(self._instances)
+
+    async def crash(self, sandbox_id: SandboxId, cause: EndCause, detail: str = "") -> None:
+        """For tests: the instance ends by itself, for that cause."""
+        with suppress(KeyError):
+            await self._instances[sandbox_id].finish(InstanceEnd(cause, detail))
+
+    async def aclose(self) -> None:
+        """Instances live on, as long as this object does."""

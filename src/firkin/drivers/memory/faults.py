@@ -1,0 +1,33 @@
+"""What a test can make go wrong in the memory driver."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class DriverFaults:
+    """`fail_next_boot` makes one boot raise; `hold_boots` makes them wait for `release_boots`."""
+
+    def __init__(self) -> None:
+        self._failures: list[Exception] = []
+        self._held = asyncio.Event()
+        self._held.set()
+        self.waiting = 0
+
+    def fail_next_boot(self, error: Exception) -> None:
+        self._failures.append(error)
+
+    def hold_boots(self) -> None:
+        self._held.clear()
+
+    def release_boots(self) -> None:
+        self._held.set()
+
+    async def before_boot(self) -> None:
+        if self._failures:
+            raise self._failures.pop(0)
+        self.waiting += 1
+        try:
+            await self._held.wait()
+        finally:
+            self.waiting -= 1

@@ -1,0 +1,1 @@
+"""The namespaces driver: a warm single-threaded process forks each sandbox."""

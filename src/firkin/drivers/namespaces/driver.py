@@ -1,0 +1,325 @@
+"""The namespaces driver: law's `Driver` over a launcher, slots, disks and control groups.
+
+Isolation tier ``namespaces``: one kernel for all, the sandbox's root is an
+unprivileged id outside, and what each step promises stands beside its code
+(`storage`, `view`, `confinement`, `host.seccomp`, `host.firewall`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from firkin.drivers.namespaces import preflight
+from firkin.drivers.namespaces.helper_process import HelperDied
+from firkin.drivers.namespaces.instance import NamespacesInstance
+from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report
+from firkin.drivers.namespaces.leases import SlotLeases
+from firkin.drivers.namespaces.options import NamespacesOptions
+from firkin.drivers.namespaces.orders import LaunchOrder
+from firkin.drivers.namespaces.process_table import start_time
+from firkin.drivers.namespaces.slots import Slot, SlotPool
+from firkin.host import cgroups
+from firkin.host.base_disks import BaseDisks
+from firkin.host.firewall import Firewall, allow_forwarding, uplinks
+from firkin.host.seccomp import cached_filter
+from firkin.host.syscalls import kill_pidfd, open_tree
+from firkin.law.backend import Preflight
+from firkin.law.capabilities import Capabilities
+from firkin.law.driver import BootPlan, InstanceRef
+from firkin.law.errors import BackendFailure
+from firkin.law.ids import SandboxId
+from firkin.lifetimes import finish
+
+NAME = "namespaces"
+_RUN = Path("/run/firkin")
+_BOOT_WITHIN_S = 30.0
+_UNDO_WITHIN_S = 30.0
+_BUSY = 16
+_ATTEMPTS = 4
+
+
+class NamespacesDriver:
+    """Implements the law's `Driver`. `state_dir` holds disks and caches; sockets live below /run/firkin."""
+
+    def __init__(self, state_dir: Path, options: NamespacesOptions | None = None) -> None:
+        self._state = state_dir
+        self._options = options or NamespacesOptions()
+        self._label = _label(state_dir)
+        self._trees = cgroups.Trees(cgroups.detect(), self._label)
+        self._disks = state_dir / "disks"
+        self._sockets = _RUN / self._label
+        self._bases = BaseDisks(self._disks)
+        self._firewall = Firewall()
+        self._leases = SlotLeases(self._label, _in_use)
+        self._slots = SlotPool(self._leases, self._firewall, depth=self._options.ready_slots)
+        self._launcher: Launcher | None = None
+        self._instances: dict[SandboxId, NamespacesInstance] = {}
+        self._slots_started = False
+
+    @classmethod
+    def from_settings(cls, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
+        """Options: ``ready_slots`` (how many slots are kept ready), ``attached_layers`` (``true`` forces the way
+        of kernels before 6.13). Raises `InvalidSpec` for anything else."""
+        return cls(state_dir, NamespacesOptions.parse(options))
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    @property
+    def launcher_pid(self) -> int | None:
+        return self._launcher.pid if self._launcher else None
+
+    async def capabilities(self) -> Capabilities:
+        return preflight.capabilities()
+
+    async def preflight(self) -> Preflight:
+        return await asyncio.to_thread(preflight.check, self._state)
+
+    async def start(self) -> None:
+        for folder in (self._disks, self._sockets, self._state / "launcher"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._trees.open()
+        await asyncio.to_thread(self._install_firewall)
+        caches = self._state / "cache"
+        await asyncio.to_thread(cached_filter, caches)
+        self._launcher = Launcher(
+            {
+                "label": self._label,
+                "disks": str(self._disks),
+                "scratch": str(self._state / "launcher"),
+                "filter": str(max(caches.glob("seccomp-*.bpf"), key=os.path.getmtime)),
+                "detached": not self._options.attached_layers and preflight.detached_layers(),
+            }
+        )
+        await self._launcher.start()
+
+    def _install_firewall(self) -> None:
+        self._firewall.install()
+        for uplink in uplinks():
+            allow_forwarding(uplink)
+
+    async def _slot_pool(self) -> SlotPool:
+        """Started at the first need: only then is it known which slots living sandboxes hold."""
+        if not self._slots_started:
+            self._slots_started = True
+            await self._slots.start({instance.slot.numbers.slot for instance in self._instances.values()})
+        return self._slots
+
+    async def boot(self, plan: BootPlan) -> NamespacesInstance:
+        slots = await self._slot_pool()
+        for attempt in range(_ATTEMPTS):
+            slot = await slots.take(online=plan.network.internet)
+            try:
+                return await self._boot_in(plan, slot)
+            except BaseException as error:
+                await finish(self._undo(plan.sandbox_id, slot), within_s=_UNDO_WITHIN_S)
+                if attempt + 1 < _ATTEMPTS and _worth_another_try(error):
+                    continue
+                if isinstance(error, HelperDied):
+                    raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
+                raise
+        raise AssertionError("the loop returns or raises")
+
+    async def _boot_in(self, plan: BootPlan, slot: Slot) -> NamespacesInstance:
+        assert self._launcher is not None, "start() comes first"
+        base = await self._bases.image(plan.resources.disk_bytes)
+        path = str(self._sockets / plan.sandbox_id)
+        report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        fds: list[int] = []
+        try:
+            listener = _listen(path)
+            fds += [listener.detach(), said, slot.user, os.dup(slot.idmap), slot.network, open_tree(plan.root.base)]
+            fds += [open_tree(source) for source in plan.root.shared.values()]
+            async with asyncio.timeout(_BOOT_WITHIN_S):
+                launched = await self._launcher.fork(self._order(plan, slot, base.name), fds)
+                _close(fds, borrowed=(slot.user, slot.network))
+                try:
+                    await read_report(report)
+                except BaseException:
+                    kill_pidfd(launched.pidfd, signal.SIGKILL)
+                    os.close(launched.pidfd)
+                    raise
+        finally:
+            os.close(report)
+            _close(fds, borrowed=(slot.user, slot.network))
+        return self._instance(plan.sandbox_id, self._ref(plan.sandbox_id, launched, slot, path), launched.pidfd, slot)
+
+    def _order(self, plan: BootPlan, slot: Slot, base: str) -> LaunchOrder:
+        return LaunchOrder(
+            sandbox_id=str(plan.sandbox_id),
+            slot=slot.numbers.slot,
+            first_uid=slot.numbers.first_uid,
+            loop=list(slot.loop),
+            base_disk=base,
+            disk_bytes=plan.resources.disk_bytes,
+            memory_bytes=plan.resources.memory_bytes,
+            pids=plan.resources.pids,
+            vcpus=plan.resources.vcpus,
+            nofile=self._options.open_files,
+            hostname=plan.hostname,
+            hardened=plan.hardened,
+            shared=list(plan.root.shared),
+        )
+
+    def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, path: str) -> InstanceRef:
+        facts: dict[str, int | str] = {
+            "pid": launched.pid,
+            "start_time": start_time(launched.pid) or 0,
+            "slot": slot.numbers.slot,
+            "socket": path,
+            "disk": str(self._disk(sandbox_id)),
+        }
+        return InstanceRef(NAME, facts)
+
+    def _instance(self, sandbox_id: SandboxId, ref: InstanceRef, pidfd: int, slot: Slot) -> NamespacesInstance:
+        instance = NamespacesInstance(
+            sandbox_id, ref, pidfd=pidfd, slot=slot, trees=self._trees, released=self._released
+        )
+        self._instances[sandbox_id] = instance
+        return instance
+
+    async def _released(self, instance: NamespacesInstance) -> None:
+        self._instances.pop(instance.sandbox_id, None)
+        self._slots.give_back(instance.slot, clean=False)
+
+    async def _undo(self, sandbox_id: SandboxId, slot: Slot) -> None:
+        """After a failed boot: nothing of it may stay, however far it came."""
+        await self._remove_remains(sandbox_id)
+        self._slots.give_back(slot, clean=False)
+
+    async def _remove_remains(self, sandbox_id: str) -> None:
+        waited = 0.0
+        while waited < 5.0:
+            for pid in self._trees.members(sandbox_id):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self._trees.remove(sandbox_id):
+                break
+            with suppress(OSError, KeyError):
+                self._trees.freeze(sandbox_id, False)
+            await asyncio.sleep(0.005)
+            waited += 0.005
+        with suppress(FileNotFoundError):
+            (self._sockets / sandbox_id).unlink()
+        await self.discard(SandboxId(sandbox_id))
+
+    async def adopt(self, sandbox_id: SandboxId, ref: InstanceRef) -> NamespacesInstance | None:
+        facts = ref.facts
+        if ref.driver != NAME or not all(key in facts for key in ("pid", "start_time", "slot", "socket")):
+            return None
+        pid = int(facts["pid"])
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        if start_time(pid) != int(facts["start_time"]) or pid not in self._trees.members(sandbox_id):
+            os.close(pidfd)
+            return None
+        slot = self._slots.adopted(int(facts["slot"]))
+        return self._instance(sandbox_id, ref, pidfd, slot)
+
+    async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
+        kept = {str(sandbox_id) for sandbox_id in keep}
+        boxes = self._trees.boxes()
+        images = {path.stem for path in self._disks.glob("*.img") if not path.name.startswith("base-")}
+        sockets = {path.name for path in self._sockets.iterdir()} if self._sockets.exists() else set()
+        removed = []
+        for orphan in sorted((boxes | images | sockets) - kept):
+            await self._remove_remains(orphan)
+            removed.append(f"what was left of sandbox {orphan}")
+        await self._slot_pool()
+        return removed
+
+    async def discard(self, sandbox_id: SandboxId) -> None:
+        await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)
+
+    async def live(self) -> Sequence[SandboxId]:
+        return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
+
+    async def aclose(self) -> None:
+        for instance in list(self._instances.values()):
+            instance.let_go()
+        if self._launcher is not None:
+            await self._launcher.aclose()
+        if self._slots_started:
+            await self._slots.aclose()
+        self._leases.release(keep={instance.slot.numbers.slot for instance in self._instances.values()})
+        await asyncio.to_thread(self._leave_host)
+
+    def _leave_host(self) -> None:
+        """With no sandbox left, nothing of ours stays on the host outside the state directory."""
+        empty = not self._trees.boxes()
+        self._trees.close()
+        if empty:
+            self._trees.remove_if_empty()
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            if not _anyone_left():
+                self._firewall.remove()
+        self._firewall.close()
+
+    def _disk(self, sandbox_id: SandboxId) -> Path:
+        return self._disks / f"{sandbox_id}.img"
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    """The launcher was killed, or the slot's loop device is still bound: neither is the request's fault."""
+    return isinstance(error, HelperDied) or (isinstance(error, LaunchFailed) and error.errno == _BUSY)
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(16)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _close(fds: list[int], *, borrowed: tuple[int, ...]) -> None:
+    while fds:
+        fd = fds.pop()
+        if fd not in borrowed:
+            os.close(fd)
+
+
+def _label(state_dir: Path) -> str:
+    """This server's name on the host, the same over restarts."""
+    path = state_dir / "label"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        label = secrets.token_hex(4)
+        path.write_text(label + "\n")
+        return label
+
+
+def _in_use(label: str) -> bool:
+    """Whether any process still lives in a box of the server called `label`."""
+    trees = cgroups.Trees(cgroups.detect(), label)
+    if not any(os.path.isdir(f"{root}/firkin/{label}") for root in trees.layout.roots.values()):
+        return False
+    trees.open()
+    try:
+        return any(trees.members(box) for box in trees.boxes())
+    finally:
+        trees.close()
+
+
+def _anyone_left() -> bool:
+    """Whether another server's boxes are on this machine."""
+    return any(os.path.isdir(f"{root}/firkin") for root in cgroups.detect().roots.values())

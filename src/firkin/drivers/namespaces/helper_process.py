@@ -1,0 +1,150 @@
+"""A helper process of ours: lean Python, empty environment, one SEQPACKET socket, ends with the server."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import firkin
+from firkin.law.errors import BackendFailure
+
+_SOURCES = str(Path(firkin.__file__).parent.parent)
+_MESSAGE = 1 << 20
+_START = "import sys; sys.path.insert(0, {sources!r}); from {module} import main; main({fd}, {parent})"
+
+
+class HelperDied(Exception):
+    """The helper ended while somebody waited for its answer."""
+
+
+class HelperProcess:
+    """Starts `module`.main(fd, parent pid) and carries messages with descriptors to and fro.
+
+    Messages are answered in any order; the caller matches them.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self, *, first: bytes = b"", within_s: float = 15.0) -> None:
+        """Start it and wait until it says that it is ready. `first` is sent before."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        code = _START.format(sources=_SOURCES, module=self._module, fd=theirs.fileno(), parent=os.getpid())
+        self._process = subprocess.Popen(
+            [_interpreter(), "-I", "-S", "-B", "-c", code],
+            env={}, cwd="/", pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        theirs.close()
+        self._socket = ours
+        try:
+            if first:
+                await self.send(first, [])
+            async with asyncio.timeout(within_s):
+                await self.receive()
+        except (TimeoutError, HelperDied):
+            complaint = await self._complaint()
+            await self.aclose()
+            raise BackendFailure("start a helper", self._module, complaint) from None
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    async def _complaint(self) -> str:
+        process = self._process
+        if process is None or process.stderr is None:
+            return "it was closed"
+        try:
+            await asyncio.to_thread(process.wait, 0.5)
+        except subprocess.TimeoutExpired:
+            return "it did not become ready in time"
+        text = await asyncio.to_thread(process.stderr.read)
+        return text.decode(errors="replace").strip().rpartition("\n")[2] or f"it ended with {process.returncode}"
+
+    async def send(self, message: bytes, fds: list[int]) -> None:
+        """Raises `HelperDied`."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        while True:
+            if self._socket is None:
+                raise HelperDied(self._module)
+            try:
+                self._socket.sendmsg([message], rights)
+                return
+            except BlockingIOError:
+                await _until_writable(self._socket)
+            except OSError as error:
+                raise HelperDied(self._module) from error
+
+    async def receive(self) -> tuple[bytes, list[int]]:
+        """The next message and its descriptors. Raises `HelperDied`."""
+        while True:
+            if self._socket is None:
+                raise HelperDied(self._module)
+            try:
+                message, ancillary, _, _ = self._socket.recvmsg(_MESSAGE, 1024, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                await _until_readable(self._socket)
+                continue
+            except OSError as error:
+                raise HelperDied(self._module) from error
+            if not message:
+                raise HelperDied(self._module)
+            fds = array.array("i")
+            for _, _, data in ancillary:
+                fds.frombytes(data)
+            return message, list(fds)
+
+    async def aclose(self) -> None:
+        """End it and reap it."""
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+            if process.stderr is not None:
+                process.stderr.close()
+
+
+def _interpreter() -> str:
+    """The real interpreter: a virtual environment's link would do, a shim on PATH would not."""
+    return os.path.realpath(sys.executable)
+
+
+async def _until_readable(connection: socket.socket) -> None:
+    await _until(connection, reading=True)
+
+
+async def _until_writable(connection: socket.socket) -> None:
+    await _until(connection, reading=False)
+
+
+async def _until(connection: socket.socket, *, reading: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    add, remove = (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(connection.fileno(), wake)
+    try:
+        await ready
+    finally:
+        remove(connection.fileno())

@@ -1,0 +1,40 @@
+"""Options of the namespaces driver, as an operator writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from firkin.law.errors import InvalidReason, InvalidSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespacesOptions:
+    """`ready_slots`: slots kept ready for bursts (0.5 MB of kernel memory each). `open_files`: RLIMIT_NOFILE inside,
+    never above the host's own. `attached_layers`: use the way of kernels before 6.13 although this one is newer."""
+
+    ready_slots: int = 104
+    open_files: int = 1 << 20
+    attached_layers: bool = False
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str]) -> NamespacesOptions:
+        """Raises `InvalidSpec` for an unknown name or a value of the wrong kind."""
+        unknown = sorted(set(options) - {"ready_slots", "open_files", "attached_layers"})
+        if unknown:
+            raise _invalid(f"the namespaces driver has no option {unknown[0]!r}")
+        try:
+            ready = int(options.get("ready_slots", cls().ready_slots))
+            files = int(options.get("open_files", cls().open_files))
+        except ValueError:
+            raise _invalid("ready_slots and open_files must be whole numbers") from None
+        if not 1 <= ready <= 2048 or not 64 <= files <= 1 << 20:
+            raise _invalid("ready_slots must be 1…2048 and open_files 64…1048576")
+        attached = options.get("attached_layers", "false")
+        if attached not in ("true", "false"):
+            raise _invalid("attached_layers must be true or false")
+        return cls(ready_slots=ready, open_files=files, attached_layers=attached == "true")
+
+
+def _invalid(detail: str) -> InvalidSpec:
+    return InvalidSpec("read driver options", InvalidReason.INVALID_SETTINGS, detail)

@@ -1,0 +1,79 @@
+"""What the server tells the launcher about one sandbox, and what comes back.
+
+One SEQPACKET message each way; descriptors travel beside it in the order of
+`DESCRIPTORS`, then the shared directories'. Both ends are ours and trust each
+other; nothing here comes from a guest. Lean: the launcher imports it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+DESCRIPTORS = ("listener", "report", "user_namespace", "idmap_namespace", "network_namespace", "base")
+
+
+class LaunchOrder:
+    """Plain facts for one launch. Sizes in bytes; `loop` is the block device's (major, minor)."""
+
+    __slots__ = (
+        "base_disk",
+        "disk_bytes",
+        "first_uid",
+        "hardened",
+        "hostname",
+        "loop",
+        "memory_bytes",
+        "nofile",
+        "pids",
+        "sandbox_id",
+        "shared",
+        "slot",
+        "vcpus",
+    )
+
+    sandbox_id: str
+    slot: int
+    first_uid: int
+    loop: list[int]
+    base_disk: str
+    disk_bytes: int
+    memory_bytes: int
+    pids: int
+    vcpus: int
+    nofile: int
+    hostname: str
+    hardened: bool
+    shared: list[str]
+
+    def __init__(self, **facts: Any) -> None:  # one field each of __slots__, checked here
+        for name in self.__slots__:
+            setattr(self, name, facts.pop(name))
+        if facts:
+            raise ValueError(f"unknown fields {sorted(facts)}")
+
+    def encode(self) -> bytes:
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> LaunchOrder:
+        return cls(**json.loads(message))
+
+
+class Failure:
+    """A step that failed: `step` names it, `code` is the errno or 0."""
+
+    __slots__ = ("code", "step", "text")
+
+    def __init__(self, step: str, code: int, text: str) -> None:
+        self.step = step
+        self.code = code
+        self.text = text
+
+    def encode(self) -> bytes:
+        return json.dumps([self.step, self.code, self.text[:2000]]).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Failure:
+        step, code, text = json.loads(message)
+        return cls(step, code, text)

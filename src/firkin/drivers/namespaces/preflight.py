@@ -1,0 +1,175 @@
+"""What this host offers the namespaces driver, found by trying, never by asking for a version alone."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from firkin.host import cgroups
+from firkin.host.disks import add_loop_device, remove_loop_device
+from firkin.host.namespaces import idmap_namespace
+from firkin.host.syscalls import ATTR_IDMAP, MACHINE, NewFilesystem, mount_setattr, open_tree
+from firkin.law.backend import Preflight
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
+
+_C = CapabilityName
+_PROBE_LOOP = 5119
+_PROBE_UID = 0x70000000
+
+_OFFERED = (
+    _C.RUNTIME_CREATE,
+    _C.RUNTIME_ATTACH,
+    _C.RUNTIME_LIST,
+    _C.RUNTIME_DEADLINE,
+    _C.SANDBOX_STOP,
+    _C.SANDBOX_KILL,
+    _C.SANDBOX_DELETE,
+    _C.PROCESS_RUN,
+    _C.PROCESS_START,
+    _C.PROCESS_STREAM,
+    _C.PROCESS_STDIN,
+    _C.PROCESS_SIGNAL,
+    _C.PROCESS_PTY,
+    _C.FILESYSTEM_READ,
+    _C.FILESYSTEM_WRITE,
+    _C.FILESYSTEM_COPY_IN,
+    _C.FILESYSTEM_COPY_OUT,
+    _C.FILESYSTEM_LIST,
+    _C.FILESYSTEM_WATCH,
+    _C.PORTS_CONNECT,
+    _C.PORTS_EXPOSE,
+    _C.PORTS_DOMAIN_PROXY,
+    _C.TEMPLATE_PREPARE,
+    _C.TEMPLATE_DATA_PLANE_NONE,
+    _C.TEMPLATE_DATA_PLANE_ENVD_INJECT,
+    _C.SANDBOX_DATA_PLANE_INIT,
+    _C.EVENTS_SUBSCRIBE,
+    _C.METRICS_HOST,
+    _C.METRICS_GUEST,
+)
+
+
+def capabilities() -> Capabilities:
+    """The driver's report: what it has no code for is refused, with that reason."""
+    refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
+    finer = Permanent("only internet or no internet is enforced so far; finer rules are not")
+    return refused.with_supported(*_OFFERED).with_unsupported(finer, _C.NETWORK_POLICY)
+
+
+def check(state_dir: Path) -> Preflight:
+    """One sentence, with the command that mends it, for each thing that is missing."""
+    if os.geteuid() != 0:
+        return Preflight(False, ("The namespaces driver needs root for now; start it with sudo.",))
+    reasons = [reason for probe in _PROBES if (reason := _tried(probe, state_dir)) is not None]
+    return Preflight(not reasons, tuple(reasons))
+
+
+def _tried(probe: Callable[[Path], str | None], state_dir: Path) -> str | None:
+    try:
+        return probe(state_dir)
+    except OSError as error:
+        return f"{(probe.__doc__ or '').strip()} failed: {error}."
+
+
+def _machine(_: Path) -> str | None:
+    """Checking the processor"""
+    if MACHINE not in ("x86_64", "aarch64"):
+        return f"System call numbers of {MACHINE} are not known; x86_64 and aarch64 are."
+    return None
+
+
+def _user_namespaces(_: Path) -> str | None:
+    """Making a user namespace"""
+    try:
+        os.close(idmap_namespace(_PROBE_UID))
+    except OSError as error:
+        return (
+            f"User namespaces cannot be made here ({error.strerror or error}); allow them: "
+            "sysctl -w user.max_user_namespaces=100000"
+        )
+    return None
+
+
+def _idmapped_mounts(state_dir: Path) -> str | None:
+    """Idmapping a mount"""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    namespace = idmap_namespace(_PROBE_UID)
+    try:
+        tree = open_tree(str(state_dir))
+        try:
+            mount_setattr(tree, ATTR_IDMAP, user_namespace=namespace)
+        finally:
+            os.close(tree)
+    except OSError as error:
+        return (
+            f"The file system of {state_dir} cannot be idmapped ({error.strerror}); keep the state on ext4, xfs or "
+            "btrfs with Linux 5.19 or newer: firkin serve --state-dir DIR"
+        )
+    finally:
+        os.close(namespace)
+    return None
+
+
+def _overlays(_: Path) -> str | None:
+    """Making an overlay"""
+    try:
+        os.close(NewFilesystem("overlay").fd)
+    except OSError as error:
+        return f"The kernel has no overlay file system ({error.strerror}); load it: modprobe overlay"
+    return None
+
+
+def _loop_devices(_: Path) -> str | None:
+    """Making a loop device"""
+    try:
+        add_loop_device(_PROBE_LOOP)
+    except OSError as error:
+        return f"Loop devices cannot be made ({error.strerror}); load the module: modprobe loop"
+    remove_loop_device(_PROBE_LOOP)
+    return None
+
+
+def _control_groups(_: Path) -> str | None:
+    """Reading control groups"""
+    layout = cgroups.detect()
+    if not layout.version:
+        return "No control group file system is mounted; mount it: mount -t cgroup2 none /sys/fs/cgroup"
+    missing = [name for name in ("memory", "pids", "cpu") if name not in layout.controllers]
+    if layout.version == 1 and "freezer" not in layout.controllers:
+        missing.append("freezer")
+    if missing:
+        return f"The kernel offers no control group controller for {', '.join(missing)}; limits could not be enforced."
+    return None
+
+
+def _programs(_: Path) -> str | None:
+    """Looking for programs"""
+    if shutil.which("mkfs.ext4") is None:
+        return "mkfs.ext4 is missing; install it: apt-get install e2fsprogs"
+    if ctypes.util.find_library("seccomp") is None:
+        return "libseccomp is missing; install it: apt-get install libseccomp2"
+    if shutil.which("nft") is None:
+        return "nft is missing; install it: apt-get install nftables"
+    return None
+
+
+_PROBES = (
+    _machine,
+    _user_namespaces,
+    _idmapped_mounts,
+    _overlays,
+    _loop_devices,
+    _control_groups,
+    _programs,
+)
+
+
+def detached_layers() -> bool:
+    """Whether overlay takes its layers by descriptor (Linux 6.13 and newer)."""
+    words = platform.release().split("-")[0].split(".")
+    numbers = tuple(int(word) for word in words[:2] if word.isdigit())
+    return numbers >= (6, 13)

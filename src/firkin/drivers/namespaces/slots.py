@@ -1,0 +1,207 @@
+"""Slots: the parts of a sandbox that take longest, made before they are needed, and used again.
+
+A slot is a range of ids, the namespaces that map them, a wired network, and a
+loop device. It is handed to one sandbox at a time. It comes back only when no
+process of that sandbox is left and its loop device is free, so the next tenant
+finds nothing of the last one: files are on another disk, sockets died with
+their processes, and the firewall's answer is set anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import deque
+from contextlib import suppress
+
+from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
+from firkin.drivers.namespaces.leases import SlotLeases
+from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.host.disks import loop_is_bound, remove_loop_device
+from firkin.host.firewall import Firewall
+from firkin.law.errors import BackendFailure
+from firkin.lifetimes import Children
+
+_LOOP_FREE_WITHIN_S = 10.0
+_MAKER = "firkin.drivers.namespaces.slot_maker"
+
+
+class Slot:
+    """One slot in hand. Without descriptors (after a restart) it can be given back but not used again."""
+
+    __slots__ = ("idmap", "loop", "network", "numbers", "online", "user")
+
+    def __init__(self, slot: int, fds: list[int] | None = None, loop: tuple[int, int] = (0, 0)) -> None:
+        self.numbers = SlotNumbers(slot)
+        self.user, self.network, self.idmap = fds or (-1, -1, -1)
+        self.loop = loop
+        self.online: bool | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.user >= 0
+
+    def close(self) -> None:
+        for fd in (self.user, self.network, self.idmap):
+            if fd >= 0:
+                os.close(fd)
+        self.user = self.network = self.idmap = -1
+
+
+class SlotPool:
+    """Keeps about `depth` slots ready. `take` never fails because the pool is empty: it waits for a new one."""
+
+    def __init__(self, leases: SlotLeases, firewall: Firewall, *, depth: int) -> None:
+        self._leases = leases
+        self._firewall = firewall
+        self._depth = depth
+        self._free: deque[int] = deque()
+        self._ready: deque[Slot] = deque()
+        self._used: set[int] = set()
+        self._wanted = asyncio.Event()
+        self._waiting: deque[asyncio.Future[Slot]] = deque()
+        self._maker = HelperProcess(_MAKER)
+        self._tasks = Children()
+        self._trouble = ""
+
+    async def start(self, used: set[int]) -> None:
+        """`used`: slots of sandboxes that live on from an earlier server."""
+        self._used |= used
+        self._free.extend(slot for slot in self._leases.recover() if slot not in used)
+        await self._maker.start()
+        self._tasks.start(self._keep_ready(), name="slots")
+
+    async def aclose(self) -> None:
+        with suppress(HelperDied):
+            await self._tasks.aclose()
+        await self._maker.aclose()
+        unused = [slot.numbers for slot in self._ready]
+        for slot in self._ready:
+            await self._let_out(slot, False)
+            slot.close()
+        self._ready.clear()
+        await asyncio.gather(*(asyncio.to_thread(remove_loop_device, numbers.loop) for numbers in unused))
+        self._leases.release(keep=self._used)
+
+    async def take(self, *, online: bool) -> Slot:
+        """A slot whose network answers `online` from now on."""
+        slot = self._best(online) or await self._next()
+        self._used.add(slot.numbers.slot)
+        self._wanted.set()
+        try:
+            await self._let_out(slot, online)
+        except BaseException:
+            self.give_back(slot, clean=True)
+            raise
+        return slot
+
+    def adopted(self, slot: int) -> Slot:
+        """The slot of a sandbox that an earlier server started."""
+        self._used.add(slot)
+        return Slot(slot)
+
+    def give_back(self, slot: Slot, *, clean: bool) -> None:
+        """The sandbox is gone. Not `clean`: its parts may still be busy, so they are waited for first."""
+        self._tasks.start(self._recycle(slot, clean), name=f"recycle {slot.numbers.interface}")
+
+    async def _recycle(self, slot: Slot, clean: bool) -> None:
+        if not clean and not await _loop_free(slot.numbers.loop):
+            return  # leaked by the kernel's measure: the number stays out of use while this server lives
+        self._used.discard(slot.numbers.slot)
+        if slot.whole and len(self._ready) < 2 * self._depth + 16:
+            self._offer(slot)
+            return
+        await self._let_out(slot, False, force=not slot.whole)
+        slot.close()
+        await asyncio.to_thread(remove_loop_device, slot.numbers.loop)
+        self._free.append(slot.numbers.slot)
+
+    def _best(self, online: bool) -> Slot | None:
+        """The oldest ready slot, if possible one whose firewall answer is already right."""
+        for index, slot in enumerate(self._ready):
+            if slot.online is online:
+                del self._ready[index]
+                return slot
+            if index > 8:
+                break
+        return self._ready.popleft() if self._ready else None
+
+    async def _next(self) -> Slot:
+        waiting: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        self._wanted.set()
+        try:
+            async with asyncio.timeout(30):
+                return await waiting
+        except TimeoutError:
+            raise BackendFailure("make a sandbox slot", "namespaces", self._trouble or "no slot in 30 s") from None
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled():
+                self._offer(waiting.result())
+            raise
+
+    def _offer(self, slot: Slot) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(slot)
+                return
+        self._ready.append(slot)
+
+    async def _keep_ready(self) -> None:
+        """One slot at a time; those who wait go first, and ready ones are made in the gaps."""
+        while True:
+            if len(self._ready) >= self._depth and not self._waiting:
+                self._wanted.clear()
+                await self._wanted.wait()
+                continue
+            try:
+                self._offer(await self._make())
+                self._trouble = ""
+            except (BackendFailure, HelperDied) as error:
+                self._trouble = str(error)
+                await asyncio.sleep(0.2)
+                await self._restart_maker()
+            if not self._waiting:
+                await asyncio.sleep(0.002)
+
+    async def _make(self) -> Slot:
+        if not self._free:
+            self._free.extend(slot for slot in self._leases.take() if slot not in self._used)
+        number = self._free.popleft()
+        try:
+            await self._maker.send(json.dumps({"slot": number}).encode(), [])
+            async with asyncio.timeout(20):
+                message, fds = await self._maker.receive()
+        except BaseException:
+            self._free.append(number)
+            raise
+        answer = json.loads(message)
+        if "error" in answer:
+            self._free.append(number)
+            raise BackendFailure("make a sandbox slot", "namespaces", answer["error"])
+        return Slot(number, fds, tuple(answer["loop"]))
+
+    async def _restart_maker(self) -> None:
+        await self._maker.aclose()
+        with suppress(BackendFailure):
+            await self._maker.start()
+
+    async def _let_out(self, slot: Slot, online: bool, *, force: bool = False) -> None:
+        if slot.online is online or (slot.online is None and not online and not force):
+            slot.online = online
+            return
+        await asyncio.to_thread(self._firewall.set_online, slot.numbers.interface, online)
+        slot.online = online
+
+
+async def _loop_free(number: int) -> bool:
+    """The kernel unbinds a loop device shortly after its last mount went."""
+    waited = 0.0
+    while loop_is_bound(number):
+        if waited > _LOOP_FREE_WITHIN_S:
+            return False
+        await asyncio.sleep(0.02)
+        waited += 0.02
+    return True

@@ -1,0 +1,101 @@
+"""Step: the sandbox's own root, an overlay of the template and a disk of its own.
+
+The overlay's lower (the template, shared by all, unshifted) and upper (on this
+sandbox's ext4 file) are idmapped to the sandbox's ids, so nothing is ever
+chowned and the bytes on disk carry the ids that the programs inside see.
+
+All three mounts are made detached: they are in no mount table, and they go with
+the last process that uses them, whoever was killed before. Kernels before 6.13
+cannot take overlay layers by descriptor; there the layers are attached inside
+the sandbox's own, already private mount namespace, and detached again at once.
+
+Security: ext4 and overlay carry MNT_NODEV, because their superblocks belong to
+the initial user namespace and a device node in an image would otherwise work.
+The overlay is not MNT_NOSUID: setuid programs inside only reach mapped ids.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from firkin.drivers.namespaces.orders import LaunchOrder
+from firkin.host.disks import UPPER, WORK, attach, copy_sparse, mount_ext4
+from firkin.host.syscalls import (
+    ATTR_IDMAP,
+    ATTR_NODEV,
+    ATTR_RDONLY,
+    NewFilesystem,
+    mount_setattr,
+    move_mount,
+    umount,
+)
+
+LOWER_POINT, DISK_POINT = "/lower", "/disk"
+
+
+def make_disk(order: LaunchOrder, disks: int) -> int:
+    """Copy the base image for this sandbox, bind its loop device, mount it: a detached ext4."""
+    source = os.open(order.base_disk, os.O_RDONLY | os.O_CLOEXEC, dir_fd=disks)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    image = os.open(f"{order.sandbox_id}.img", flags, 0o600, dir_fd=disks)
+    copy_sparse(source, image, order.disk_bytes)
+    os.close(source)
+    device = _loop_node(order)
+    loop = attach(device, image)
+    os.close(image)
+    mounted = mount_ext4(device)
+    os.close(loop)
+    return mounted
+
+
+def _loop_node(order: LaunchOrder) -> str:
+    """The launcher's root has no devtmpfs: make the node of this slot's device by number."""
+    path = f"/loop/{order.slot}"
+    try:
+        os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(order.loop[0], order.loop[1]))
+    except FileExistsError:
+        pass
+    return path
+
+
+def idmapped(tree: int, idmap_namespace: int) -> int:
+    """Make the detached copy `tree` read-only and owned, as seen inside, by the sandbox's ids."""
+    mount_setattr(tree, ATTR_IDMAP | ATTR_RDONLY | ATTR_NODEV, user_namespace=idmap_namespace)
+    return tree
+
+
+def overlay(lower: int, disk: int, idmap_namespace: int, *, detached: bool) -> int:
+    """A detached overlay of the idmapped `lower` under the disk's upper. Consumes both descriptors."""
+    idmapped(lower, idmap_namespace)
+    mount_setattr(disk, ATTR_IDMAP, user_namespace=idmap_namespace)
+    made = _by_descriptor(lower, disk) if detached else _by_path(lower, disk)
+    os.close(lower)
+    os.close(disk)
+    return made
+
+
+def _by_descriptor(lower: int, disk: int) -> int:
+    upper = os.open(UPPER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=disk)
+    work = os.open(WORK, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=disk)
+    filesystem = NewFilesystem("overlay")
+    filesystem.descriptor("lowerdir+", lower)
+    filesystem.descriptor("upperdir", upper)
+    filesystem.descriptor("workdir", work)
+    made = filesystem.mount(ATTR_NODEV)
+    os.close(upper)
+    os.close(work)
+    return made
+
+
+def _by_path(lower: int, disk: int) -> int:
+    move_mount(lower, LOWER_POINT)
+    move_mount(disk, DISK_POINT)
+    filesystem = NewFilesystem("overlay")
+    filesystem.option("lowerdir", LOWER_POINT)
+    filesystem.option("upperdir", f"{DISK_POINT}/{UPPER}")
+    filesystem.option("workdir", f"{DISK_POINT}/{WORK}")
+    made = filesystem.mount(ATTR_NODEV)
+    umount(LOWER_POINT)
+    umount(DISK_POINT)
+    return made

@@ -1,0 +1,1 @@
+"""The host's kernel and tools, one module a subject. No policy, no records."""

@@ -1,0 +1,320 @@
+"""Control groups: limits, counters, freezing and the list of who belongs to a sandbox.
+
+One sandbox has a *box*, which carries the limits, and where processes and
+memory are counted two leaves inside it: ``agent`` (PID 1) and ``user``
+(everything else), so that a fork bomb or a memory hog starves itself and not
+the agent.
+
+Version 1 has a tree for each controller; a process joins by writing ``0`` to
+``tasks``, which costs 0.1 ms for a single-threaded writer where ``cgroup.procs``
+waits for an RCU period. Version 2 has one tree. `Trees` hides the difference
+and works on directory descriptors, so that a launcher without a view of
+/sys/fs/cgroup can use it.
+"""
+
+from __future__ import annotations
+
+import os
+
+AGENT_RESERVE_BYTES = 24 * 1024 * 1024
+AGENT_RESERVE_PIDS = 8
+_CPU_PERIOD_US = 100_000
+
+V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
+_SPLIT = ("memory", "pids")
+
+
+class Limits:
+    """What a box may use."""
+
+    __slots__ = ("memory_bytes", "pids", "vcpus")
+
+    def __init__(self, memory_bytes: int, pids: int, vcpus: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.pids = pids
+        self.vcpus = vcpus
+
+
+class Layout:
+    """Where this machine keeps its trees. `version` 1 or 2; `roots` maps a controller to a mount point."""
+
+    __slots__ = ("controllers", "roots", "version")
+
+    def __init__(self, version: int, roots: dict[str, str], controllers: frozenset[str]) -> None:
+        self.version = version
+        self.roots = roots
+        self.controllers = controllers
+
+
+def detect() -> Layout:
+    """Read from /proc/self/mountinfo what is mounted. A pure version 2 host has the tree ``""`` only."""
+    v1: dict[str, str] = {}
+    v2 = ""
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            kind, _, options = right.partition(" ")
+            point = left.split()[4]
+            if kind == "cgroup2":
+                v2 = v2 or point
+            elif kind == "cgroup":
+                for option in options.split()[-1].split(","):
+                    if option in V1_CONTROLLERS:
+                        v1.setdefault(option, point)
+    if v1:
+        return Layout(1, v1, frozenset(v1))
+    if not v2:
+        return Layout(0, {}, frozenset())
+    with open(f"{v2}/cgroup.controllers") as file:
+        return Layout(2, {"": v2}, frozenset(file.read().split()))
+
+
+class Trees:
+    """The boxes of one server: a directory ``firkin/<label>`` in each tree, held open.
+
+    `make` and `join` run in the launcher's child; the rest in the server.
+    """
+
+    def __init__(self, layout: Layout, label: str) -> None:
+        self.layout = layout
+        self.label = label
+        self._folders: dict[str, int] = {}
+
+    def open(self) -> None:
+        """Make the server's own directories where they are missing and open them."""
+        for name, root in self.layout.roots.items():
+            if self.layout.version == 2:
+                _delegate(root, self.layout.controllers)
+                os.makedirs(f"{root}/firkin", exist_ok=True)
+                _delegate(f"{root}/firkin", self.layout.controllers)
+            path = f"{root}/firkin/{self.label}"
+            os.makedirs(path, exist_ok=True)
+            if self.layout.version == 2:
+                _delegate(path, self.layout.controllers)
+            self._folders[name] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        for fd in self._folders.values():
+            os.close(fd)
+        self._folders.clear()
+
+    def remove_if_empty(self) -> None:
+        """Remove the server's own directories; those with sandboxes in them stay."""
+        for root in set(self.layout.roots.values()):
+            for path in (f"{root}/firkin/{self.label}", f"{root}/firkin"):
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    break
+
+    # In the launcher's child, before it gives up its rights.
+
+    def make(self, box: str, limits: Limits) -> None:
+        if self.layout.version == 2:
+            self._make_v2(box, limits)
+            return
+        for name, folder in self._trees():
+            os.mkdir(box, 0o755, dir_fd=folder)
+            if name in _SPLIT:
+                os.mkdir(f"{box}/agent", 0o755, dir_fd=folder)
+                os.mkdir(f"{box}/user", 0o755, dir_fd=folder)
+            for path, value in _settings_v1(name, limits):
+                _write_optional(folder, f"{box}/{path}", value)
+
+    def _make_v2(self, box: str, limits: Limits) -> None:
+        folder = self._folders[""]
+        os.mkdir(box, 0o755, dir_fd=folder)
+        for path, value in _settings_v2(limits, self.layout.controllers, leaf=False):
+            _write_optional(folder, f"{box}/{path}", value)
+        for name in ("memory", "pids"):
+            if name in self.layout.controllers:
+                _write(folder, f"{box}/cgroup.subtree_control", f"+{name}")
+        for leaf in ("agent", "user"):
+            os.mkdir(f"{box}/{leaf}", 0o755, dir_fd=folder)
+        for path, value in _settings_v2(limits, self.layout.controllers, leaf=True):
+            _write_optional(folder, f"{box}/user/{path}", value)
+
+    def join_box(self, box: str) -> None:
+        """Move the calling process to where the box's namespace root shall be (version 2: straight to the agent's leaf)."""
+        if self.layout.version == 2:
+            _write(self._folders[""], f"{box}/agent/cgroup.procs", "0")
+            return
+        for _, folder in self._trees():
+            _write(folder, f"{box}/tasks", "0")
+
+    def join_agent(self, box: str) -> None:
+        """Move the calling process to the agent's leaf."""
+        if self.layout.version == 1:
+            for name, folder in self._trees():
+                if name in _SPLIT:
+                    _write(folder, f"{box}/agent/tasks", "0")
+
+    def doors(self, box: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Open files: writing ``0`` to the first ones moves the writer to the users' leaf, to the second ones back."""
+        enter, leave = [], []
+        for name, folder in self._trees():
+            if self.layout.version == 2 or name in _SPLIT:
+                file = "cgroup.procs" if self.layout.version == 2 else "tasks"
+                for leaf, doors in (("user", enter), ("agent", leave)):
+                    doors.append(os.open(f"{box}/{leaf}/{file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder))
+        return tuple(enter), tuple(leave)
+
+    # In the server.
+
+    def boxes(self) -> set[str]:
+        """Every box that exists in any tree."""
+        found: set[str] = set()
+        for _, folder in self._trees():
+            with os.scandir(folder) as entries:
+                found.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return found
+
+    def members(self, box: str) -> set[int]:
+        """Process ids, as the host counts them, in any leaf of `box`."""
+        found: set[int] = set()
+        for _, folder in self._trees():
+            for leaf in ("", "/agent", "/user"):
+                text = _read(folder, f"{box}{leaf}/cgroup.procs")
+                found.update(int(word) for word in text.split())
+        return found
+
+    def remove(self, box: str) -> bool:
+        """Remove the box's directories. False when something still lives in one of them."""
+        gone = True
+        for _, folder in self._trees():
+            for path in (f"{box}/agent", f"{box}/user", box):
+                try:
+                    os.rmdir(path, dir_fd=folder)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    gone = False
+        return gone
+
+    def freeze(self, box: str, frozen: bool) -> None:
+        if self.layout.version == 2:
+            _write(self._folders[""], f"{box}/cgroup.freeze", "1" if frozen else "0")
+            return
+        _write(self._folders["freezer"], f"{box}/freezer.state", "FROZEN" if frozen else "THAWED")
+
+    def is_frozen(self, box: str) -> bool:
+        if self.layout.version == 2:
+            return "frozen 1" in _read(self._folders[""], f"{box}/cgroup.events")
+        return _read(self._folders["freezer"], f"{box}/freezer.state").strip() == "FROZEN"
+
+    def usage(self, box: str) -> dict[str, int]:
+        """``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``oom_kills``; 0 where there is no counter."""
+        if self.layout.version == 2:
+            return self._usage_v2(box)
+        memory = self._folders.get("memory", -1)
+        stat = _fields(_read(memory, f"{box}/memory.stat"))
+        kills = sum(_fields(_read(memory, f"{box}{leaf}/memory.oom_control")).get("oom_kill", 0) for leaf in _LEAVES)
+        spent = _read(self._folders.get("cpuacct", -1), f"{box}/cpuacct.usage").strip()
+        return {
+            "cpu_us": int(spent or 0) // 1000,
+            "memory_bytes": _number(_read(memory, f"{box}/memory.usage_in_bytes")),
+            "memory_cache_bytes": stat.get("total_cache", 0),
+            "oom_kills": kills,
+        }
+
+    def _usage_v2(self, box: str) -> dict[str, int]:
+        folder = self._folders[""]
+        return {
+            "cpu_us": _fields(_read(folder, f"{box}/cpu.stat")).get("usage_usec", 0),
+            "memory_bytes": _number(_read(folder, f"{box}/memory.current")),
+            "memory_cache_bytes": _fields(_read(folder, f"{box}/memory.stat")).get("file", 0),
+            "oom_kills": _fields(_read(folder, f"{box}/memory.events")).get("oom_kill", 0),
+        }
+
+    def _trees(self) -> list[tuple[str, int]]:
+        """One entry for each distinct directory: version 1 may mount cpu and cpuacct together."""
+        seen: dict[str, tuple[str, int]] = {}
+        for name, folder in self._folders.items():
+            seen.setdefault(self.layout.roots[name], (name, folder))
+        return list(seen.values())
+
+
+_LEAVES = ("", "/agent", "/user")
+
+
+def _settings_v1(controller: str, limits: Limits) -> list[tuple[str, str]]:
+    whole = str(limits.memory_bytes + AGENT_RESERVE_BYTES)
+    user = str(limits.memory_bytes)
+    match controller:
+        case "memory":
+            return [
+                ("memory.limit_in_bytes", whole),
+                ("memory.memsw.limit_in_bytes", whole),
+                ("user/memory.limit_in_bytes", user),
+                ("user/memory.memsw.limit_in_bytes", user),
+            ]
+        case "pids":
+            return [("pids.max", str(limits.pids + AGENT_RESERVE_PIDS)), ("user/pids.max", str(limits.pids))]
+        case "cpu":
+            return [
+                ("cpu.cfs_period_us", str(_CPU_PERIOD_US)),
+                ("cpu.cfs_quota_us", str(limits.vcpus * _CPU_PERIOD_US)),
+            ]
+    return []
+
+
+def _settings_v2(limits: Limits, controllers: frozenset[str], *, leaf: bool) -> list[tuple[str, str]]:
+    memory = limits.memory_bytes if leaf else limits.memory_bytes + AGENT_RESERVE_BYTES
+    pids = limits.pids if leaf else limits.pids + AGENT_RESERVE_PIDS
+    settings = []
+    if "memory" in controllers:
+        settings += [("memory.max", str(memory)), ("memory.swap.max", "0")]
+    if "pids" in controllers:
+        settings.append(("pids.max", str(pids)))
+    if "cpu" in controllers and not leaf:
+        settings.append(("cpu.max", f"{limits.vcpus * _CPU_PERIOD_US} {_CPU_PERIOD_US}"))
+    return settings
+
+
+def _delegate(path: str, controllers: frozenset[str]) -> None:
+    for name in ("memory", "pids", "cpu"):
+        if name in controllers:
+            try:
+                with open(f"{path}/cgroup.subtree_control", "w") as file:
+                    file.write(f"+{name}")
+            except OSError:
+                continue  # what is missing shows up as an unenforced limit and is reported by the probe
+
+
+def _write(folder: int, path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def _write_optional(folder: int, path: str, value: str) -> None:
+    """Write where the kernel has the file: swap accounting, for one, may be built out."""
+    try:
+        _write(folder, path, value)
+    except FileNotFoundError:
+        if not path.endswith(("memory.memsw.limit_in_bytes", "memory.swap.max")):
+            raise
+
+
+def _read(folder: int, path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    except (FileNotFoundError, OSError):
+        return ""
+    try:
+        return os.read(fd, 1 << 20).decode()
+    except OSError:  # ENODEV: removed between open and read
+        return ""
+    finally:
+        os.close(fd)
+
+
+def _fields(text: str) -> dict[str, int]:
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
+
+
+def _number(text: str) -> int:
+    return int(text.strip()) if text.strip().isdigit() else 0

@@ -1,0 +1,97 @@
+"""Disks of sandboxes: sparse ext4 files on loop devices with fixed numbers.
+
+A loop device belongs to a slot and is never searched for: two processes that
+ask LOOP_CTL_GET_FREE at once can get the same one, and one of them would then
+mount the other's disk. EBUSY is therefore an error, never a reason to look on.
+
+The launcher's part (`copy_sparse`, `attach`, `mount_ext4`) imports nothing at
+call time; the server's part (`base_image`) may spawn mkfs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+from firkin.host.syscalls import ATTR_NODEV, ATTR_NOSUID, NewFilesystem
+
+_LOOP_CTL_ADD = 0x4C80
+_LOOP_CTL_REMOVE = 0x4C81
+_LOOP_CONFIGURE = 0x4C0A
+_LO_FLAGS_AUTOCLEAR = 4
+_LOOP_CONFIG_SIZE = 304
+_FLAGS_OFFSET = 8 + 52  # struct loop_config: fd, block_size, then loop_info64, whose lo_flags is at 52
+UPPER, WORK = "u", "w"
+
+
+def copy_sparse(source: int, target: int, size: int) -> None:
+    """Copy the allocated parts of `source` to the empty file `target` and give it `size` bytes."""
+    os.ftruncate(target, size)
+    offset = 0
+    while True:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == 6:  # ENXIO: no data after `offset`
+                return
+            raise
+        offset = os.lseek(source, start, os.SEEK_HOLE)
+        os.lseek(target, start, os.SEEK_SET)
+        while start < offset:
+            copied = os.sendfile(target, source, start, offset - start)
+            if copied == 0:
+                raise OSError(5, "the base image became shorter while it was copied")
+            start += copied
+
+
+def attach(device: str, image: int) -> int:
+    """Bind the loop device to the open file `image`; it unbinds itself after its last use. EBUSY if it is bound."""
+    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    config = bytearray(_LOOP_CONFIG_SIZE)
+    struct.pack_into("=I", config, 0, image)
+    struct.pack_into("=I", config, _FLAGS_OFFSET, _LO_FLAGS_AUTOCLEAR)
+    try:
+        fcntl.ioctl(fd, _LOOP_CONFIGURE, bytes(config))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def mount_ext4(device: str) -> int:
+    """A detached mount of `device`: no device nodes and no setuid through this mount itself."""
+    filesystem = NewFilesystem("ext4")
+    filesystem.option("source", device)
+    filesystem.flag("noinit_itable")
+    filesystem.flag("nodiscard")
+    return filesystem.mount(ATTR_NODEV | ATTR_NOSUID)
+
+
+def add_loop_device(number: int) -> tuple[int, int]:
+    """Make sure that loop device `number` exists; return its major and minor."""
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(control, _LOOP_CTL_ADD, number)
+    except FileExistsError:
+        pass
+    finally:
+        os.close(control)
+    with open(f"/sys/block/loop{number}/dev") as file:
+        major, minor = file.read().split(":")
+    return int(major), int(minor)
+
+
+def remove_loop_device(number: int) -> None:
+    """Give the device back; takes tens of milliseconds, so never on a hot path. Silently leaves a busy one."""
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+    except OSError:
+        return
+    finally:
+        os.close(control)
+
+
+def loop_is_bound(number: int) -> bool:
+    return os.path.exists(f"/sys/block/loop{number}/loop/backing_file")

@@ -1,0 +1,161 @@
+"""Which sandboxes may reach the internet: one nft table, one set, one element a sandbox.
+
+Every sandbox's host-side interface is called ``fk…``. From it: the host itself
+answers nothing but replies to what the host began; private, link-local,
+metadata, multicast and other sandboxes' addresses are dropped; IPv6 is dropped;
+and everything else is dropped too unless the interface is in ``online``.
+
+The table is shared by all Firkin servers of a machine, because a drop in one
+base chain cannot be undone by an accept in another one's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import threading
+
+TABLE = "firkin"
+INTERFACE_PREFIX = "fk"
+POOL_NETWORK = "198.18.0.0/15"
+
+# Special-purpose address blocks (IANA registry), which hold hosts, metadata services and neighbours.
+PRIVATE = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
+)
+
+_RULES = f"""
+table inet {TABLE} {{
+    set online {{ type ifname; }}
+    set private {{ type ipv4_addr; flags interval; elements = {{ {", ".join(PRIVATE)} }} }}
+    chain input {{
+        type filter hook input priority -5; policy accept;
+        iifname "{INTERFACE_PREFIX}*" ct state established,related accept
+        iifname "{INTERFACE_PREFIX}*" drop
+    }}
+    chain forward {{
+        type filter hook forward priority -5; policy accept;
+        iifname "{INTERFACE_PREFIX}*" jump outbound
+        oifname "{INTERFACE_PREFIX}*" ct state established,related accept
+        oifname "{INTERFACE_PREFIX}*" drop
+    }}
+    chain outbound {{
+        meta nfproto != ipv4 drop
+        ip saddr != {POOL_NETWORK} drop
+        ip daddr @private drop
+        fib daddr type local drop
+        iifname @online accept
+        drop
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority 100; policy accept;
+        ip saddr {POOL_NETWORK} oifname != "{INTERFACE_PREFIX}*" masquerade
+    }}
+}}
+"""
+
+
+class FirewallUnavailable(Exception):
+    """nft is missing or refused; the text says which."""
+
+
+class Firewall:
+    """Commands to nft: by libnftables where it is there (0.1 ms), else by the program (5 ms). Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._library: ctypes.CDLL | None = None
+        self._context: ctypes.c_void_p | None = None
+
+    def install(self) -> None:
+        """Make the table unless it is there."""
+        if not self._try(f"list table inet {TABLE}"):
+            self._run(_RULES)
+
+    def set_online(self, interface: str, online: bool) -> None:
+        """Let `interface` out, or no longer. Idempotent."""
+        if online:
+            self._run(f'add element inet {TABLE} online {{ "{interface}" }}')
+        else:
+            self._try(f'delete element inet {TABLE} online {{ "{interface}" }}')
+
+    def remove(self) -> None:
+        """Remove the table; no error when it is gone."""
+        self._try(f"delete table inet {TABLE}")
+
+    def close(self) -> None:
+        with self._lock:
+            if self._library is not None and self._context is not None:
+                self._library.nft_ctx_free(self._context)
+            self._library = self._context = None
+
+    def _run(self, command: str) -> None:
+        complaint = self._execute(command)
+        if complaint is not None:
+            raise FirewallUnavailable(f"nft refused: {complaint}")
+
+    def _try(self, command: str) -> bool:
+        return self._execute(command) is None
+
+    def _execute(self, command: str) -> str | None:
+        """None when it worked, else what nft said."""
+        with self._lock:
+            library, context = self._open()
+            if library is None or context is None:
+                return _by_program(command)
+            if library.nft_run_cmd_from_buffer(context, command.encode()) == 0:
+                return None
+            said = library.nft_ctx_get_error_buffer(context)
+            return (said or b"no reason given").decode(errors="replace").strip().splitlines()[0][:200]
+
+    def _open(self) -> tuple[ctypes.CDLL | None, ctypes.c_void_p | None]:
+        if self._context is None:
+            try:
+                library = ctypes.CDLL("libnftables.so.1")
+            except OSError:
+                return None, None
+            library.nft_ctx_new.restype = ctypes.c_void_p
+            library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+            for name in ("nft_ctx_buffer_error", "nft_ctx_buffer_output"):
+                getattr(library, name).argtypes = [ctypes.c_void_p]
+            library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
+            library.nft_ctx_free.argtypes = [ctypes.c_void_p]
+            library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+            context = ctypes.c_void_p(library.nft_ctx_new(ctypes.c_uint32(0)))
+            library.nft_ctx_buffer_error(context)
+            library.nft_ctx_buffer_output(context)
+            self._library, self._context = library, context
+        return self._library, self._context
+
+
+def _by_program(command: str) -> str | None:
+    try:
+        done = subprocess.run(["nft", "-f", "-"], input=command.encode(), capture_output=True, timeout=10, check=False)
+    except FileNotFoundError:
+        raise FirewallUnavailable("nft is missing; install it: apt-get install nftables") from None
+    return None if done.returncode == 0 else done.stderr.decode(errors="replace").strip()[:200]
+
+
+def allow_forwarding(interface: str) -> None:
+    """Let the kernel route what comes in on `interface` (only that one, not the whole machine)."""
+    with open(f"/proc/sys/net/ipv4/conf/{interface}/forwarding", "w") as file:
+        file.write("1")
+
+
+def uplinks() -> list[str]:
+    """The interfaces of the machine's default routes."""
+    with open("/proc/net/route") as file:
+        rows = [line.split() for line in file.readlines()[1:]]
+    return sorted({row[0] for row in rows if row[1] == "00000000"})

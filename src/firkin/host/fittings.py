@@ -1,0 +1,138 @@
+"""What every root file system needs before a sandbox can stand on it.
+
+The user and its home, real directories to mount on, a resolver's and a host's
+file, sudo without a password. And what none may have: device nodes, and
+attributes by which an overlay would be led elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from contextlib import suppress
+
+from firkin.host.accounts import Accounts
+from firkin.host.confined import ConfinedTree
+from firkin.law.errors import TemplateFault, TemplatePrepareFailure
+from firkin.law.templates import ImageConfig
+
+HOME = "/home/user"
+_MOUNT_POINTS = (("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755))
+_FOREIGN_ATTRIBUTES = ("trusted.", "user.overlay.")
+_HOSTNAME = "sandbox"
+
+RESOLVERS = "nameserver 1.1.1.1\nnameserver 8.8.8.8\noptions timeout:2 attempts:2\n"
+HOSTS = (
+    f"127.0.0.1\tlocalhost\n127.0.1.1\t{_HOSTNAME}\n"
+    "::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+)
+# A pseudo-terminal of its own would detach a command from the process group that a signal is sent to.
+SUDO_DEFAULTS = "Defaults !use_pty\nDefaults lecture=never\n"
+SUDO_RULE = "user ALL=(ALL:ALL) NOPASSWD:ALL\n"
+PROFILE = """\
+if [ "$(id -u)" -eq 0 ]; then
+  PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+else
+  PATH=/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
+fi
+export PATH
+"""
+
+
+def fit(tree: ConfinedTree, *, user: str = "", workdir: str = "", env: dict[str, str] | None = None) -> ImageConfig:
+    """Make `tree` ready and return what a process in it gets, given the image's own wishes."""
+    os.fchown(tree.fd, 0, 0)
+    os.fchmod(tree.fd, 0o755)
+    for name, mode in _MOUNT_POINTS:
+        tree.make_directory(name, mode)
+    tree.make_directory("tmp", 0o1777)
+    if not _is_directory(tree, "etc"):
+        tree.make_directory("etc")
+    accounts = Accounts(tree)
+    account = accounts.ensure_user()
+    chosen = accounts.image_user(user)
+    accounts.save()
+    tree.make_directory(HOME, 0o755, owner=(account.uid, account.gid))
+    tree.write("etc/resolv.conf", RESOLVERS)
+    tree.write("etc/hosts", HOSTS)
+    tree.write("etc/hostname", f"{_HOSTNAME}\n")
+    _allow_sudo(tree)
+    return ImageConfig(env=env or {}, user=chosen, workdir=_make_workdir(tree, workdir))
+
+
+def _is_directory(tree: ConfinedTree, path: str) -> bool:
+    found = tree.look(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _allow_sudo(tree: ConfinedTree) -> None:
+    """A line at the end: the last rule that matches is the one sudo obeys."""
+    if tree.look("usr/bin/sudo") is None:
+        return
+    with suppress(OSError):
+        content = (tree.read("etc/sudoers") or b"root ALL=(ALL:ALL) ALL\n").decode(errors="surrogateescape")
+        if SUDO_RULE not in content:
+            tree.write("etc/sudoers", f"{content.rstrip()}\n{SUDO_DEFAULTS}{SUDO_RULE}", 0o440)
+
+
+def _make_workdir(tree: ConfinedTree, wish: str) -> str:
+    """The image's working directory, made when it is missing, as every runtime of images does."""
+    if not wish:
+        return HOME
+    path = posixpath.normpath(posixpath.join("/", wish))
+    path = "/" + path.lstrip("/")
+    if path == "/" or _is_directory(tree, path):
+        return path
+    try:
+        with tree.parent(path) as (fd, name):
+            os.mkdir(name, 0o755, dir_fd=fd)
+    except (OSError, ValueError) as failure:
+        detail = f"the image's working directory {wish[:200]!r} cannot be made: {failure}"
+        raise TemplatePrepareFailure(TemplateFault.DEFAULT_WORKDIR_MISSING, detail) from failure
+    return path
+
+
+def sweep(tree: ConfinedTree) -> tuple[int, int]:
+    """Remove device nodes and foreign attributes from the whole tree. Returns bytes on disk and nodes removed.
+
+    Nothing runs in the tree yet, so a name that was looked at stays what it was.
+    """
+    size = removed = 0
+    counted: set[int] = set()
+    pending = [""]
+    while pending:
+        path = pending.pop()
+        with tree.directory(path) as fd:
+            size += _block_bytes(os.fstat(fd))
+            for name in os.listdir(fd):
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+                    os.unlink(name, dir_fd=fd)
+                    removed += 1
+                    continue
+                _strip_attributes(f"/proc/self/fd/{fd}/{name}")
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append(f"{path}/{name}")
+                elif status.st_ino not in counted:
+                    size += _block_bytes(status)
+                    if status.st_nlink > 1:
+                        counted.add(status.st_ino)
+    return size, removed
+
+
+def _block_bytes(status: os.stat_result) -> int:
+    return status.st_blocks * 512
+
+
+def _strip_attributes(path: str) -> None:
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as failure:
+        if failure.errno in (errno.ENOTSUP, errno.ENODATA):
+            return
+        raise
+    for name in names:
+        if name.startswith(_FOREIGN_ATTRIBUTES):
+            os.removexattr(path, name, follow_symlinks=False)

@@ -1,0 +1,89 @@
+"""The few rtnetlink messages that wiring a sandbox takes: links, addresses, routes.
+
+Spoken directly, because spawning `ip` costs 7 ms for what takes under one.
+Formats: rtnetlink(7), linux/if_link.h, linux/veth.h.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+_ACK, _REQUEST, _CREATE, _EXCLUSIVE = 0x4, 0x1, 0x400, 0x200
+_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
+_ERROR = 2
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 18, 28
+_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_GATEWAY, _RTA_OIF = 5, 4
+_IFF_UP = 1
+_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
+
+
+class Netlink:
+    """A netlink socket in the network namespace in which it is made."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def add_veth(self, name: str, peer: str, peer_namespace: int) -> None:
+        """A pair: `name` here, `peer` in the namespace of that descriptor."""
+        inner = _link(0, 0) + _text(_IFLA_IFNAME, peer) + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_namespace))
+        data = _attribute(_INFO_DATA, _attribute(_VETH_PEER, inner))
+        info = _attribute(_IFLA_LINKINFO, _text(_INFO_KIND, "veth") + data)
+        self._ask(_NEWLINK, _CREATE | _EXCLUSIVE, _link(0, 0) + _text(_IFLA_IFNAME, name) + info)
+
+    def delete_link(self, name: str) -> None:
+        """Remove the link; no error if there is none."""
+        try:
+            self._ask(_DELLINK, 0, _link(0, 0) + _text(_IFLA_IFNAME, name))
+        except OSError as error:
+            if error.errno != 19:  # ENODEV
+                raise
+
+    def set_up(self, name: str) -> None:
+        self._ask(_NEWLINK, 0, _link(0, _IFF_UP) + _text(_IFLA_IFNAME, name))
+
+    def add_address(self, name: str, address: str, prefix: int) -> None:
+        packed = socket.inet_aton(address)
+        head = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, 0, socket.if_nametoindex(name))
+        body = _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+        self._ask(_NEWADDR, _CREATE | _EXCLUSIVE, head + body)
+
+    def add_default_route(self, gateway: str) -> None:
+        head = struct.pack(
+            "=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST, 0
+        )
+        self._ask(_NEWROUTE, _CREATE | _EXCLUSIVE, head + _attribute(_RTA_GATEWAY, socket.inet_aton(gateway)))
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> None:
+        """Send one request and wait for its acknowledgement; OSError with the kernel's code."""
+        self._sequence += 1
+        size = 16 + len(body)
+        self._socket.send(struct.pack("=IHHII", size, kind, _REQUEST | _ACK | flags, self._sequence, 0) + body)
+        while True:
+            answer = self._socket.recv(65536)
+            _, kind_back, _, sequence, _ = struct.unpack_from("=IHHII", answer)
+            if kind_back == _ERROR and sequence == self._sequence:
+                (code,) = struct.unpack_from("=i", answer, 16)
+                if code:
+                    raise OSError(-code, f"rtnetlink: {os.strerror(-code)}")
+                return
+
+
+def _link(index: int, flags: int) -> bytes:
+    return struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, index, flags, flags)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    padding = b"\0" * (-len(value) % 4)
+    return struct.pack("=HH", 4 + len(value), kind) + value + padding
+
+
+def _text(kind: int, value: str) -> bytes:
+    return _attribute(kind, value.encode() + b"\0")

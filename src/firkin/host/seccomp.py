@@ -1,0 +1,130 @@
+"""The system-call filter of a sandbox: an allow-list, compiled once by libseccomp and kept as a blob.
+
+Everything not named answers EPERM. The list follows Docker's default profile
+for its 14 default capabilities, and is stricter where a mapped root could
+otherwise widen its world: no new namespaces of any kind, no mount family, no
+keys, no bpf, no io_uring, no perf, no userfaultfd, no handles, no kexec, no
+clock, no host name. `clone3` answers ENOSYS, because its flags cannot be seen
+by a filter and libc then falls back to `clone`, whose flags can.
+
+The agent's own process (PID 1 inside) may not be slowed from inside: changing
+its limits, affinity or priority answers EPERM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import hashlib
+import os
+from pathlib import Path
+
+PROFILE_VERSION = 3
+
+_ALLOW = 0x7FFF0000
+_EPERM = 0x00050000 | 1
+_ENOSYS = 0x00050000 | 38
+_CMP_NE, _CMP_EQ, _CMP_MASKED_EQ = 1, 4, 7
+_ATTR_BAD_ARCH, _ATTR_OPTIMIZE = 2, 8
+_NAMESPACE_FLAGS = 0x7E020000
+_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+# AF_ALG (38) and AF_VSOCK (40): kernel surface and a road to a hypervisor that no sandbox needs.
+_DENIED_FAMILIES = frozenset({38, 40})
+_LAST_FAMILY = 45
+_EXTRA_ARCHES = {"x86_64": ("x86", "x32"), "aarch64": ("arm",)}
+
+ALLOWED = ["accept", "accept4", "access", "alarm", "arch_prctl", "bind", "brk", "cachestat", "capget", "capset", "chdir", "chmod", "chown", "chown32", "chroot", "clock_getres", "clock_getres_time64", "clock_gettime", "clock_gettime64", "clock_nanosleep", "clock_nanosleep_time64", "close", "close_range", "connect", "copy_file_range", "creat", "dup", "dup2", "dup3", "epoll_create", "epoll_create1", "epoll_ctl", "epoll_ctl_old", "epoll_pwait", "epoll_pwait2", "epoll_wait", "epoll_wait_old", "eventfd", "eventfd2", "execve", "execveat", "exit", "exit_group", "faccessat", "faccessat2", "fadvise64", "fadvise64_64", "fallocate", "fanotify_mark", "fchdir", "fchmod", "fchmodat", "fchmodat2", "fchown", "fchown32", "fchownat", "fcntl", "fcntl64", "fdatasync", "fgetxattr", "flistxattr", "flock", "fork", "fremovexattr", "fsetxattr", "fstat", "fstat64", "fstatat64", "fstatfs", "fstatfs64", "fsync", "ftruncate", "ftruncate64", "futex", "futex_requeue", "futex_time64", "futex_wait", "futex_waitv", "futex_wake", "futimesat", "getcpu", "getcwd", "getdents", "getdents64", "getegid", "getegid32", "geteuid", "geteuid32", "getgid", "getgid32", "getgroups", "getgroups32", "getitimer", "getpeername", "getpgid", "getpgrp", "getpid", "getppid", "getpriority", "getrandom", "getresgid", "getresgid32", "getresuid", "getresuid32", "getrlimit", "get_robust_list", "getrusage", "getsid", "getsockname", "getsockopt", "get_thread_area", "gettid", "gettimeofday", "getuid", "getuid32", "getxattr", "inotify_add_watch", "inotify_init", "inotify_init1", "inotify_rm_watch", "io_cancel", "ioctl", "io_destroy", "io_getevents", "io_pgetevents", "io_pgetevents_time64", "ioprio_get", "ioprio_set", "io_setup", "io_submit", "ipc", "kill", "landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self", "lchown", "lchown32", "lgetxattr", "link", "linkat", "listen", "listxattr", "llistxattr", "_llseek", "lremovexattr", "lseek", "lsetxattr", "lstat", "lstat64", "madvise", "map_shadow_stack", "membarrier", "memfd_create", "memfd_secret", "mincore", "mkdir", "mkdirat", "mknod", "mknodat", "mlock", "mlock2", "mlockall", "mmap", "mmap2", "mprotect", "mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedreceive_time64", "mq_timedsend", "mq_timedsend_time64", "mq_unlink", "mremap", "mseal", "msgctl", "msgget", "msgrcv", "msgsnd", "msync", "munlock", "munlockall", "munmap", "nanosleep", "newfstatat", "_newselect", "open", "openat", "openat2", "pause", "pidfd_open", "pidfd_send_signal", "pipe", "pipe2", "pkey_alloc", "pkey_free", "pkey_mprotect", "poll", "ppoll", "ppoll_time64", "prctl", "pread64", "preadv", "preadv2", "process_mrelease", "pselect6", "pselect6_time64", "ptrace", "pwrite64", "pwritev", "pwritev2", "read", "readahead", "readlink", "readlinkat", "readv", "recv", "recvfrom", "recvmmsg", "recvmmsg_time64", "recvmsg", "remap_file_pages", "removexattr", "rename", "renameat", "renameat2", "restart_syscall", "rmdir", "rseq", "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait", "rt_sigtimedwait_time64", "rt_tgsigqueueinfo", "sched_getaffinity", "sched_getattr", "sched_getparam", "sched_get_priority_max", "sched_get_priority_min", "sched_getscheduler", "sched_rr_get_interval", "sched_rr_get_interval_time64", "sched_setattr", "sched_setparam", "sched_setscheduler", "sched_yield", "seccomp", "select", "semctl", "semget", "semop", "semtimedop", "semtimedop_time64", "send", "sendfile", "sendfile64", "sendmmsg", "sendmsg", "sendto", "setfsgid", "setfsgid32", "setfsuid", "setfsuid32", "setgid", "setgid32", "setgroups", "setgroups32", "setitimer", "setpgid", "setregid", "setregid32", "setresgid", "setresgid32", "setresuid", "setresuid32", "setreuid", "setreuid32", "setrlimit", "set_robust_list", "setsid", "setsockopt", "set_thread_area", "set_tid_address", "setuid", "setuid32", "setxattr", "shmat", "shmctl", "shmdt", "shmget", "shutdown", "sigaltstack", "signalfd", "signalfd4", "sigprocmask", "sigreturn", "socketcall", "socketpair", "splice", "stat", "stat64", "statfs", "statfs64", "statx", "symlink", "symlinkat", "sync", "sync_file_range", "syncfs", "sysinfo", "tee", "tgkill", "time", "timer_create", "timer_delete", "timer_getoverrun", "timer_gettime", "timer_gettime64", "timer_settime", "timer_settime64", "timerfd_create", "timerfd_gettime", "timerfd_gettime64", "timerfd_settime", "timerfd_settime64", "times", "tkill", "truncate", "truncate64", "ugetrlimit", "umask", "uname", "unlink", "unlinkat", "utime", "utimensat", "utimensat_time64", "utimes", "vfork", "wait4", "waitid", "waitpid", "write", "writev"]
+
+# PID 1 is the agent: these take a process as their first argument and 0 means the caller.
+_NOT_ON_AGENT = ("prlimit64", "sched_setaffinity")
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = (
+        ("index", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+class SeccompUnavailable(Exception):
+    """libseccomp is missing or refused the profile; the text says which."""
+
+
+def cached_filter(folder: Path) -> bytes:
+    """The compiled filter for this machine, from `folder` or compiled now (about 10 ms) and kept there."""
+    library = _library()
+    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
+    version = tuple(library.seccomp_version().contents)
+    source = repr((PROFILE_VERSION, os.uname().machine, version, ALLOWED))
+    path = folder / f"seccomp-{hashlib.sha256(source.encode()).hexdigest()[:16]}.bpf"
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError:
+        blob = _compile(library)
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_bytes(blob)
+        aside.rename(path)
+    return blob
+
+
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    except OSError:
+        raise SeccompUnavailable("libseccomp is missing; install it: apt-get install libseccomp2") from None
+    library.seccomp_init.restype = ctypes.c_void_p
+    return library
+
+
+def _compile(library: ctypes.CDLL) -> bytes:
+    context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_EPERM)))
+    try:
+        for arch in _EXTRA_ARCHES.get(os.uname().machine, ()):
+            token = library.seccomp_arch_resolve_name(arch.encode())
+            library.seccomp_arch_add(context, ctypes.c_uint32(token))
+        library.seccomp_attr_set(context, _ATTR_OPTIMIZE, ctypes.c_uint32(2))
+        library.seccomp_attr_set(context, _ATTR_BAD_ARCH, ctypes.c_uint32(_EPERM))
+        _add_rules(library, context)
+        return _export(library, context)
+    finally:
+        library.seccomp_release(context)
+
+
+def _add_rules(library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
+    def rule(action: int, name: str, *arguments: tuple[int, int, int, int]) -> None:
+        number = library.seccomp_syscall_resolve_name(name.encode())
+        if number == -1:  # newer than this libseccomp: stays at the default, EPERM
+            return
+        array = (_Argument * max(1, len(arguments)))(*[_Argument(*item) for item in arguments])
+        code = library.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, len(arguments), array)
+        if code not in (0, -17, -33):  # already there; not on one of the architectures
+            raise SeccompUnavailable(f"libseccomp refused the rule for {name} (error {-code})")
+
+    for name in ALLOWED:
+        rule(_ALLOW, name)
+    rule(_ALLOW, "clone", (0, _CMP_MASKED_EQ, _NAMESPACE_FLAGS, 0))
+    rule(_ENOSYS, "clone3")
+    for value in _PERSONALITIES:
+        rule(_ALLOW, "personality", (0, _CMP_EQ, value, 0))
+    for family in range(_LAST_FAMILY + 1):  # libseccomp takes one condition an argument: name the allowed ones
+        if family not in _DENIED_FAMILIES:
+            rule(_ALLOW, "socket", (0, _CMP_EQ, family, 0))
+    for name in _NOT_ON_AGENT:
+        rule(_ALLOW, name, (0, _CMP_NE, 1, 0))
+    rule(_ALLOW, "setpriority", (0, _CMP_NE, 0, 0))
+    rule(_ALLOW, "setpriority", (1, _CMP_NE, 1, 0))
+
+
+def _export(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:
+    fd = os.memfd_create("seccomp")
+    try:
+        code = library.seccomp_export_bpf(context, fd)
+        if code != 0:
+            raise SeccompUnavailable(f"libseccomp could not compile the profile (error {-code})")
+        size = os.lseek(fd, 0, os.SEEK_END)
+        return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
