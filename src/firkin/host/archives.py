@@ -114,6 +114,7 @@ def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
 def _through_zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
     """Python 3.11 has no zstd; the tool has, and its own memory limit (128 MiB of window)."""
     tool = find_program("zstd", package="zstd")
+    os.lseek(file.fileno(), 0, os.SEEK_SET)  # the reader above has taken more than it gave
     with subprocess.Popen([tool, "-dcq"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         try:

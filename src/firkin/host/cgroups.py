@@ -135,7 +135,7 @@ class Trees:
             _write_optional(folder, f"{box}/user/{path}", value)
 
     def join_box(self, box: str) -> None:
-        """Move the calling process to where the box's namespace root shall be (version 2: straight to the agent's leaf)."""
+        """Move the calling process into the box (version 2 allows no process there: into the agent's leaf)."""
         if self.layout.version == 2:
             _write(self._folders[""], f"{box}/agent/cgroup.procs", "0")
             return
@@ -151,7 +151,8 @@ class Trees:
 
     def doors(self, box: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Open files: writing ``0`` to the first ones moves the writer to the users' leaf, to the second ones back."""
-        enter, leave = [], []
+        enter: list[int] = []
+        leave: list[int] = []
         for name, folder in self._trees():
             if self.layout.version == 2 or name in _SPLIT:
                 file = "cgroup.procs" if self.layout.version == 2 else "tasks"

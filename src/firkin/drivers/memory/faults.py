@@ -6,13 +6,14 @@ import asyncio
 
 
 class DriverFaults:
-    """`fail_next_boot` makes one boot raise; `hold_boots` makes them wait for `release_boots`."""
+    """`fail_next_boot` makes one boot raise; `hold_boots` makes them wait for `release_boots`;
+    `boot_waits` is set once one does."""
 
     def __init__(self) -> None:
         self._failures: list[Exception] = []
         self._held = asyncio.Event()
         self._held.set()
-        self.waiting = 0
+        self.boot_waits = asyncio.Event()
 
     def fail_next_boot(self, error: Exception) -> None:
         self._failures.append(error)
@@ -26,8 +27,6 @@ class DriverFaults:
     async def before_boot(self) -> None:
         if self._failures:
             raise self._failures.pop(0)
-        self.waiting += 1
-        try:
+        if not self._held.is_set():
+            self.boot_waits.set()
             await self._held.wait()
-        finally:
-            self.waiting -= 1

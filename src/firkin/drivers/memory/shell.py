@@ -306,22 +306,17 @@ class Shell:
 
     def _with(self, streams: Streams, redirection: Redirection, target: str) -> Streams:
         operator, descriptor = redirection.operator, redirection.descriptor
-        names = {0: "stdin", 1: "stdout", 2: "stderr"}
-        if descriptor not in names:
+        if descriptor not in (0, 1, 2):
             raise Fault("unsupported", f"descriptor {descriptor} is not offered by the shell in memory")
         if operator in (">&", "<&"):
-            if target == "-":
-                return replace(streams, **{names[descriptor]: Nothing()})
-            if target not in ("0", "1", "2"):
-                raise Fault("unsupported", f"descriptor {target!r} is not open")
-            return replace(streams, **{names[descriptor]: getattr(streams, names[int(target)])})
+            return _duplicated(streams, descriptor, target)
         if operator in ("<<", "<<-", "<<<"):
             text = target + ("\n" if operator == "<<<" else "")
             return replace(streams, stdin=Fixed(text.encode("utf-8", "surrogateescape")))
         path = posixpath.join(self.cwd, target)
         if operator == "<":
             return replace(streams, stdin=self.call.open_source(path))
-        return replace(streams, **{names[descriptor]: self.call.open_sink(path, append=operator == ">>")})
+        return _writing(streams, descriptor, self.call.open_sink(path, append=operator == ">>"))
 
     # -- signals --------------------------------------------------------------------------------
 
@@ -347,6 +342,18 @@ class Shell:
             status = self.variables.status
             await self.run_text(action, streams)
             self.variables.status = status
+
+
+def _writing(streams: Streams, descriptor: int, sink: Sink) -> Streams:
+    return replace(streams, stderr=sink) if descriptor == 2 else replace(streams, stdout=sink)
+
+
+def _duplicated(streams: Streams, descriptor: int, target: str) -> Streams:
+    if target not in ("0", "1", "2", "-"):
+        raise Fault("unsupported", f"descriptor {target!r} is not open")
+    if descriptor == 0:
+        return replace(streams, stdin=Nothing()) if target == "-" else streams
+    return _writing(streams, descriptor, {"1": streams.stdout, "2": streams.stderr}.get(target, Nothing()))
 
 
 async def read_line(source: Source) -> bytes:

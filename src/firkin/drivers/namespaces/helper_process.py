@@ -43,7 +43,7 @@ class HelperProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         code = _START.format(sources=_SOURCES, module=self._module, fd=theirs.fileno(), parent=os.getpid())
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: ASYNC220 — vfork: a millisecond, and no child watcher to depend on
             [_interpreter(), "-I", "-S", "-B", "-c", code],
             env={}, cwd="/", pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

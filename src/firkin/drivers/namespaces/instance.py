@@ -91,7 +91,7 @@ class NamespacesInstance:
     async def _set_frozen(self, frozen: bool) -> None:
         self._trees.freeze(self._id, frozen)
         async with asyncio.timeout(5):
-            while self._trees.is_frozen(self._id) is not frozen:
+            while self._trees.is_frozen(self._id) is not frozen:  # noqa: ASYNC110 — the kernel offers nothing to wait on
                 await asyncio.sleep(0.001)
 
     async def usage(self) -> Mapping[str, int]:

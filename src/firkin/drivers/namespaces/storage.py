@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from firkin.drivers.namespaces.orders import LaunchOrder
 from firkin.host.disks import UPPER, WORK, attach, copy_sparse, mount_ext4
@@ -52,10 +53,8 @@ def make_disk(order: LaunchOrder, disks: int) -> int:
 def _loop_node(order: LaunchOrder) -> str:
     """The launcher's root has no devtmpfs: make the node of this slot's device by number."""
     path = f"/loop/{order.slot}"
-    try:
+    with suppress(FileExistsError):
         os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(order.loop[0], order.loop[1]))
-    except FileExistsError:
-        pass
     return path
 
 

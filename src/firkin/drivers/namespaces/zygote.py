@@ -25,6 +25,7 @@ import socket
 import sys
 import traceback
 from contextlib import suppress
+from typing import NoReturn
 
 from firkin.drivers.namespaces import confinement, storage, view
 from firkin.drivers.namespaces.orders import DESCRIPTORS, Failure, LaunchOrder
@@ -154,12 +155,13 @@ def _launch_next(channel: socket.socket, workshop: Workshop) -> bool:
         syscalls.unshare(CLONE_NEWPID)
         pid = os.fork()
     except OSError as error:
-        answer, beside = {"id": order.sandbox_id, "error": f"cannot fork: {error.strerror}"}, []
+        answer: dict[str, str | int] = {"id": order.sandbox_id, "error": f"cannot fork: {error.strerror}"}
+        beside: list[int] = []
         with suppress(OSError):
             syscalls.setns(workshop.own_pid_namespace, CLONE_NEWPID)
     else:
         if pid == 0:
-            _become_agent(order, fds, workshop, channel)
+            _become_agent(order, fds, workshop)
         syscalls.setns(workshop.own_pid_namespace, CLONE_NEWPID)
         handle = os.pidfd_open(pid)
         answer, beside = {"id": order.sandbox_id, "pid": pid}, [handle]
@@ -170,8 +172,8 @@ def _launch_next(channel: socket.socket, workshop: Workshop) -> bool:
     return True
 
 
-def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop, channel: socket.socket) -> None:
-    """Never returns. A failure is reported on the report pipe with the step that it happened in."""
+def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoReturn:
+    """A failure is reported on the report pipe with the step that it happened in."""
     given = dict(zip(DESCRIPTORS, fds, strict=False))
     step = ["start"]
     try:

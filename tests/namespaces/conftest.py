@@ -1,0 +1,62 @@
+"""A runtime over the real driver, and one sandbox a module to attack."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from firkin.drivers.namespaces.driver import NamespacesDriver
+from firkin.drivers.namespaces.preflight import check
+from firkin.engine.backend import LocalBackend
+from firkin.host.roots import HostRootPreparer
+from firkin.law.ids import TemplateId
+from firkin.law.processes import Argv, Command, CommandOutput
+from firkin.law.sandboxes import SandboxSpec
+from firkin.law.templates import TemplateSpec
+from firkin.runtime import Runtime
+
+Shell = Callable[..., Awaitable[CommandOutput]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    readiness = check(Path("/var/tmp"))
+    for item in items:
+        if "tests/namespaces" in str(item.path):
+            item.add_marker(pytest.mark.host)
+            item.add_marker(pytest.mark.asyncio(loop_scope="module"))
+            if not readiness.ready:
+                item.add_marker(pytest.mark.skip(reason="; ".join(readiness.reasons)))
+
+
+def backend_at(state_dir: Path, **options: str) -> LocalBackend:
+    driver = NamespacesDriver.from_settings(state_dir, {"ready_slots": "3", **options})
+    return LocalBackend(driver=driver, preparer=HostRootPreparer(), state_dir=state_dir)
+
+
+@pytest.fixture(scope="module")
+def driver_options() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+async def runtime(
+    tmp_path_factory: pytest.TempPathFactory, driver_options: dict[str, str]
+) -> AsyncIterator[Runtime]:
+    backend = backend_at(tmp_path_factory.mktemp("state"), **driver_options)
+    async with Runtime.open(backend) as opened:
+        await opened.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def shell(runtime: Runtime) -> AsyncIterator[Shell]:
+    """Run bash text in one sandbox of the module's: ``await shell("id", user="root")``."""
+    async with await runtime.sandboxes.create(SandboxSpec.from_template("base")) as sandbox:
+
+        async def run(text: str, *, user: str | None = None, timeout_s: float = 30) -> CommandOutput:
+            command = Command(mode=Argv("/bin/bash", ("-c", text)), user=user, timeout_s=timeout_s)
+            return await sandbox.exec(command)
+
+        yield run
