@@ -41,9 +41,7 @@ def driver_options() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-async def runtime(
-    tmp_path_factory: pytest.TempPathFactory, driver_options: dict[str, str]
-) -> AsyncIterator[Runtime]:
+async def runtime(tmp_path_factory: pytest.TempPathFactory, driver_options: dict[str, str]) -> AsyncIterator[Runtime]:
     backend = backend_at(tmp_path_factory.mktemp("state"), **driver_options)
     async with Runtime.open(backend) as opened:
         await opened.templates.prepare(TemplateSpec.host(id=TemplateId("base")))

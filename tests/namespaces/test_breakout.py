@@ -6,7 +6,6 @@ import os
 import platform
 
 import pytest
-
 from tests.namespaces.conftest import Shell
 
 PYTHON = "/usr/bin/python3"
@@ -95,9 +94,12 @@ async def test_the_capability_set_is_the_documented_one_and_empty_for_the_user(s
 
 async def test_a_process_has_only_its_three_descriptors(shell: Shell) -> None:
     output = await shell("ls /proc/self/fd | tr '\\n' ' '; ls /proc/$$/fd | tr '\\n' ' '")
-    assert output.stdout.split() == [b"0", b"1", b"2", b"3", b"0", b"1", b"2", b"255"] or output.stdout.split()[
-        :4
-    ] == [b"0", b"1", b"2", b"3"]
+    assert output.stdout.split() == [b"0", b"1", b"2", b"3", b"0", b"1", b"2", b"255"] or output.stdout.split()[:4] == [
+        b"0",
+        b"1",
+        b"2",
+        b"3",
+    ]
 
 
 async def test_nothing_of_the_host_s_environment_is_inherited(shell: Shell) -> None:
@@ -131,13 +133,20 @@ async def test_nothing_of_the_host_s_environment_is_inherited(shell: Shell) -> N
     ],
 )
 async def test_a_host_path_is_absent_or_empty(shell: Shell, path: str) -> None:
-    output = await shell(f"cat {path} 2>/dev/null | head -c 64 | wc -c; ls -A {path} 2>/dev/null | grep -vx {path} | wc -l",
-                         user="root")
+    output = await shell(
+        f"cat {path} 2>/dev/null | head -c 64 | wc -c; ls -A {path} 2>/dev/null | grep -vx {path} | wc -l", user="root"
+    )
     assert output.stdout.split() == [b"0", b"0"]
 
 
 @pytest.mark.parametrize(
-    "path", ["/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/irq/default_smp_affinity"]
+    "path",
+    [
+        "/proc/sysrq-trigger",
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/kernel/hostname",
+        "/proc/irq/default_smp_affinity",
+    ],
 )
 async def test_a_lever_of_the_host_is_read_only(shell: Shell, path: str) -> None:
     output = await shell(f"echo h > {path}", user="root")
@@ -164,7 +173,7 @@ async def test_the_agent_cannot_be_read_by_root(shell: Shell, name: str) -> None
 
 
 async def test_the_agent_cannot_be_traced(shell: Shell) -> None:
-    attack = 'import ctypes; l = ctypes.CDLL(None, use_errno=True); print(l.ptrace(16, 1, 0, 0), ctypes.get_errno())'
+    attack = "import ctypes; l = ctypes.CDLL(None, use_errno=True); print(l.ptrace(16, 1, 0, 0), ctypes.get_errno())"
     output = await shell(f"{PYTHON} -c '{attack}'", user="root")
     assert output.stdout == b"-1 1\n"
 

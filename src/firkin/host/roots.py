@@ -169,6 +169,8 @@ def _existing(path: str) -> str:
     """The absolute path of what must exist and be readable."""
     if "\0" in path or not path:
         raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path!r} is no path")
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        raise TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, f"{path} is neither a folder nor a file")
     if not os.access(path, os.R_OK):
         why = "cannot be read" if os.path.lexists(path) else os.strerror(errno.ENOENT).lower()
         raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path}: {why}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from firkin.drivers.namespaces import preflight
 from firkin.drivers.namespaces.helper_process import HelperDied
 from firkin.drivers.namespaces.instance import NamespacesInstance
-from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report
+from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
 from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.options import NamespacesOptions
 from firkin.drivers.namespaces.orders import LaunchOrder
@@ -30,11 +30,11 @@ from firkin.host import cgroups
 from firkin.host.base_disks import BaseDisks
 from firkin.host.firewall import Firewall, allow_forwarding, uplinks
 from firkin.host.seccomp import cached_filter
-from firkin.host.syscalls import kill_pidfd, open_tree
+from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
-from firkin.law.errors import BackendFailure
+from firkin.law.errors import BackendFailure, DeadlineExceeded
 from firkin.law.ids import SandboxId
 from firkin.lifetimes import finish
 
@@ -126,6 +126,8 @@ class NamespacesDriver:
                     continue
                 if isinstance(error, HelperDied):
                     raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
+                if isinstance(error, TimeoutError):
+                    raise DeadlineExceeded("create sandbox", _BOOT_WITHIN_S, sandbox_id=plan.sandbox_id) from error
                 raise
         raise AssertionError("the loop returns or raises")
 
@@ -135,22 +137,21 @@ class NamespacesDriver:
         path = str(self._sockets / plan.sandbox_id)
         report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         fds: list[int] = []
+        borrowed = (slot.user, slot.network, slot.idmap)
         try:
             listener = _listen(path)
-            fds += [listener.detach(), said, slot.user, os.dup(slot.idmap), slot.network, open_tree(plan.root.base)]
+            fds += [listener.detach(), said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
             fds += [open_tree(source) for source in plan.root.shared.values()]
             async with asyncio.timeout(_BOOT_WITHIN_S):
                 launched = await self._launcher.fork(self._order(plan, slot, base.name), fds)
-                _close(fds, borrowed=(slot.user, slot.network))
-                try:
-                    await read_report(report)
-                except BaseException:
-                    kill_pidfd(launched.pidfd, signal.SIGKILL)
-                    os.close(launched.pidfd)
-                    raise
+                _close(fds, borrowed=borrowed)
+                await read_report(report)
+        except BaseException:
+            _close(fds, borrowed=borrowed)
+            await finish(settled(report), within_s=_UNDO_WITHIN_S)
+            raise
         finally:
             os.close(report)
-            _close(fds, borrowed=(slot.user, slot.network))
         return self._instance(plan.sandbox_id, self._ref(plan.sandbox_id, launched, slot, path), launched.pidfd, slot)
 
     def _order(self, plan: BootPlan, slot: Slot, base: str) -> LaunchOrder:

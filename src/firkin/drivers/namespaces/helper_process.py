@@ -33,6 +33,7 @@ class HelperProcess:
         self._module = module
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._sending = asyncio.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -76,26 +77,31 @@ class HelperProcess:
     async def send(self, message: bytes, fds: list[int]) -> None:
         """Raises `HelperDied`."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        while True:
-            if self._socket is None:
-                raise HelperDied(self._module)
-            try:
-                self._socket.sendmsg([message], rights)
-                return
-            except BlockingIOError:
-                await _until_writable(self._socket)
-            except OSError as error:
-                raise HelperDied(self._module) from error
+        async with self._sending:  # a loop knows one writer for each descriptor
+            while not self._sent(message, rights):
+                await _until_writable(self._connection())
+
+    def _sent(self, message: bytes, rights: list[tuple[int, int, array.array[int]]]) -> bool:
+        try:
+            self._connection().sendmsg([message], rights)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise HelperDied(self._module) from error
+        return True
+
+    def _connection(self) -> socket.socket:
+        if self._socket is None:
+            raise HelperDied(self._module)
+        return self._socket
 
     async def receive(self) -> tuple[bytes, list[int]]:
         """The next message and its descriptors. Raises `HelperDied`."""
         while True:
-            if self._socket is None:
-                raise HelperDied(self._module)
             try:
-                message, ancillary, _, _ = self._socket.recvmsg(_MESSAGE, 1024, socket.MSG_CMSG_CLOEXEC)
+                message, ancillary, _, _ = self._connection().recvmsg(_MESSAGE, 1024, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                await _until_readable(self._socket)
+                await _until_readable(self._connection())
                 continue
             except OSError as error:
                 raise HelperDied(self._module) from error

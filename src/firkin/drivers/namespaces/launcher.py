@@ -72,7 +72,7 @@ class Launcher:
             await self._helper.send(order.encode(), fds)
             async with asyncio.timeout(20):
                 return await answer
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TimeoutError):
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 os.close(answer.result().pidfd)
             raise
@@ -119,6 +119,26 @@ class Launcher:
 
 async def read_report(report: int) -> None:
     """Wait for the launched process to say that it is the agent. Raises `LaunchFailed`, with the step, otherwise."""
+    await _readable(report)
+    said = os.read(report, 65536)
+    if not said:
+        raise LaunchFailed("start", 0, "the process ended before it became the agent")
+    if said != b"+":
+        failure = Failure.decode(said)
+        raise LaunchFailed(failure.step, failure.code, failure.text)
+
+
+async def settled(report: int) -> None:
+    """Wait until a launch that is to be undone can make nothing new any more.
+
+    Whoever sets up a sandbox holds the other end of the pipe, so it is over when
+    the pipe says anything: ready, failed, or closed because everybody is dead.
+    Without this wait, an undo would run ahead of the set-up that it undoes.
+    """
+    await _readable(report)
+
+
+async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
     readable = loop.create_future()
 
@@ -126,14 +146,8 @@ async def read_report(report: int) -> None:
         if not readable.done():
             readable.set_result(None)
 
-    loop.add_reader(report, wake)
+    loop.add_reader(fd, wake)
     try:
         await readable
     finally:
-        loop.remove_reader(report)
-    said = os.read(report, 65536)
-    if not said:
-        raise LaunchFailed("start", 0, "the process ended before it became the agent")
-    if said != b"+":
-        failure = Failure.decode(said)
-        raise LaunchFailed(failure.step, failure.code, failure.text)
+        loop.remove_reader(fd)

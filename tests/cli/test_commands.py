@@ -1,0 +1,203 @@
+"""The command line as a user meets it: exit codes, one-sentence errors, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firkin.cli.kernel_checks import kernel_version
+from firkin.cli.options import Size
+from firkin.cli.output import plain
+from firkin.cli.remote_process import exit_code
+from firkin.cli.template import absolute_source
+from firkin.cli.template_calls import default_id
+
+
+def firkin(
+    *args: str, state: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FIRKIN_", "E2B_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "firkin.cli.main", *args],
+        input=stdin,
+        capture_output=True,
+        timeout=50,
+        check=False,
+        env={**clean, "FIRKIN_STATE_DIR": str(state), **(env or {})},
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["nope"], "no command is called 'nope'"),
+        (["serve", "--port", "x"], "not a valid integer"),
+        (["serve", "--port", "70000"], "whole number from 0 to 65535"),
+        (["serve", "--api-key", "a"], "8 to 256"),
+        (["serve", "--driver", "nope", "--port", "0"], "no driver is called 'nope'"),
+        (["serve", "--driver-option", "x"], "NAME=VALUE"),
+        (["serve", "--config", "/nonexistent.toml"], "does not exist"),
+        (["run"], "Missing argument"),
+        (["run", "--env", "x", "--", "true"], "NAME=VALUE"),
+        (["run", "--memory", "lots", "--", "true"], "is not a size"),
+        (["run", "--driver", "memory", "--memory", "1k", "--", "true"], "memory_bytes is 1024"),
+        (["run", "--driver", "memory", "--cpus", "0", "--", "true"], "0 is not in the range"),
+        (["run", "--driver", "memory", "--timeout", "0", "--", "true"], "not in the range"),
+        (["run", "--driver", "memory", "--", ""], "program name is empty"),
+        (["sandbox", "kill"], "name the sandboxes"),
+        (["sandbox", "kill", "../x", "--url", "http://127.0.0.1:9", "--api-key", "k"], "sandbox id"),
+        (["sandbox", "list", "--url", "nonsense", "--api-key", "k"], "is not a server's URL"),
+        (["sandbox", "list", "--url", "http://127.0.0.1:9"], "needs an API key"),
+        (["template", "delete", "a/b", "--driver"], "No such option"),
+        (["bench", "--driver", "memory", "--url", "http://x"], "leave it out"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, args: list[str], says: str) -> None:
+    done = firkin(*args, state=tmp_path)
+    assert says in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert not list(tmp_path.glob("logs/*"))
+
+
+@pytest.mark.parametrize(
+    "args", [["env"], ["sandbox", "list"], ["sandbox", "list", "--url", "http://127.0.0.1:9", "--api-key", "k"]]
+)
+def test_without_a_server_a_command_says_so_and_fails(tmp_path: Path, args: list[str]) -> None:
+    done = firkin(*args, state=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"server" in done.stderr
+
+
+def test_help_names_every_command_and_loads_none_of_them(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom firkin.cli.main import _run\nassert _run(['--help']) == 0\n"
+        "heavy = {'asyncio', 'aiohttp', 'rich', 'firkin.engine', 'starlette', 'uvicorn', 'e2b'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in (b"serve", b"env", b"run", b"sandbox", b"template", b"doctor", b"bench"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["serve", "env", "run", "sandbox", "template", "doctor", "bench"])
+def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
+    done = firkin(command, "--help", state=tmp_path)
+    assert done.returncode == 0
+    assert b"Usage: firkin " + command.encode() in done.stdout
+
+
+def test_an_unexpected_error_leaves_a_file_and_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import firkin.cli.main as main\n"
+        "main._COMMANDS['env'] = ('firkin.cli.no_such_module:env', '')\n"
+        "main.main(['env'])\n"
+    )
+    env = {**os.environ, "FIRKIN_STATE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20, check=False, env=env)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    (kept,) = (tmp_path / "logs").iterdir()
+    assert str(kept).encode() in done.stderr
+    assert "Traceback" in kept.read_text()
+    assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_run_passes_output_and_exit_code_through(tmp_path: Path) -> None:
+    done = firkin("run", "--driver", "memory", "--", "sh", "-c", "echo out; echo err >&2; exit 7", state=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+
+
+def test_run_passes_input_through_to_its_end(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4096
+    done = firkin("run", "--driver", "memory", "--", "cat", state=tmp_path, stdin=data)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == data
+
+
+def test_run_honours_environment_and_directory(tmp_path: Path) -> None:
+    words = ("run", "--driver", "memory", "-e", "A=b c", "--cwd", "/tmp", "--", "sh", "-c", "echo $A; pwd")
+    done = firkin(*words, state=tmp_path)
+    assert done.stdout == b"b c\n/tmp\n"
+
+
+def test_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = firkin("run", "--driver", "memory", "--", "true", state=tmp_path / "state", env={"TMPDIR": str(temporary)})
+    assert done.returncode == 0
+    assert not list(temporary.iterdir())
+    assert not (tmp_path / "state").exists()
+
+
+def test_run_times_out_with_124(tmp_path: Path) -> None:
+    done = firkin("run", "--driver", "memory", "--timeout", "0.2", "--", "sleep", "60", state=tmp_path)
+    assert done.returncode == 124
+
+
+def test_run_of_a_missing_program_is_a_failure_in_one_sentence(tmp_path: Path) -> None:
+    done = firkin("run", "--driver", "memory", "--", "no-such-program", state=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"no-such-program" in done.stderr
+
+
+def test_doctor_answers_in_json_and_boots_a_sandbox(tmp_path: Path) -> None:
+    done = firkin("doctor", "--driver", "memory", "--json", state=tmp_path)
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert answer["ready"] is True
+    findings = {each["name"]: each for each in answer["findings"]}
+    assert findings["probe"]["status"] == "ok"
+    assert all(each["why"] for each in answer["findings"])
+    assert all(each["mend"] for each in answer["findings"] if each["status"] != "ok")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("512", 512), ("512m", 512 << 20), ("2G", 2 << 30), ("1KiB", 1024), ("1t", 1 << 40)]
+)
+def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ({"exitCode": 3, "exited": True, "status": "exit status 3"}, 3),
+        ({"status": "exit status 0", "exited": True}, 0),
+        ({"exitCode": -1, "exited": False, "status": "signal: killed"}, 137),
+        ({"exitCode": -1, "status": "signal: terminated"}, 143),
+        ({"exitCode": -1, "status": "signal: segmentation fault (core dumped)"}, 139),
+        ({"exitCode": -1, "status": "signal 34"}, 162),
+    ],
+)
+def test_an_end_event_becomes_a_shells_number(end: dict[str, object], code: int) -> None:
+    assert exit_code(end) == code
+
+
+def test_guest_text_cannot_steer_the_terminal() -> None:
+    assert plain("a\x1b[2Jb\n") == "a\\x1b[2Jb\\x0a"
+
+
+def test_file_names_of_sources_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_source("./root") == f"local:{tmp_path}/root"
+    assert absolute_source("oci:./layout:tag") == f"oci:{tmp_path}/layout:tag"
+    assert absolute_source("debian:12") == "debian:12"
+
+
+def test_a_template_id_is_made_from_its_source() -> None:
+    assert default_id("debian:12") == "debian-12"
+    assert default_id("local:/srv/root") == "local--srv-root"
+
+
+@pytest.mark.parametrize(("text", "version"), [("6.18.44-x", (6, 18)), ("5.4", (5, 4)), ("strange", (0, 0))])
+def test_a_kernel_release_has_two_numbers(text: str, version: tuple[int, int]) -> None:
+    assert kernel_version(text) == version

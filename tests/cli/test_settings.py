@@ -1,0 +1,126 @@
+"""Settings: who wins, what is refused, and that a refusal names the culprit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from firkin.law.errors import InvalidSpec
+from firkin.law.resources import MIB
+from firkin.settings import Settings, default_state_dir, parse_api_key, read_settings
+
+KEY = "e2b_0123456789abcdef"
+
+
+def read(tmp_path: Path, toml: str = "", env: dict[str, str] | None = None, **given: object) -> Settings:
+    (tmp_path / "config.toml").write_text(toml)
+    return read_settings({"state_dir": tmp_path, **given}, environ=env or {})
+
+
+def test_defaults_hold_when_nothing_is_said(tmp_path: Path) -> None:
+    settings = read(tmp_path)
+    assert (settings.host, settings.port, settings.driver) == ("127.0.0.1", 3000, "namespaces")
+    assert settings.policies().default_resources.memory_bytes == 512 * MIB
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
+    toml = 'host = "10.0.0.1"\nport = 1\nmax_sandboxes = 7'
+    settings = read(tmp_path, toml, {"FIRKIN_HOST": "10.0.0.2", "FIRKIN_PORT": "2"}, port=3)
+    assert (settings.host, settings.port, settings.max_sandboxes) == ("10.0.0.2", 3, 7)
+
+
+def test_options_not_given_do_not_hide_what_the_file_says(tmp_path: Path) -> None:
+    assert read(tmp_path, "kill_on_exit = true", kill_on_exit=None).kill_on_exit is True
+
+
+@pytest.mark.parametrize("env", [{"FIRKIN_DRIVR": "x"}, {"FIRKIN_": "x"}])
+def test_an_unknown_variable_is_refused_by_name(tmp_path: Path, env: dict[str, str]) -> None:
+    with pytest.raises(InvalidSpec, match="is not a setting; known are"):
+        read(tmp_path, env=env)
+
+
+def test_an_unknown_key_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match=r"'max_sandbox' in .*config\.toml is not a setting"):
+        read(tmp_path, "max_sandbox = 3")
+
+
+def test_a_named_configuration_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="does not exist"):
+        read_settings(environ={"FIRKIN_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="is not TOML"):
+        read(tmp_path, "host = ")
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"port": 65536}, "whole number from 0 to 65535"),
+        ({"port": -1}, "whole number"),
+        ({"port": "x"}, "whole number"),
+        ({"port": True}, "whole number"),
+        ({"host": "a b"}, "host name"),
+        ({"driver": "../x"}, "driver's name"),
+        ({"domain": "UPPER"}, "domain name"),
+        ({"log_level": "loud"}, "one of debug"),
+        ({"kill_on_exit": "perhaps"}, "true or false"),
+        ({"default_timeout_s": 0}, "seconds above 0"),
+        ({"default_timeout_s": "nan"}, "seconds above 0"),
+        ({"sandbox_memory_mb": 1}, "from 16"),
+        ({"max_sandboxes": 1.5}, "whole number"),
+        ({"driver_options": "a"}, "table"),
+        ({"api_keys": ["short"]}, "8 to 256"),
+        ({"api_keys": [f"a b:{KEY}"]}, "name"),
+        ({"api_keys": [f"a:{KEY}:0"]}, "above 0"),
+        ({"api_keys": [f"a:{KEY}:1:2"]}, "NAME:KEY"),
+        ({"api_keys": [f"a:{KEY}", f"b:{KEY}"]}, "same name or the same key"),
+        ({"api_keys": [3]}, "list of texts"),
+        ({"state_dir": ""}, "a path"),
+    ],
+)
+def test_a_wrong_value_says_what_is_allowed(tmp_path: Path, given: dict[str, object], text: str) -> None:
+    with pytest.raises(InvalidSpec, match=text):
+        read(tmp_path, **given)
+
+
+def test_a_refused_key_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        read(tmp_path, api_keys=[f"a:{KEY}", f"b:{KEY}"])
+    assert KEY not in str(caught.value)
+
+
+def test_a_settings_text_does_not_hold_keys(tmp_path: Path) -> None:
+    assert KEY not in repr(read(tmp_path, api_keys=[KEY]))
+
+
+def test_none_lifts_a_limit(tmp_path: Path) -> None:
+    settings = read(tmp_path, 'max_timeout_s = "none"\ndefault_timeout_s = "none"')
+    assert settings.policies().deadlines.max_timeout_s is None
+    assert settings.policies().deadlines.default_timeout_s is None
+
+
+def test_keys_come_with_names_and_quotas(tmp_path: Path) -> None:
+    settings = read(tmp_path, env={"FIRKIN_API_KEYS": f"{KEY},bob:{KEY}1:5"})
+    assert [(key.name, key.key, key.max_sandboxes) for key in settings.api_keys] == [
+        ("default", KEY, None),
+        ("bob", f"{KEY}1", 5),
+    ]
+
+
+def test_a_second_bare_key_gets_a_name_of_its_own() -> None:
+    assert parse_api_key(KEY, position=2).name == "key2"
+
+
+def test_the_default_state_folder_depends_on_who_asks() -> None:
+    expected = "/var/lib/firkin" if os.geteuid() == 0 else "/home/x/.local/share/firkin"
+    assert str(default_state_dir({"HOME": "/home/x"})) == expected
+
+
+def test_the_environment_names_the_state_folder_and_its_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("port = 4000")
+    settings = read_settings(environ={"FIRKIN_STATE_DIR": str(tmp_path)})
+    assert (settings.state_dir, settings.port) == (tmp_path, 4000)

@@ -1,0 +1,134 @@
+"""Ranges, encodings and multipart uploads, without a server."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import AsyncIterator
+
+import pytest
+
+from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_range
+from firkin.e2b.encodings import accepts_gzip, check_content_encoding, gunzipped, gzipped
+from firkin.e2b.exchange import Refused
+from firkin.e2b.multipart import MultipartUpload
+
+
+async def chunked(data: bytes, step: int) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), step):
+        yield data[at : at + step]
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        (None, None),
+        ("bytes=0-9", ByteRange(0, 10)),
+        ("bytes=90-", ByteRange(90, 10)),
+        ("bytes=90-1000", ByteRange(90, 10)),
+        ("bytes=-5", ByteRange(95, 5)),
+        ("bytes=-500", ByteRange(0, 100)),
+        ("bytes=9-2", None),
+        ("bytes=0-1,5-6", None),
+        ("lines=0-1", None),
+        ("bytes=-", None),
+    ],
+)
+def test_one_range_is_read_and_everything_else_is_the_whole_file(header: str | None, found: ByteRange | None) -> None:
+    assert read_range(header, 100) == found
+
+
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=-0"])
+def test_a_range_behind_the_end_cannot_be_served(header: str) -> None:
+    with pytest.raises(Unsatisfiable):
+        read_range(header, 100)
+
+
+def test_conditions_compare_tag_and_time() -> None:
+    modified = 1_700_000_000 * 10**9 + 5
+    tag, date = etag(10, modified), http_date(modified)
+    assert Conditions(if_none_match=tag).unchanged(tag, modified)
+    assert not Conditions(if_none_match='"other"', if_modified_since=date).unchanged(tag, modified)
+    assert Conditions(if_modified_since=date).unchanged(tag, modified)
+    assert Conditions(if_match='"other"').failed(tag, modified)
+    assert Conditions(if_unmodified_since="Thu, 01 Jan 1970 00:00:00 GMT").failed(tag, modified)
+    assert not Conditions(if_unmodified_since="nonsense").failed(tag, modified)
+    assert Conditions(if_range=date).range_holds(tag, modified)
+    assert not Conditions(if_range='"other"').range_holds(tag, modified)
+
+
+@pytest.mark.parametrize(
+    ("header", "gzip_wanted"),
+    [
+        (None, False),
+        ("gzip", True),
+        ("gzip, deflate, br", True),
+        ("identity", False),
+        ("gzip;q=0.5, identity", False),
+        ("gzip;q=0", False),
+        ("br", False),
+        ("*", False),
+        ("identity;q=0, *", True),
+    ],
+)
+def test_gzip_is_sent_only_to_those_who_want_it(header: str | None, gzip_wanted: bool) -> None:
+    assert accepts_gzip(header) is gzip_wanted
+
+
+def test_a_client_that_takes_nothing_we_have_is_told() -> None:
+    with pytest.raises(Refused) as refused:
+        accepts_gzip("br, identity;q=0")
+    assert refused.value.status == 406
+
+
+def test_an_unknown_content_encoding_is_refused() -> None:
+    assert check_content_encoding("gzip")
+    assert not check_content_encoding(None)
+    with pytest.raises(Refused):
+        check_content_encoding("br")
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000, 10**7])
+async def test_gzip_survives_any_step(step: int) -> None:
+    data = bytes(range(256)) * 200
+    packed = b"".join([part async for part in gzipped(chunked(data, 5000))])
+    assert gzip.decompress(packed) == data
+    twice = packed + packed  # a gzip file of two members
+    assert b"".join([part async for part in gunzipped(chunked(twice, max(step, 50)))]) == data * 2
+
+
+@pytest.mark.parametrize("body", [b"plain text", gzip.compress(b"x" * 1000)[:-4], b""])
+async def test_a_broken_gzip_body_is_refused(body: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        [part async for part in gunzipped(chunked(body, 10))]
+    assert refused.value.status == 400
+
+
+UPLOAD = (
+    b'--edge\r\nContent-Disposition: form-data; name="note"\r\n\r\nignored\r\n'
+    b'--edge\r\nContent-Disposition: form-data; name="file"; filename="/a/b.txt"\r\n'
+    b"Content-Type: text/plain\r\n\r\nhello\r\nworld\r\n"
+    b'--edge\r\nContent-Disposition: form-data; name="file"; filename="\xc3\xbc"\r\n\r\n\r\n--edge--\r\n'
+)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 11, 64, 10_000])
+async def test_a_multipart_upload_survives_any_step(step: int) -> None:
+    upload = MultipartUpload(chunked(UPLOAD, step), "multipart/form-data; boundary=edge")
+    found = []
+    async for part in upload.parts():
+        if part.name == "file":
+            found.append((part.filename, b"".join([data async for data in upload.body()])))
+    assert found == [("/a/b.txt", b"hello\r\nworld"), ("ü", b"")]
+
+
+@pytest.mark.parametrize("cut", [10, 60, 150, len(UPLOAD) - 12])
+async def test_a_multipart_upload_that_breaks_off_is_refused(cut: int) -> None:
+    upload = MultipartUpload(chunked(UPLOAD[:cut], 16), "multipart/form-data; boundary=edge")
+    with pytest.raises(Refused):
+        async for _ in upload.parts():
+            [data async for data in upload.body()]
+
+
+def test_a_multipart_upload_needs_a_boundary() -> None:
+    with pytest.raises(Refused):
+        MultipartUpload(chunked(b"", 1), "multipart/form-data")

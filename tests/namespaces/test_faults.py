@@ -1,0 +1,120 @@
+"""Killed launchers, cancelled callers, killed servers: nothing is lost and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from firkin.drivers.namespaces.driver import NamespacesDriver
+from firkin.host.roots import HostRootPreparer
+from firkin.law.driver import BootPlan, RootFilesystem
+from firkin.law.ids import SandboxId
+from firkin.law.resources import SandboxResources
+from firkin.law.templates import TemplateSpec
+
+
+@pytest.fixture(scope="module")
+async def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+async def root(state: Path) -> RootFilesystem:
+    into = state / "template"
+    into.mkdir()
+    prepared = await HostRootPreparer().prepare(TemplateSpec.host(), into, lambda _: None)
+    return prepared.root
+
+
+@pytest.fixture(scope="module")
+async def driver(state: Path) -> AsyncIterator[NamespacesDriver]:
+    made = NamespacesDriver.from_settings(state, {"ready_slots": "3"})
+    await made.start()
+    await made.sweep([])
+    yield made
+    await made.sweep([])
+    await made.aclose()
+
+
+def plan(name: str, root: RootFilesystem) -> BootPlan:
+    return BootPlan(sandbox_id=SandboxId(name), root=root, resources=SandboxResources())
+
+
+async def test_a_sandbox_outlives_its_launcher(driver: NamespacesDriver, root: RootFilesystem) -> None:
+    instance = await driver.boot(plan("outlives", root))
+    assert driver.launcher_pid is not None
+    os.kill(driver.launcher_pid, signal.SIGKILL)
+    channel = await instance.dial()
+    assert b"protocol" in await channel.read()
+    await channel.aclose()
+    await instance.destroy()
+    await driver.discard(instance.sandbox_id)
+
+
+async def test_creates_go_on_while_launchers_are_killed(driver: NamespacesDriver, root: RootFilesystem) -> None:
+    for number in range(8):
+        booting = asyncio.gather(*(driver.boot(plan(f"killed{number}x{index}", root)) for index in range(4)))
+        await asyncio.sleep(0.004 * number)  # different instants of the launch, not a wait for something
+        if driver.launcher_pid is not None:
+            os.kill(driver.launcher_pid, signal.SIGKILL)
+        for instance in await booting:
+            await instance.destroy()
+            await driver.discard(instance.sandbox_id)
+    assert await driver.live() == []
+
+
+async def test_a_cancelled_caller_leaves_nothing_behind(driver: NamespacesDriver, root: RootFilesystem) -> None:
+    for number in range(12):
+        booting = asyncio.ensure_future(driver.boot(plan(f"cancelled{number}", root)))  # noqa: TID251 — cancelled below
+        await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
+        booting.cancel()
+        try:
+            instance = await booting
+        except asyncio.CancelledError:
+            continue
+        await instance.destroy()
+        await driver.discard(instance.sandbox_id)
+    assert await driver.live() == []
+    assert await driver.sweep([]) == []
+
+
+async def test_a_second_driver_adopts_what_the_first_one_left(state: Path, root: RootFilesystem) -> None:
+    home = state / "second"
+    first = NamespacesDriver.from_settings(home, {"ready_slots": "1"})
+    await first.start()
+    await first.sweep([])
+    instance = await first.boot(plan("adopted", root))
+    await first.aclose()
+
+    second = NamespacesDriver.from_settings(home, {"ready_slots": "1"})
+    await second.start()
+    again = await second.adopt(instance.sandbox_id, instance.ref)
+    assert again is not None
+    assert await second.sweep([instance.sandbox_id]) == []
+    channel = await again.dial()
+    assert b"protocol" in await channel.read()
+    await channel.aclose()
+    await again.destroy()
+    await second.discard(again.sandbox_id)
+    assert await second.live() == []
+    await second.aclose()
+
+
+async def test_an_orphan_is_swept_by_its_label(driver: NamespacesDriver, root: RootFilesystem) -> None:
+    instance = await driver.boot(plan("orphan", root))
+    removed = await driver.sweep([])
+    assert any("orphan" in line for line in removed)
+    await instance.destroy()
+    assert await driver.live() == []
+
+
+async def test_a_launch_that_fails_says_in_which_step(driver: NamespacesDriver, root: RootFilesystem) -> None:
+    broken = RootFilesystem(base=root.base, shared={"/not/there": "/usr"})
+    with pytest.raises(Exception, match="mounts"):
+        await driver.boot(BootPlan(sandbox_id=SandboxId("broken"), root=broken, resources=SandboxResources()))
+    assert await driver.live() == []

@@ -1,0 +1,267 @@
+"""Folders, registries, recipes: where else a root comes from; and that a stopped preparation leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firkin.host.recipes import deb822_sources, one_line_sources
+from firkin.host.registries import read_complaint
+from firkin.host.roots import HostRootPreparer
+from firkin.law.errors import DeadlineExceeded, InvalidSpec, TemplateFault, TemplatePrepareFailure
+from firkin.law.templates import LocalSource, OciSource, RecipeSource, TemplateSpec
+
+from .conftest import Prepare, run_tool
+from .images_made import BASE, LayoutMaker, file
+
+needs_root = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="owners and device nodes need root"),
+]
+
+
+class TestFolders:
+    pytestmark = needs_root
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "source"
+        (folder / "opt").mkdir(parents=True)
+        (folder / "opt/one").write_text("1")
+        os.link(folder / "opt/one", folder / "opt/two")
+        os.chown(folder / "opt/one", 33, 44)
+        os.setxattr(folder / "opt/one", "user.colour", b"red")
+        (folder / "opt/link").symlink_to("/etc/passwd")
+        return folder
+
+    async def test_a_folder_is_copied_whole_and_left_alone(self, source: Path, into: Path, prepare: Prepare) -> None:
+        before = sorted(str(path) for path in source.rglob("*"))
+        made = await prepare(f"local:{source}")
+        copy = into / "rootfs/opt"
+        found = os.stat(copy / "one")
+        assert (found.st_uid, found.st_gid, found.st_nlink) == (33, 44, 2)
+        assert os.getxattr(copy / "one", "user.colour") == b"red"
+        assert os.readlink(copy / "link") == "/etc/passwd"
+        assert made.config.user == "user"
+        assert sorted(str(path) for path in source.rglob("*")) == before
+
+    async def test_a_folders_device_nodes_and_overlay_marks_stay_behind(
+        self, source: Path, into: Path, prepare: Prepare
+    ) -> None:
+        os.mknod(source / "opt/null", 0o666 | 0o020000, os.makedev(1, 3))
+        os.setxattr(source / "opt", "trusted.overlay.opaque", b"y")
+        await prepare(f"local:{source}")
+        assert not (into / "rootfs/opt/null").exists()
+        assert os.listxattr(into / "rootfs/opt") == []
+
+    async def test_a_folder_that_holds_the_state_is_refused(self, into: Path, prepare: Prepare) -> None:
+        with pytest.raises(TemplatePrepareFailure, match="copy it elsewhere"):
+            await prepare(f"local:{into.parent}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """A registry of the test's own on loopback; its ``host:port``."""
+    port = _free_port()
+    settings = tmp_path / "registry.yml"
+    settings.write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    )
+    server = subprocess.Popen(["docker-registry", "serve", str(settings)], stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait_for(port: int) -> None:
+    give_up_at = time.monotonic() + 10
+    while time.monotonic() < give_up_at:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    pytest.fail("the registry did not come up")
+
+
+@pytest.mark.skipif(shutil.which("docker-registry") is None, reason="docker-registry is not installed")
+class TestRegistries:
+    pytestmark = needs_root
+
+    @pytest.fixture
+    def pushed(self, registry: str, tmp_path: Path) -> str:
+        layout = LayoutMaker(tmp_path / "layout")
+        layout.add([*BASE, file("hello", "world")], config={"Env": ["A=1"], "WorkingDir": "/srv"})
+        target = f"docker://{registry}/things/small:1"
+        run_tool(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout.path}:latest", target])
+        return f"{registry}/things/small:1"
+
+    async def test_an_image_is_pulled_and_its_config_honoured(self, pushed: str, into: Path, prepare: Prepare) -> None:
+        made = await prepare(pushed)
+        assert (into / "rootfs/hello").read_text() == "world"
+        assert (made.config.env, made.config.workdir) == ({"A": "1"}, "/srv")
+        assert made.digest.startswith("sha256:")
+        assert os.listdir(into) == ["rootfs"]
+
+    async def test_an_unknown_tag_is_missing(self, pushed: str, prepare: Prepare) -> None:
+        with pytest.raises(TemplatePrepareFailure) as caught:
+            await prepare(pushed + "2")
+        assert caught.value.fault is TemplateFault.SOURCE_MISSING
+
+
+@pytest.mark.host
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+async def test_a_registry_that_does_not_answer_is_unavailable(prepare: Prepare) -> None:
+    with pytest.raises(TemplatePrepareFailure, match="connection refused") as caught:
+        await prepare(f"127.0.0.1:{_free_port()}/thing:1")
+    assert caught.value.fault is TemplateFault.REGISTRY_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ('msg="reading manifest 9 in r/x: manifest unknown"', TemplateFault.SOURCE_MISSING),
+        ("requested access to the resource is denied", TemplateFault.SOURCE_MISSING),
+        ("dial tcp: lookup r on 10.0.0.1:53: no such host", TemplateFault.REGISTRY_UNAVAILABLE),
+        ("received unexpected HTTP status: 503 Service Unavailable", TemplateFault.REGISTRY_UNAVAILABLE),
+        ("no image found in manifest list for architecture amd64", TemplateFault.UNSUPPORTED_IMAGE_CONFIG),
+        ("something never seen before", TemplateFault.REGISTRY_UNAVAILABLE),
+    ],
+)
+def test_the_fetchers_words_become_faults(said: str, fault: TemplateFault) -> None:
+    assert read_complaint("docker://r/x:9", said, registry=True).fault is fault
+
+
+@pytest.mark.parametrize("reference", ["-v", "a b", "x;y", "ü", "$(id)"])
+async def test_a_senseless_reference_is_refused(prepare: Prepare, reference: str) -> None:
+    with pytest.raises(InvalidSpec, match="no image reference"):
+        await prepare(reference)
+
+
+async def test_an_unknown_recipe_names_the_known_ones(prepare: Prepare) -> None:
+    with pytest.raises(InvalidSpec, match="there are: debian"):
+        await prepare("recipe:plan9")
+
+
+async def test_a_git_source_is_refused(prepare: Prepare) -> None:
+    with pytest.raises(TemplatePrepareFailure, match="git"):
+        await prepare("git:https://example.invalid/x")
+
+
+def test_only_the_releases_own_sources_are_taken() -> None:
+    one_line = (
+        "deb [arch=amd64] http://m/debian bookworm main # mine\n# deb http://m x y\ndeb http://other/ stable main\n"
+    )
+    assert list(one_line_sources(one_line, "bookworm")) == ["deb [arch=amd64] http://m/debian bookworm main"]
+    deb822 = "Types: deb\nURIs: http://m/d\nSuites: bookworm sid\nComponents: main\nSigned-By: /k.gpg\n"
+    deb822 += "\nTypes: deb\nURIs: http://o\nSuites: x\n"
+    assert list(deb822_sources(deb822, "bookworm")) == ["deb [signed-by=/k.gpg] http://m/d bookworm main"]
+
+
+def _processes_that_mention(path: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(path).encode() in told:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """Sixty gigabytes of nothing: reading it lasts until one is stopped."""
+    path = tmp_path / "endless.tar"
+    path.touch()
+    os.truncate(path, 60 << 30)
+    return path
+
+
+@pytest.mark.host
+async def test_a_cancelled_preparation_leaves_no_process(endless: Path, into: Path) -> None:
+    begun = asyncio.Event()
+    spec = TemplateSpec(source=LocalSource(str(endless)))
+    work = asyncio.create_task(HostRootPreparer().prepare(spec, into, lambda line: begun.set()))
+    await asyncio.wait_for(begun.wait(), 10)
+    assert len(_processes_that_mention(into)) == 1
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert _processes_that_mention(into) == []
+
+
+@pytest.mark.host
+async def test_a_preparation_past_its_deadline_is_stopped(endless: Path, into: Path) -> None:
+    spec = TemplateSpec(source=LocalSource(str(endless)), timeout_s=0.5)
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
+        await HostRootPreparer().prepare(spec, into, print)
+    assert _processes_that_mention(into) == []
+
+
+@pytest.mark.host
+async def test_a_registry_that_never_answers_is_given_up_at_the_deadline(into: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reference = f"127.0.0.1:{silent.getsockname()[1]}/thing:1"
+        spec = TemplateSpec(source=OciSource(reference), timeout_s=0.5)
+        with pytest.raises(DeadlineExceeded):
+            await HostRootPreparer().prepare(spec, into, print)
+    assert _processes_that_mention(into) == []
+
+
+@pytest.mark.host
+async def test_a_pipe_is_no_source(tmp_path: Path, prepare: Prepare) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TemplatePrepareFailure, match="neither a folder nor a file"):
+        await prepare(f"local:{tmp_path}/pipe")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
+class TestRecipes:
+    pytestmark = needs_root
+
+    async def test_debian_is_built_with_what_it_promises(self, into: Path, prepare: Prepare) -> None:
+        made = await prepare("recipe:debian")
+        root = into / "rootfs"
+        for program in ("bash", "python3", "sudo", "git", "curl", "ps"):
+            assert (root / "usr/bin" / program).exists(), program
+        assert (root / "etc/ssl/certs/ca-certificates.crt").stat().st_size > 100_000
+        assert "NOPASSWD" in (root / "etc/sudoers").read_text()
+        assert made.digest.startswith("recipe:debian:")
+        run_tool(["chroot", str(root), "su", "user", "-c", "sudo -n true"])
+
+    async def test_a_cancelled_build_leaves_no_process_and_no_mount(self, into: Path) -> None:
+        begun = asyncio.Event()
+
+        def heard(line: str) -> None:
+            if "extracting" in line:
+                begun.set()
+
+        spec = TemplateSpec(source=RecipeSource("debian"), timeout_s=120)
+        work = asyncio.create_task(HostRootPreparer().prepare(spec, into, heard))
+        await asyncio.wait_for(begun.wait(), 100)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert _processes_that_mention(into) == []
+        assert str(into) not in Path("/proc/self/mountinfo").read_text()
