@@ -99,7 +99,7 @@ async def test_a_terminal_echoes_and_knows_its_size(talk: Conversation) -> None:
     stream = await talk.request("start", argv=["bash", "-i"], env={}, cwd="", user="user", stdin=True, pty=[30, 90])
     [event] = await talk.event(stream)
     for data in (b"stty size\n", b"sleep 100\n", b"\x03", b"echo done\n", b"\x04"):
-        sent = await talk.request("input", process=event["pid"])
+        sent = await talk.request("input", pid=event["pid"])
         await talk.send(sent, data)
         await talk.end(sent)
         assert (await talk.finished(sent)).result == {}

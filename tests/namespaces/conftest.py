@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
+from firkin import Runtime
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.drivers.namespaces.preflight import check
 from firkin.engine.backend import LocalBackend
@@ -15,7 +17,6 @@ from firkin.law.ids import TemplateId
 from firkin.law.processes import Argv, Command, CommandOutput
 from firkin.law.sandboxes import SandboxSpec
 from firkin.law.templates import TemplateSpec
-from firkin.runtime import Runtime
 
 Shell = Callable[..., Awaitable[CommandOutput]]
 
@@ -25,7 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/namespaces" in str(item.path):
             item.add_marker(pytest.mark.host)
-            item.add_marker(pytest.mark.asyncio(loop_scope="module"))
             if not readiness.ready:
                 item.add_marker(pytest.mark.skip(reason="; ".join(readiness.reasons)))
 
@@ -40,7 +40,7 @@ def driver_options() -> dict[str, str]:
     return {}
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def runtime(tmp_path_factory: pytest.TempPathFactory, driver_options: dict[str, str]) -> AsyncIterator[Runtime]:
     backend = backend_at(tmp_path_factory.mktemp("state"), **driver_options)
     async with Runtime.open(backend) as opened:
@@ -48,7 +48,7 @@ async def runtime(tmp_path_factory: pytest.TempPathFactory, driver_options: dict
         yield opened
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shell(runtime: Runtime) -> AsyncIterator[Shell]:
     """Run bash text in one sandbox of the module's: ``await shell("id", user="root")``."""
     async with await runtime.sandboxes.create(SandboxSpec.from_template("base")) as sandbox:

@@ -6,7 +6,10 @@ import os
 import platform
 
 import pytest
+
 from tests.namespaces.conftest import Shell
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PYTHON = "/usr/bin/python3"
 

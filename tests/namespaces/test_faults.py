@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.host.roots import HostRootPreparer
@@ -17,13 +18,15 @@ from firkin.law.ids import SandboxId
 from firkin.law.resources import SandboxResources
 from firkin.law.templates import TemplateSpec
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture(scope="module")
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("faults")
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def root(state: Path) -> RootFilesystem:
     into = state / "template"
     into.mkdir()
@@ -31,7 +34,7 @@ async def root(state: Path) -> RootFilesystem:
     return prepared.root
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def driver(state: Path) -> AsyncIterator[NamespacesDriver]:
     made = NamespacesDriver.from_settings(state, {"ready_slots": "3"})
     await made.start()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from firkin import Runtime
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.sandboxes import SandboxSpec
-from firkin.runtime import Runtime
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SMALL = SandboxResources(vcpus=1, memory_bytes=64 * MIB, disk_bytes=64 * MIB, pids=40)
 PYTHON = "/usr/bin/python3"

@@ -9,11 +9,14 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import pytest_asyncio
 
+from firkin import Runtime, Sandbox
 from firkin.law.network import NetworkPolicy
 from firkin.law.ports import Port
 from firkin.law.sandboxes import SandboxSpec
-from firkin.runtime import Runtime, Sandbox
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PUBLIC = "9.9.9.9"
 SERVE = "/usr/bin/python3 -m http.server 8000 --bind {host} --directory /etc/ssl"
@@ -63,7 +66,7 @@ def spec(*, internet: bool) -> SandboxSpec:
     return SandboxSpec.from_template("base", network=NetworkPolicy(internet=internet))
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def online(runtime: Runtime) -> AsyncIterator[Sandbox]:
     async with await runtime.sandboxes.create(spec(internet=True)) as sandbox:
         yield sandbox
@@ -125,5 +128,5 @@ async def test_a_service_on_loopback_inside_is_reachable_from_the_host(online: S
 
 async def listening(sandbox: Sandbox, port: int) -> None:
     async with asyncio.timeout(10):
-        while not any(binding.guest == port for binding in await sandbox.ports.list()):
+        while not any(binding.guest == port for binding in await sandbox.ports.list()):  # noqa: ASYNC110 — a guest's port
             await asyncio.sleep(0.05)

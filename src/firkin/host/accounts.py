@@ -131,7 +131,9 @@ class Accounts:
 
     def _free_gid(self, wanted: int) -> int:
         taken = {one.gid for one in self._groups()} | {one.gid for one in self._accounts()}
-        return next(gid for gid in (wanted, *range(_FIRST_ID, _LAST_ID)) if gid not in taken)
+        if wanted not in taken:
+            return wanted
+        return next(gid for gid in range(_FIRST_ID, _LAST_ID) if gid not in taken)
 
 
 def _unknown(wish: str, why: str) -> TemplatePrepareFailure:

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, NoReturn, Protocol
+from typing import IO, NoReturn, Protocol, Self
 
 from firkin.host.confined import ConfinedTree, make_directory_in, remove
 from firkin.host.programs import find_program
@@ -73,7 +73,7 @@ class _Header(tarfile.TarInfo):
     """Refuses what the standard reader would swallow: endless extension headers, garbage taken for the end."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             return super().frombuf(buf, encoding, errors)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as failure:  # type: ignore[attr-defined]
@@ -101,8 +101,8 @@ def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
         with gzip.GzipFile(fileobj=file) as stream:
             yield stream  # type: ignore[misc]
     elif kind == "xz":
-        with lzma.LZMAFile(file) as stream:
-            yield stream  # type: ignore[misc]
+        with lzma.LZMAFile(file) as unpacked:
+            yield unpacked
     elif kind == "zstd":
         with _through_zstd(file) as pipe:
             yield pipe
@@ -143,7 +143,7 @@ class Extraction:
         try:
             with decompressed(file) as stream, _reader(stream) as archive:
                 while (entry := archive.next()) is not None:
-                    archive.members.clear()  # it would keep every entry
+                    archive.members.clear()  # type: ignore[attr-defined]  # it would keep every entry
                     self._apply(archive, entry)
                 while stream.read(_CHUNK):  # the checksum of the compressed stream stands at its end
                     pass

@@ -6,12 +6,17 @@ bytes as lone surrogates (PEP 383), which JSON escapes carry unharmed.
 
 from __future__ import annotations
 
-from json import JSONDecodeError, JSONDecoder, JSONEncoder
-from typing import Any  # the JSON edge: values are checked by the readers below
+from json import JSONDecoder, JSONEncoder
 
 from firkin.wire.frames import WireError
 
-Object = dict[str, Any]
+TYPE_CHECKING = False  # as typing's, without importing typing into the guest
+if TYPE_CHECKING:
+    from typing import Any  # the JSON edge: values are checked by the readers below
+
+    Object = dict[str, Any]
+else:
+    Object = dict
 
 _encode = JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _decode = JSONDecoder().decode
@@ -25,7 +30,7 @@ def decode(payload: bytes) -> Object:
     """The object in `payload`; `WireError` when it is anything else."""
     try:
         value = _decode(payload.decode("ascii"))
-    except (UnicodeDecodeError, JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not ASCII, not JSON, or a number too long to read
         raise WireError(f"not a JSON object: {type(error).__name__}") from None
     if not isinstance(value, dict):
         raise WireError("not a JSON object")

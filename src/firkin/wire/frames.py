@@ -69,20 +69,31 @@ class FrameReader:
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """Raises `WireError` for an oversized or unknown frame."""
         pending = self._pending
+        if not pending:  # the common case: whole frames, cut out of `data` without another copy
+            frames, used = _cut(data)
+            if used < len(data):
+                pending += memoryview(data)[used:]
+            return frames
         pending += data
-        frames = []
-        start, end = 0, len(pending)
-        while end - start >= HEADER_SIZE:
-            length, kind, stream = HEADER.unpack_from(pending, start)
-            if length > MAX_PAYLOAD:
-                raise WireError(f"a frame of {length} bytes was announced; the limit is {MAX_PAYLOAD}")
-            if not OPEN <= kind <= HELLO:
-                raise WireError(f"unknown frame kind {kind}")
-            stop = start + HEADER_SIZE + length
-            if stop > end:
-                break
-            frames.append((kind, stream, bytes(pending[start + HEADER_SIZE : stop])))
-            start = stop
-        if start:
-            del pending[:start]
+        frames, used = _cut(pending)
+        if used:
+            del pending[:used]
         return frames
+
+
+def _cut(buffer: bytes | bytearray) -> tuple[list[tuple[int, int, bytes]], int]:
+    """The whole frames at the start of `buffer`, and how many bytes they take."""
+    frames = []
+    start, end = 0, len(buffer)
+    while end - start >= HEADER_SIZE:
+        length, kind, stream = HEADER.unpack_from(buffer, start)
+        if length > MAX_PAYLOAD:
+            raise WireError(f"a frame of {length} bytes was announced; the limit is {MAX_PAYLOAD}")
+        if not OPEN <= kind <= HELLO:
+            raise WireError(f"unknown frame kind {kind}")
+        stop = start + HEADER_SIZE + length
+        if stop > end:
+            break
+        frames.append((kind, stream, bytes(buffer[start + HEADER_SIZE : stop])))
+        start = stop
+    return frames, start

@@ -28,11 +28,12 @@ list        path, depth (0 = no limit)                   EVENT {entries: [entry]
 read        path, offset, length (-1 = to the end)       EVENT entry; DATA …; RESULT {}
 write       path, user, append, mode, parents,           DATA, EOF from the host; RESULT entry
             metadata {} or null
-mkdir       path, parents, user                          RESULT entry
+mkdir       path, parents, user, mode or null            RESULT entry
 rename      path, target, user                           RESULT entry
 remove      path, recursive                              RESULT {}
 chown       path, user                                   RESULT {}
 symlink     path, target, user                           RESULT entry
+readlink    path                                         RESULT {target}: the link's own text
 watch       path, recursive, entry, network              EVENT {} when in force; EVENT {events: [{kind, name,
                                                          entry?}]} …; until CANCEL
 drain       watch (stream number of a watch)             RESULT {}: every event of changes complete before

@@ -144,7 +144,8 @@ async def _mkdir(machine: Machine, stream: Stream, facts: Object) -> None:
         if node.kind == DIRECTORY:
             raise Fault("exists", f"{path!r} already exists", path)
         raise Fault("not_directory", f"{path!r} is not a directory", path)
-    node = Node(DIRECTORY, 0o755, who.uid, who.gid)
+    mode = 0o755 if facts.get("mode") is None else integer(facts, "mode") & 0o7777
+    node = Node(DIRECTORY, mode, who.uid, who.gid)
     tree.add(real, node)
     stream.result(entry(tree, path, node))
 
@@ -212,6 +213,14 @@ async def _symlink(machine: Machine, stream: Stream, facts: Object) -> None:
     stream.result(entry(tree, path, node))
 
 
+async def _readlink(machine: Machine, stream: Stream, facts: Object) -> None:
+    path = _path(facts)
+    _, node = machine.tree.locate(path, follow=False)
+    if node.kind != SYMLINK:
+        raise Fault("invalid", f"{path!r} is not a symbolic link", path)
+    stream.result({"target": node.target})
+
+
 async def _watch(machine: Machine, stream: Stream, facts: Object) -> None:
     path, tree = _path(facts), machine.tree
     flag(facts, "network")  # there are no network file systems in memory: both answers are the same
@@ -263,6 +272,7 @@ FILE_OPERATIONS: Mapping[str, Operation] = {
     "remove": _remove,
     "chown": _chown,
     "symlink": _symlink,
+    "readlink": _readlink,
     "watch": _watch,
     "drain": _drain,
 }

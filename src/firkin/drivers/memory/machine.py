@@ -158,7 +158,7 @@ class Machine:
         """By pid or tag, the newest first; `Fault` (``no_process``) otherwise."""
         self._forget_old()
         for process in reversed(self.started.values()):
-            if selector in (process.pid, process.tag) and not isinstance(selector, bool):
+            if selector in (process.pid, process.tag):
                 return process
         raise Fault("no_process", f"there is no process {selector!r}")
 

@@ -16,10 +16,7 @@ from firkin.wire.codec import Object, flag, integer, mapping, text, texts
 
 
 def _selected(machine: Machine, facts: Object) -> Process:
-    selector = facts.get("process")
-    if isinstance(selector, bool) or not isinstance(selector, int | str):
-        raise Fault("invalid", "'process' is neither a number nor a tag")
-    return machine.find_process(selector)
+    return machine.find_process(integer(facts, "pid") if "pid" in facts else text(facts, "tag"))
 
 
 def _size(facts: Object) -> tuple[int, int] | None:

@@ -99,17 +99,18 @@ _ESCAPES = {
     "\\": b"\\",
     "e": b"\x1b",
 }
-_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{1,2}|0?[0-7]{1,3}|[ntrabfv\\e])")
+_FORMAT_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{1,2}|[0-7]{1,3}|[ntrabfv\\e])")
+_VALUE_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{1,2}|0[0-7]{0,3}|[ntrabfv\\e])")
 
 
-def _unescaped(text: str) -> bytes:
+def _unescaped(text: str, escape: re.Pattern[bytes] = _VALUE_ESCAPE) -> bytes:
     def value(match: re.Match[bytes]) -> bytes:
         code = match.group(1).decode()
         if code[0] == "x":
             return bytes([int(code[1:], 16)])
         return bytes([int(code, 8) & 0xFF]) if code[0].isdigit() else _ESCAPES[code]
 
-    return _ESCAPE.sub(value, encoded(text))
+    return escape.sub(value, encoded(text))
 
 
 _DIRECTIVE = re.compile(r"%(%|[-0-9.]*[sdibcxuq])")
@@ -132,11 +133,11 @@ def _formatted(form: str, values: list[str]) -> bytes:
     """`form` once, taking what it needs from the front of `values`."""
     found, last = b"", 0
     for match in _DIRECTIVE.finditer(form):
-        found += _unescaped(form[last : match.start()])
+        found += _unescaped(form[last : match.start()], _FORMAT_ESCAPE)
         last = match.end()
         directive = match.group(1)
         found += b"%" if directive == "%" else _directed(directive, values.pop(0) if values else "")
-    return found + _unescaped(form[last:])
+    return found + _unescaped(form[last:], _FORMAT_ESCAPE)
 
 
 def _directed(directive: str, value: str) -> bytes:

@@ -1,0 +1,114 @@
+"""Settings → driver → preparer → engine. What `serve`, `run` and the library all start from."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firkin import __version__
+from firkin.bootstrap.driver_loading import load_driver
+from firkin.bootstrap.state_files import make_state_dir
+from firkin.engine.backend import LocalBackend
+from firkin.host.roots import HostRootPreparer
+from firkin.law.backend import SandboxBackend
+from firkin.law.driver import RootPreparer
+from firkin.law.errors import NotFound
+from firkin.law.ids import TemplateId
+from firkin.law.policies import Policies
+from firkin.law.templates import EnvdPlane, HostSource, TemplateInfo, TemplateSource, TemplateSpec, TemplateState
+from firkin.lifetimes import finish
+from firkin.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from firkin.runtime.runtime import Runtime
+
+BASE = TemplateId("base")
+CLOSE_WITHIN_S = 60.0
+
+
+def build_backend(settings: Settings) -> LocalBackend:
+    """The engine of these settings over their driver, not started. Makes the state folder."""
+    make_state_dir(settings.state_dir)
+    driver_dir = settings.state_dir / "drivers" / settings.driver
+    make_state_dir(driver_dir)
+    driver = load_driver(settings.driver, driver_dir, settings.driver_options)
+    own = getattr(driver, "root_preparer", None)  # a driver whose roots are not host directories brings its own
+    preparer: RootPreparer = HostRootPreparer() if own is None else own()
+    return LocalBackend(driver=driver, preparer=preparer, state_dir=settings.state_dir, version=__version__)
+
+
+@asynccontextmanager
+async def open_backend(settings: Settings, *, kill_all: bool = False) -> AsyncIterator[SandboxBackend]:
+    """A started backend. At the end sandboxes live on, unless `kill_all` or the settings' `kill_on_exit`."""
+    backend = build_backend(settings)
+    await backend.start(settings.policies())
+    try:
+        yield backend
+    finally:
+        await finish(backend.aclose(kill_all=kill_all or settings.kill_on_exit), within_s=CLOSE_WITHIN_S)
+
+
+async def ensure_template(
+    backend: SandboxBackend, template_id: TemplateId = BASE, source: TemplateSource | None = None
+) -> TemplateInfo:
+    """The template, prepared from `source` (default: the host's own files) unless it is ready already."""
+    try:
+        known = await backend.templates.get(template_id)
+    except NotFound:
+        known = None
+    if known is not None and known.state is TemplateState.READY:
+        return known
+    spec = TemplateSpec(id=template_id, source=source or HostSource(), data_plane=EnvdPlane())
+    return await backend.templates.prepare(spec)
+
+
+@asynccontextmanager
+async def temporary_state(settings: Settings) -> AsyncIterator[Settings]:
+    """The same settings over a state folder of their own, which is removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="firkin-run-"))
+    try:
+        yield replace(settings, state_dir=folder, kill_on_exit=True)
+    finally:
+        await finish(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True), within_s=CLOSE_WITHIN_S)
+
+
+@asynccontextmanager
+async def open_runtime(
+    *,
+    driver: str = "namespaces",
+    state_dir: Path | str | None = None,
+    driver_options: Mapping[str, str] | None = None,
+    policies: Policies | None = None,
+) -> AsyncIterator[Runtime]:
+    """A `Runtime` on this machine with the template ``base`` ready, without a server.
+
+    Without `state_dir` everything is temporary: at the end each sandbox is
+    killed and the folder removed. With it, sandboxes and templates stay for the
+    next opening. A state folder has one user at a time; a second one is refused.
+    """
+    overrides = {"driver": driver, "driver_options": driver_options or {}, "state_dir": state_dir}
+    settings = read_settings(overrides)
+    if state_dir is not None:
+        async with _runtime(settings, policies) as runtime:
+            yield runtime
+        return
+    async with temporary_state(settings) as temporary, _runtime(temporary, policies) as runtime:
+        yield runtime
+
+
+@asynccontextmanager
+async def _runtime(settings: Settings, policies: Policies | None) -> AsyncIterator[Runtime]:
+    from firkin.runtime.runtime import Runtime  # the server and the commands do without the facade
+
+    backend = build_backend(settings)
+    async with Runtime.open(
+        backend, policies=policies or settings.policies(), kill_all=settings.kill_on_exit
+    ) as runtime:
+        await ensure_template(backend)
+        yield runtime

@@ -1,0 +1,132 @@
+"""The server process from start to end: engine, E2B server, signals, log.
+
+The first SIGTERM or SIGINT ends it in order: no new request, then the engine is
+closed; sandboxes live on unless `kill_on_exit`. A second one stops waiting for
+requests that are still being answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from firkin import __version__
+from firkin.bootstrap.composition import ensure_template, open_backend
+from firkin.bootstrap.event_log import event, start_log
+from firkin.bootstrap.state_files import (
+    ServerRecord,
+    generated_key,
+    make_state_dir,
+    remove_server_record,
+    server_secret,
+    write_server_record,
+)
+from firkin.e2b.app import build_app
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.server import serving
+from firkin.e2b.settings import ServerSettings
+from firkin.law.backend import SandboxBackend
+from firkin.settings import Settings
+
+GRACE_S = 5.0
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until a signal ends it. `announce` gets the URL once requests are answered."""
+    start_log(settings.log_level)
+    make_state_dir(settings.state_dir)
+    with _Stop().installed() as stop:
+        try:
+            async with open_backend(settings) as backend:
+                event("started", driver=settings.driver, state_dir=settings.state_dir, version=__version__)
+                template = await ensure_template(backend)
+                event("template ready", template=template.id, digest=template.digest)
+                await _serve_http(settings, backend, stop, announce)
+                event("stopping", kill_on_exit=settings.kill_on_exit)
+        except asyncio.CancelledError:
+            if not stop.asked:
+                raise
+        event("stopped")
+
+
+async def _serve_http(
+    settings: Settings, backend: SandboxBackend, stop: _Stop, announce: Callable[[str], None]
+) -> None:
+    keys = _keys(settings)
+    app = build_app(backend, keys, _server_settings(settings))
+    async with serving(app, settings.host, settings.port, grace_s=GRACE_S) as port:
+        write_server_record(settings.state_dir, _record(settings, port, keys[0].key))
+        try:
+            url = _url(settings.host, port)
+            event("serving", url=url, keys=len(keys))
+            announce(url)
+            await stop.wait()
+        finally:
+            remove_server_record(settings.state_dir, os.getpid())
+
+
+def _keys(settings: Settings) -> list[ApiKey]:
+    """The configured keys, or the one that the state folder keeps."""
+    if not settings.api_keys:
+        return [ApiKey("default", generated_key(settings.state_dir))]
+    return [ApiKey(key.name, key.key, key.max_sandboxes) for key in settings.api_keys]
+
+
+def _server_settings(settings: Settings) -> ServerSettings:
+    return ServerSettings(
+        secret=server_secret(settings.state_dir),
+        domain=settings.domain,
+        max_timeout_s=settings.max_timeout_s,
+    )
+
+
+def _record(settings: Settings, port: int, key: str) -> ServerRecord:
+    return ServerRecord(
+        url=_url(_ANY.get(settings.host, settings.host), port),
+        pid=os.getpid(),
+        api_key=key,
+        domain=settings.domain,
+        driver=settings.driver,
+        version=__version__,
+    )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Stop:
+    """What signals mean: before serving and from the second on, cancel; the first while serving, end in order."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._waiting = False
+        self._event = asyncio.Event()
+        self._task = asyncio.current_task()
+
+    @contextmanager
+    def installed(self) -> Iterator[_Stop]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield self
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def wait(self) -> None:
+        self._waiting = True
+        await self._event.wait()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        first, self.asked = not self.asked, True
+        event("signal received", signal=number.name)
+        if first and self._waiting:
+            self._event.set()
+        elif self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,125 @@
+"""The small files of a state folder that are not the engine's.
+
+``api_key`` and ``secret`` are made once and stay; ``server.json`` says where the
+running server is and goes with it. All are readable by their owner only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from firkin.law.errors import InvalidReason, InvalidSpec, IoFailure
+
+KEY_FILE = "api_key"
+SECRET_FILE = "secret"
+SERVER_FILE = "server.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRecord:
+    """Where a running server is. `api_key` is the first of its keys."""
+
+    url: str
+    pid: int
+    api_key: str
+    domain: str
+    driver: str
+    version: str
+
+    @property
+    def alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+def make_state_dir(path: Path) -> None:
+    """Make `path`, for its owner only. Raises `InvalidSpec` when that is impossible."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSpec(
+            "open state folder",
+            InvalidReason.INVALID_SETTINGS,
+            f"the state folder {path} cannot be made: {error.strerror}; choose one with --state-dir",
+        ) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InvalidSpec(
+            "open state folder",
+            InvalidReason.INVALID_SETTINGS,
+            f"the state folder {path} cannot be written; choose one with --state-dir",
+        )
+
+
+def generated_key(state_dir: Path) -> str:
+    """The key of this state folder, made on first use: ``e2b_`` and 40 hex digits."""
+    return _once(state_dir / KEY_FILE, lambda: f"e2b_{secrets.token_hex(20)}")
+
+
+def server_secret(state_dir: Path) -> bytes:
+    """32 random bytes that access tokens are derived from, made on first use."""
+    return bytes.fromhex(_once(state_dir / SECRET_FILE, lambda: secrets.token_hex(32)))
+
+
+def write_server_record(state_dir: Path, record: ServerRecord) -> None:
+    _replace(state_dir / SERVER_FILE, json.dumps(asdict(record)) + "\n")
+
+
+def remove_server_record(state_dir: Path, pid: int) -> None:
+    """Remove the record if it is that of `pid`: a newer server's stays."""
+    record = read_server_record(state_dir)
+    if record is not None and record.pid == pid:
+        (state_dir / SERVER_FILE).unlink(missing_ok=True)
+
+
+def read_server_record(state_dir: Path) -> ServerRecord | None:
+    """The record of the last server, or None when there is none. It may be dead: see `alive`."""
+    try:
+        raw = json.loads((state_dir / SERVER_FILE).read_text())
+        return _record(raw)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise IoFailure("read", str(state_dir / SERVER_FILE), "it belongs to another user") from None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _record(raw: Mapping[str, object]) -> ServerRecord:
+    texts = {name: str(raw[name]) for name in ("url", "api_key", "domain", "driver", "version")}
+    return ServerRecord(pid=int(str(raw["pid"])), **texts)
+
+
+def _once(path: Path, make: Callable[[], str]) -> str:
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        text = ""
+    except OSError as error:
+        raise IoFailure("read", str(path), error.strerror or str(error)) from None
+    if text:
+        return text
+    _replace(path, make() + "\n")
+    return path.read_text().strip()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write through a temporary name: a reader sees the old text or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise IoFailure("write", str(path), error.strerror or str(error)) from None

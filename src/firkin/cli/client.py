@@ -1,0 +1,153 @@
+"""A small client of the server's HTTP API, for the command line.
+
+It speaks what the E2B SDKs speak, and Firkin's own routes under ``/firkin/v1``.
+Every failure becomes a `CommandFailure` with the server's own sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
+
+import aiohttp
+
+from firkin.cli.discovery import ServerAddress
+from firkin.cli.failures import BAD_INPUT, CommandFailure
+from firkin.e2b.operators import OPERATOR_HEADER
+
+ENVD_PORT = "49983"
+_PATIENCE_S = 60.0
+_CONNECT_S = 5.0
+_MAX_ENVELOPE = 16 * 1024 * 1024
+_END_OF_STREAM = 2
+
+Json = dict[str, Any]
+
+
+class ServerClient:
+    """One session with one server. `async with ServerClient(address) as server`."""
+
+    def __init__(self, address: ServerAddress, *, operator: str | None = None) -> None:
+        self._address = address
+        self._own_headers = {"X-API-Key": address.api_key} | ({OPERATOR_HEADER: operator} if operator else {})
+        self._tokens: dict[str, str] = {}
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._own_headers)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._session.close()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object | None = None,
+        params: Mapping[str, str] | None = None,
+        patience_s: float = _PATIENCE_S,
+    ) -> tuple[Any, Mapping[str, str]]:
+        """The answer's JSON (None when empty) and its headers."""
+        try:
+            async with (
+                asyncio.timeout(patience_s),
+                self._session.request(method, self._address.url + path, json=body, params=params) as answer,
+            ):
+                raw = await answer.read()
+                _check(answer.status, raw)
+                return (json.loads(raw) if raw else None), answer.headers
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+        except TimeoutError:
+            raise CommandFailure(f"the server at {self._address.url} did not answer within {patience_s:g} s") from None
+        except ValueError as error:
+            raise CommandFailure(f"the server at {self._address.url} answered something that is not JSON") from error
+
+    async def lines(self, method: str, path: str, *, body: object) -> AsyncIterator[Json]:
+        """An answer of one JSON object a line, as the lines come."""
+        try:
+            async with self._session.request(method, self._address.url + path, json=body) as answer:
+                if answer.status >= 400:
+                    _check(answer.status, await answer.read())
+                async for line in answer.content:
+                    yield json.loads(line)
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def unary(self, sandbox_id: str, method: str, body: Json) -> Any:
+        """One Connect call of a sandbox's data plane."""
+        headers = await self._data_headers(sandbox_id)
+        try:
+            async with (
+                asyncio.timeout(_PATIENCE_S),
+                self._session.post(f"{self._address.url}/{method}", json=body, headers=headers) as answer,
+            ):
+                raw = await answer.read()
+                _check(answer.status, raw)
+                return json.loads(raw) if raw else None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def stream(self, sandbox_id: str, method: str, body: Json, *, user: str | None) -> AsyncIterator[Json]:
+        """The messages of a server-streaming Connect call; its failure is raised at the end."""
+        headers = {
+            **await self._data_headers(sandbox_id),
+            "Content-Type": "application/connect+json",
+            "Connect-Protocol-Version": "1",
+        }
+        if user is not None:
+            headers["Authorization"] = aiohttp.encode_basic_auth(user, "")
+        data = json.dumps(body).encode()
+        envelope = b"\0" + len(data).to_bytes(4, "big") + data
+        try:
+            async with self._session.post(f"{self._address.url}/{method}", data=envelope, headers=headers) as answer:
+                if answer.status != 200:
+                    _check(answer.status, await answer.read())
+                async for flags, message in _envelopes(answer.content):
+                    if flags & _END_OF_STREAM:
+                        _check_end(message)
+                        return
+                    yield message
+        except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
+            raise CommandFailure(f"the connection to sandbox {sandbox_id} was lost: it may have ended") from error
+
+    async def _data_headers(self, sandbox_id: str) -> dict[str, str]:
+        if sandbox_id not in self._tokens:
+            detail, _ = await self.call("GET", f"/sandboxes/{sandbox_id}")
+            self._tokens[sandbox_id] = detail.get("envdAccessToken") or ""
+        headers = {"E2b-Sandbox-Id": sandbox_id, "E2b-Sandbox-Port": ENVD_PORT}
+        return headers | ({"X-Access-Token": self._tokens[sandbox_id]} if self._tokens[sandbox_id] else {})
+
+    def _unreachable(self, error: Exception) -> CommandFailure:
+        return CommandFailure(f"the server at {self._address.url} cannot be reached: {error}")
+
+
+async def _envelopes(content: aiohttp.StreamReader) -> AsyncIterator[tuple[int, Json]]:
+    while True:
+        header = await content.readexactly(5)
+        length = int.from_bytes(header[1:], "big")
+        if length > _MAX_ENVELOPE:
+            raise CommandFailure(f"the server announced a message of {length} bytes")
+        yield header[0], json.loads(await content.readexactly(length))
+
+
+def _check(status: int, raw: bytes) -> None:
+    if status < 400:
+        return
+    try:
+        message = str(json.loads(raw)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"it answered {status}"
+    if status == 401:
+        message = f"the server refused the API key: {message}"
+    raise CommandFailure(message, exit_code=BAD_INPUT if status in (400, 413, 422) else 1)
+
+
+def _check_end(message: Json) -> None:
+    error = message.get("error")
+    if error:
+        raise CommandFailure(str(error.get("message") or error.get("code") or "the call failed"))

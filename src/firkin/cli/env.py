@@ -1,0 +1,35 @@
+"""``firkin env``: what an E2B SDK must know to find this server."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+
+from firkin.cli.discovery import find_server
+from firkin.cli.options import server_options
+from firkin.cli.output import json_option, show_json
+from firkin.settings import read_settings
+
+_SDK_KEY = re.compile(r"e2b_[0-9a-f]+")
+
+
+@click.command()
+@server_options
+@json_option
+def env(url: str | None, api_key: str | None, state_dir: Path | None, as_json: bool) -> None:
+    """Print export lines for E2B's SDKs: eval "$(firkin env)"."""
+    # The calling shell's own E2B_API_URL may be of another day: only options and the state folder count.
+    server = find_server(url, api_key, state_dir or read_settings().state_dir)
+    variables = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url, "E2B_API_KEY": server.api_key}
+    if _SDK_KEY.fullmatch(server.api_key) is None:
+        variables["E2B_VALIDATE_API_KEY"] = "false"
+    if server.domain:
+        variables["E2B_DOMAIN"] = server.domain
+    if as_json:
+        show_json(variables)
+        return
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(value)}")

@@ -1,0 +1,95 @@
+"""``firkin``: the table of commands and what becomes of an error.
+
+A command's module is imported when the command is used, so that ``--help`` and
+shell completion stay fast. Exit codes: 0 success, 1 failure, 2 the request was
+wrong, 128+n ended by signal n; ``run`` and ``sandbox exec`` pass on the code of
+the command inside.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from firkin import __version__
+from firkin.cli.failures import exit_code_of, keep_traceback, one_sentence
+from firkin.law.errors import FirkinError
+
+_COMMANDS = {
+    "serve": ("firkin.cli.serve:serve", "Serve sandboxes to E2B's SDKs."),
+    "env": ("firkin.cli.env:env", "Print the variables that point an SDK at the server."),
+    "run": ("firkin.cli.run:run", "Run one command in a fresh sandbox, without a server."),
+    "sandbox": ("firkin.cli.sandbox:sandbox", "Work with the sandboxes of a running server."),
+    "template": ("firkin.cli.template:template", "Prepare, list and delete templates."),
+    "doctor": ("firkin.cli.doctor:doctor", "Say what works on this machine, what does not, and how to mend it."),
+    "bench": ("firkin.cli.bench.command:bench", "Measure, through the official SDK, with evidence."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Knows its commands' names and one-line helps; loads a command's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command is called {args[0]!r}; there are {', '.join(_COMMANDS)}.", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="firkin %(version)s")
+def app() -> None:
+    """Sandboxes for AI agents on this machine."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit. No traceback reaches the user."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        result = app.main(args=argv, prog_name="firkin", standalone_mode=False)
+    except click.ClickException as error:
+        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        _say(error.format_message().rstrip(".") + where)
+        return 2 if isinstance(error, click.UsageError) else error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except FirkinError as error:
+        _say(one_sentence(error))
+        return exit_code_of(error)
+    except BrokenPipeError:
+        sys.stdout = None  # nobody reads it: the interpreter must not flush it at exit
+        return 141
+    except Exception as error:  # noqa: BLE001 — the root of the program
+        _say(keep_traceback(error))
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"firkin: {' '.join(sentence.split())}", err=True)
+
+
+if __name__ == "__main__":
+    main()

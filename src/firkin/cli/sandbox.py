@@ -1,0 +1,189 @@
+"""``firkin sandbox``: the sandboxes of a running server, over its own HTTP API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firkin.cli.discovery import find_server, operator_of
+from firkin.cli.options import pairs, server_options
+from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
+from firkin.settings import read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from firkin.cli.client import ServerClient
+
+_COLUMNS = ("sandboxID", "templateID", "state", "startedAt", "endAt", "metadata")
+
+
+@click.group()
+def sandbox() -> None:
+    """Work with the sandboxes of a running server."""
+
+
+@sandbox.command("list")
+@click.option("--state", type=click.Choice(["running", "paused"]), help="Only those in this state.")
+@click.option("--metadata", multiple=True, help="NAME=VALUE that must match; repeatable.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="At most so many.")
+@server_options
+@json_option
+def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: bool, **where: Any) -> None:
+    """List sandboxes, the newest first."""
+    from firkin.cli.sandbox_calls import list_sandboxes
+
+    wanted = pairs(metadata, "--metadata")
+    rows = _talk(where, lambda server: list_sandboxes(server, state=state, metadata=wanted, limit=limit))
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows(rows, _COLUMNS, empty="no sandboxes")
+
+
+@sandbox.command()
+@click.option("--template", default="base", show_default=True, help="The template's id.")
+@click.option("--timeout", type=click.IntRange(1), default=300, show_default=True, help="Seconds until it is killed.")
+@click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for every process inside; repeatable.")
+@click.option("--metadata", multiple=True, help="NAME=VALUE kept with the record; repeatable.")
+@click.option("--internet/--no-internet", default=False, help="Allow connections to public addresses.")
+@server_options
+@json_option
+def create(
+    template: str,
+    timeout: int,
+    env: tuple[str, ...],
+    metadata: tuple[str, ...],
+    internet: bool,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    """Create a sandbox and print its id."""
+    body = {
+        "templateID": template,
+        "timeout": timeout,
+        "secure": True,
+        "envVars": pairs(env, "--env"),
+        "metadata": pairs(metadata, "--metadata"),
+        "allow_internet_access": internet,
+    }
+    made = _call(where, "POST", "/sandboxes", body=body)
+    if as_json:
+        show_json(made)
+    else:
+        click.echo(plain(made["sandboxID"]))
+
+
+@sandbox.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for the command; repeatable.")
+@click.option("--cwd", help="Working directory inside.")
+@click.option("--user", help="User inside (default: the template's).")
+@click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
+@server_options
+@click.argument("sandbox_id")
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec(
+    sandbox_id: str,
+    argv: tuple[str, ...],
+    env: tuple[str, ...],
+    cwd: str | None,
+    user: str | None,
+    tty: bool,
+    **where: Any,
+) -> int:
+    """Run CMD in a sandbox and end with its exit code. Input, output and signals pass through."""
+    from firkin.cli.attachment import attach, terminal_size
+    from firkin.cli.remote_process import RemoteCommand, RemoteProcess
+
+    argv = argv[1:] if argv[0] == "--" else argv  # click keeps it after the first argument
+    if not argv:
+        raise click.UsageError("name the command to run")
+    size = terminal_size() if tty else None
+    command = RemoteCommand(argv=argv, env=pairs(env, "--env"), cwd=cwd, user=user, pty=size)
+
+    async def run(server: ServerClient) -> int:
+        return await attach(await RemoteProcess.start(server, _id(sandbox_id), command), tty_wanted=tty)
+
+    return int(_talk(where, run))
+
+
+@sandbox.command()
+@click.argument("sandbox_ids", nargs=-1)
+@click.option("--all", "all_", is_flag=True, help="Kill every sandbox of this API key.")
+@server_options
+@json_option
+def kill(sandbox_ids: tuple[str, ...], all_: bool, as_json: bool, **where: Any) -> None:
+    """Kill sandboxes: their processes end at once and their files are removed."""
+    if bool(sandbox_ids) == all_:
+        raise click.UsageError("name the sandboxes to kill, or give --all")
+    from firkin.cli.sandbox_calls import kill_sandboxes
+
+    wanted = None if all_ else [_id(text) for text in sandbox_ids]
+    killed = _talk(where, lambda server: kill_sandboxes(server, wanted))
+    if as_json:
+        show_json({"killed": killed})
+    else:
+        click.echo("\n".join(map(plain, killed)) if killed else "no sandboxes")
+
+
+@sandbox.command()
+@click.argument("sandbox_id")
+@server_options
+@json_option
+def inspect(sandbox_id: str, as_json: bool, **where: Any) -> None:
+    """Show a sandbox's record and what happened to it, also after its end."""
+    from firkin.cli.sandbox_calls import inspect_sandbox
+
+    found = _talk(where, lambda server: inspect_sandbox(server, _id(sandbox_id)))
+    if as_json:
+        show_json(found)
+        return
+    show_fields({name: value for name, value in found.items() if name not in ("journal", "envdAccessToken")})
+    for entry in found["journal"]:
+        click.echo(f"{plain(entry['timestamp'])}  {plain(entry['message'])}")
+
+
+@sandbox.command()
+@click.argument("sandbox_id")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="The newest so many.")
+@server_options
+@json_option
+def logs(sandbox_id: str, limit: int, as_json: bool, **where: Any) -> None:
+    """Show what the system has to say about a sandbox, the oldest first."""
+    answer = _call(where, "GET", f"/sandboxes/{_id(sandbox_id)}/logs", params={"limit": str(limit)})
+    entries = answer.get("logEntries", [])
+    if as_json:
+        show_json(entries)
+        return
+    for entry in entries:
+        click.echo(f"{plain(entry['timestamp'])}  {plain(entry['level'])}  {plain(entry['message'])}")
+
+
+def _id(text: str) -> str:
+    """A checked id: what is typed becomes part of a URL."""
+    from firkin.law.ids import SandboxId
+
+    return SandboxId(text)
+
+
+def _call(where: dict[str, Any], method: str, path: str, **request: Any) -> Any:
+    async def call(server: ServerClient) -> Any:
+        return (await server.call(method, path, **request))[0]
+
+    return _talk(where, call)
+
+
+def _talk(where: dict[str, Any], work: Callable[[ServerClient], Awaitable[Any]]) -> Any:
+    """Run `work` with a client of the server that the options name."""
+    from firkin.cli.client import ServerClient
+    from firkin.cli.event_loops import run_command
+
+    address = find_server(**where)
+    operator = operator_of(read_settings({"state_dir": where["state_dir"]}).state_dir) if address.pid else None
+
+    async def session() -> Any:
+        async with ServerClient(address, operator=operator) as server:
+            return await work(server)
+
+    return run_command(session())

@@ -1,0 +1,38 @@
+"""``firkin serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from firkin.cli.options import pairs, state_dir_option
+from firkin.settings import read_settings
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (default 3000; 0 takes a free one).")
+@state_dir_option
+@click.option("--api-key", "api_keys", multiple=True, help="KEY, NAME:KEY or NAME:KEY:MAX_SANDBOXES; repeatable.")
+@click.option("--driver", help="What isolates (default namespaces).")
+@click.option("--driver-option", "driver_options", multiple=True, help="NAME=VALUE for the driver; repeatable.")
+@click.option("--domain", help="Domain under which sandboxes' ports are addressed.")
+@click.option("--kill-on-exit", is_flag=True, default=None, help="Kill every sandbox when the server ends.")
+@click.option("--log-level", help="debug, info, warning or error (default info).")
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file (default STATE_DIR/config.toml).")
+def serve(config: Path | None, api_keys: tuple[str, ...], driver_options: tuple[str, ...], **given: Any) -> None:
+    """Serve sandboxes to E2B's SDKs until SIGTERM or SIGINT.
+
+    Prints one line, "firkin ready: http://HOST:PORT", once it serves. Without
+    --api-key a key is made once and kept in the state folder; "firkin env"
+    prints it. Sandboxes outlive the server unless --kill-on-exit is given.
+    """
+    given["api_keys"] = list(api_keys) or None
+    given["driver_options"] = pairs(driver_options, "--driver-option") or None
+    settings = read_settings(given, config=config)
+    from firkin.bootstrap import serve as serve_until_signalled  # the engine and the server load only here
+    from firkin.cli.event_loops import run_server
+
+    run_server(serve_until_signalled(settings, lambda url: click.echo(f"firkin ready: {url}")))

@@ -1,0 +1,92 @@
+"""``firkin template``: over the running server, or directly on the state folder when none runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from firkin.cli.options import server_options
+from firkin.cli.output import json_option, plain, show_json, show_rows
+
+_COLUMNS = ("id", "state", "source", "size_bytes", "prepared_at", "failure")
+_FILE_KINDS = ("local", "oci", "oci-archive", "docker-archive")
+
+
+@click.group()
+def template() -> None:
+    """Prepare, list and delete templates."""
+
+
+@template.command()
+@click.argument("source")
+@click.option("--id", "template_id", help="The template's id (default: made from the source).")
+@click.option("--timeout", type=click.FloatRange(1, 86400), default=600.0, show_default=True, help="Seconds.")
+@server_options
+@json_option
+def prepare(source: str, template_id: str | None, timeout: float, as_json: bool, **where: Any) -> None:
+    """Prepare a template from SOURCE.
+
+    SOURCE is host, a registry reference such as debian:12, oci:FOLDER[:TAG],
+    oci-archive:FILE, docker-archive:FILE, a folder or tarball, or recipe:debian.
+    """
+    from firkin.cli.template_calls import PrepareRequest, prepare_template
+
+    request = PrepareRequest(source=absolute_source(source), template_id=template_id, timeout_s=timeout)
+    made = _run(prepare_template(_where(where), request, quiet=as_json))
+    if as_json:
+        show_json(made)
+    else:
+        click.echo(plain(made["id"]))
+
+
+@template.command("list")
+@server_options
+@json_option
+def list_(as_json: bool, **where: Any) -> None:
+    """List templates."""
+    from firkin.cli.template_calls import list_templates
+
+    rows = _run(list_templates(_where(where)))
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows(rows, _COLUMNS, empty="no templates")
+
+
+@template.command()
+@click.argument("template_id")
+@server_options
+@json_option
+def delete(template_id: str, as_json: bool, **where: Any) -> None:
+    """Delete a template that no sandbox uses."""
+    from firkin.cli.template_calls import delete_template
+
+    _run(delete_template(_where(where), template_id))
+    if as_json:
+        show_json({"deleted": template_id})
+    else:
+        click.echo(plain(template_id))
+
+
+def absolute_source(source: str) -> str:
+    """The source with file names made absolute: the server has another working directory."""
+    kind, separator, rest = source.partition(":")
+    if source.startswith((".", "/")):
+        return f"local:{Path(source).absolute()}"
+    if separator and kind in _FILE_KINDS and rest.startswith("."):
+        return f"{kind}:{Path(rest).absolute()}"
+    return source
+
+
+def _where(given: dict[str, Any]) -> Any:
+    from firkin.cli.template_calls import place_of
+
+    return place_of(given["url"], given["api_key"], given["state_dir"])
+
+
+def _run(work: Any) -> Any:
+    from firkin.cli.event_loops import run_command
+
+    return run_command(work)

@@ -1,0 +1,103 @@
+"""The whole server as one ASGI application: control plane and data plane on one port."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from firkin.e2b.auth import ApiKey, KeyRing
+from firkin.e2b.control import ControlPlane
+from firkin.e2b.data_plane import DataPlane
+from firkin.e2b.directory import SandboxDirectory
+from firkin.e2b.error_map import as_refusal, dead_sandbox, is_gone
+from firkin.e2b.exchange import AsgiApp, ClientGone, Exchange, Message, Receive, Refused, Send
+from firkin.e2b.port_proxy import PortProxy
+from firkin.e2b.routing import BadRoute, SandboxTarget, route
+from firkin.e2b.settings import ServerSettings
+from firkin.law.backend import SandboxBackend
+from firkin.law.errors import FirkinError
+from firkin.law.templates import ENVD_PORT
+from firkin.lifetimes import children
+
+_LOG = logging.getLogger("firkin.e2b")
+
+
+def build_app(backend: SandboxBackend, keys: Sequence[ApiKey], settings: ServerSettings) -> AsgiApp:
+    """The application over a started backend. Raises `InvalidSpec` for keys that cannot be told apart."""
+    return _App(backend, KeyRing(keys), settings)
+
+
+class _App:
+    def __init__(self, backend: SandboxBackend, keys: KeyRing, settings: ServerSettings) -> None:
+        self._directory = SandboxDirectory(backend, settings)
+        self._control = ControlPlane(self._directory, keys, settings)
+        self._data = DataPlane(self._directory, settings)
+        self._proxy = PortProxy(self._directory)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(Exchange(scope, receive, send))
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with children() as tasks:
+            tasks.start(self._directory.watch(), name="sandbox-events")
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await self._data.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, exchange: Exchange) -> None:
+        target: SandboxTarget | None = None
+        try:
+            target = route(
+                exchange.header(b"host"), exchange.header(b"e2b-sandbox-id"), exchange.header(b"e2b-sandbox-port")
+            )
+            await self._dispatch(exchange, target)
+        except ClientGone:
+            _break(exchange)
+        except BadRoute as error:
+            await _refuse(exchange, Refused(400, str(error), should_retry=False))
+        except Refused as refusal:
+            await _refuse(exchange, refusal)
+        except FirkinError as error:
+            await self._answer_failure(exchange, target, error)
+        except Exception:  # noqa: BLE001 — the root of a request: a fault of ours must not reach the client as text
+            _LOG.exception("request failed method=%s path=%s", exchange.method, exchange.path[:200])
+            await _refuse(exchange, Refused(500, "the server failed to answer; its log says why", should_retry=False))
+
+    async def _dispatch(self, exchange: Exchange, target: SandboxTarget | None) -> None:
+        if target is not None and target.port != ENVD_PORT:
+            await self._proxy.answer(exchange, target)
+        elif exchange.method == "OPTIONS":
+            await exchange.preflight()
+        elif target is not None:
+            await self._data.answer(exchange, target.sandbox_id)
+        elif exchange.path == "/files" and "signature" in exchange.query:
+            await self._data.answer_signed(exchange)
+        else:
+            await self._control.answer(exchange)
+
+    async def _answer_failure(self, exchange: Exchange, target: SandboxTarget | None, error: FirkinError) -> None:
+        if target is None:
+            await _refuse(exchange, as_refusal(error))
+        elif is_gone(error):
+            await self._directory.reads_as_dead(target.sandbox_id)
+            await _refuse(exchange, dead_sandbox(target.sandbox_id))
+        else:
+            await _refuse(exchange, as_refusal(error))
+
+
+async def _refuse(exchange: Exchange, refusal: Refused) -> None:
+    """Answer with the refusal; an answer that has begun cannot be taken back, so its connection breaks."""
+    if exchange.started:
+        _break(exchange)
+    else:
+        await exchange.refuse(refusal)
+
+
+def _break(exchange: Exchange) -> None:
+    if exchange.connection is not None:
+        exchange.connection.reset()

@@ -1,0 +1,102 @@
+"""Ranges and conditions of a download (RFC 9110), decided from the file's size and change time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+
+_RANGE = re.compile(r"bytes=\s*([0-9]{0,19})-([0-9]{0,19})\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """From `offset`, `length` bytes; both within the file."""
+
+    offset: int
+    length: int
+
+    def content_range(self, size: int) -> bytes:
+        return b"bytes %d-%d/%d" % (self.offset, self.offset + self.length - 1, size)
+
+
+class Unsatisfiable(Exception):
+    """The range lies behind the end of the file."""
+
+
+def read_range(header: str | None, size: int) -> ByteRange | None:
+    """The one range asked for. None: the whole file, which is also the answer to several ranges at once."""
+    match = _RANGE.fullmatch(header or "")
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if not first:
+        length = min(int(last), size)
+        if length == 0:
+            raise Unsatisfiable
+        return ByteRange(size - length, length)
+    offset = int(first)
+    end = min(int(last), size - 1) if last else size - 1
+    if last and int(last) < offset:
+        return None
+    if offset >= size:
+        raise Unsatisfiable
+    return ByteRange(offset, end - offset + 1)
+
+
+def etag(size: int, modified_at_ns: int) -> str:
+    return f'"{modified_at_ns:x}-{size:x}"'
+
+
+def http_date(modified_at_ns: int) -> str:
+    return format_datetime(datetime.fromtimestamp(_seconds(modified_at_ns), UTC), usegmt=True)
+
+
+def _seconds(modified_at_ns: int) -> int:
+    return max(0, min(modified_at_ns // 10**9, 253402300799))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """The conditional headers of a request, as sent."""
+
+    if_match: str | None = None
+    if_none_match: str | None = None
+    if_modified_since: str | None = None
+    if_unmodified_since: str | None = None
+    if_range: str | None = None
+
+    def failed(self, tag: str, modified_at_ns: int) -> bool:
+        """Whether the answer is 412."""
+        if self.if_match is not None:
+            return not _lists(self.if_match, tag)
+        limit = _date(self.if_unmodified_since)
+        return limit is not None and _seconds(modified_at_ns) > limit
+
+    def unchanged(self, tag: str, modified_at_ns: int) -> bool:
+        """Whether the answer is 304."""
+        if self.if_none_match is not None:
+            return _lists(self.if_none_match, tag)
+        limit = _date(self.if_modified_since)
+        return limit is not None and _seconds(modified_at_ns) <= limit
+
+    def range_holds(self, tag: str, modified_at_ns: int) -> bool:
+        """Whether a range may be served: the file is the one that the client began with."""
+        if self.if_range is None:
+            return True
+        if self.if_range.startswith('"'):
+            return self.if_range == tag
+        return _date(self.if_range) == _seconds(modified_at_ns)
+
+
+def _lists(header: str, tag: str) -> bool:
+    tags = {part.strip().removeprefix("W/") for part in header.split(",")}
+    return "*" in tags or tag in tags
+
+
+def _date(header: str | None) -> int | None:
+    try:
+        return None if header is None else int(parsedate_to_datetime(header).timestamp())
+    except (ValueError, OverflowError):
+        return None

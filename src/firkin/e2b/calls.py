@@ -1,0 +1,145 @@
+"""One remote call of the data plane: who asks, for which sandbox, with which deadline."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from firkin.e2b.connect_codec import (
+    HTTP_STATUS,
+    STREAM_TYPE,
+    UNARY_TYPE,
+    Code,
+    EnvelopeReader,
+    RpcError,
+    check_headers,
+    timeout_s,
+)
+from firkin.e2b.directory import SandboxDirectory
+from firkin.e2b.exchange import JSON, Exchange, Header, Refused
+from firkin.e2b.json_text import encode
+from firkin.e2b.settings import ServerSettings
+from firkin.law.backend import FilesystemControl, ProcessControl
+from firkin.law.ids import SandboxId
+from firkin.law.processes import GuestUser
+from firkin.law.sandboxes import SandboxInfo
+
+T = TypeVar("T")
+STREAM_HEADERS: tuple[Header, ...] = ((b"content-type", STREAM_TYPE),)
+_DEFAULT_KEEPALIVE_S = 90
+
+
+@dataclass(frozen=True, slots=True)
+class RpcCall:
+    """`user` None is the sandbox's default user. `deadline_s` None is no deadline."""
+
+    exchange: Exchange
+    info: SandboxInfo
+    directory: SandboxDirectory
+    settings: ServerSettings
+    user: str | None
+    deadline_s: float | None
+    keepalive_s: int
+
+    @property
+    def sandbox_id(self) -> SandboxId:
+        return self.info.id
+
+    @property
+    def username(self) -> str:
+        return self.user or self.info.default_user
+
+    @property
+    def processes(self) -> ProcessControl:
+        control = self.directory.backend.processes
+        if control is None:
+            raise RpcError(Code.UNIMPLEMENTED, "this server runs no processes")
+        return control
+
+    @property
+    def files(self) -> FilesystemControl:
+        control = self.directory.backend.filesystems
+        if control is None:
+            raise RpcError(Code.UNIMPLEMENTED, "this server gives no files")
+        return control
+
+    async def guest_user(self) -> GuestUser:
+        """The account that asks. Raises the law's `NotFound` for an unknown one."""
+        return await self.directory.user(self.info, self.username)
+
+    async def unary_request(self, decoder: msgspec.json.Decoder[T]) -> T:
+        """The request of a unary call."""
+        return decode(await self.exchange.body(self.settings.max_rpc_bytes) or b"{}", decoder)
+
+    async def stream_request(self, decoder: msgspec.json.Decoder[T]) -> T:
+        """The one request message of a call whose answer is a stream."""
+        reader = EnvelopeReader(self.settings.max_rpc_bytes)
+        messages = reader.feed(await self.exchange.body(self.settings.max_rpc_bytes + 64))
+        reader.finish()
+        requests = [message for message in messages if not message.ends_stream]
+        if len(requests) != 1:
+            raise RpcError(Code.INVALID_ARGUMENT, f"expected one request message, got {len(requests)}")
+        return decode(requests[0].payload, decoder)
+
+    async def answer(self, value: object) -> None:
+        await self.exchange.answer(200, value if isinstance(value, bytes) else encode(value), [JSON])
+
+
+def read_call(exchange: Exchange, info: SandboxInfo, directory: SandboxDirectory, settings: ServerSettings) -> RpcCall:
+    """The call's headers. Raises `RpcError`."""
+    check_headers(exchange.header(b"connect-protocol-version"), _encoding(exchange))
+    return RpcCall(
+        exchange,
+        info,
+        directory,
+        settings,
+        user=user_of(exchange.header(b"authorization")),
+        deadline_s=timeout_s(exchange.header(b"connect-timeout-ms")),
+        keepalive_s=_keepalive(exchange.header(b"keepalive-ping-interval")),
+    )
+
+
+def _encoding(exchange: Exchange) -> bytes | None:
+    return exchange.header(b"connect-content-encoding") or exchange.header(b"content-encoding")
+
+
+def _keepalive(header: bytes | None) -> int:
+    if header is None or not header.isdigit() or len(header) > 5:
+        return _DEFAULT_KEEPALIVE_S
+    return int(header) or _DEFAULT_KEEPALIVE_S
+
+
+def user_of(authorization: bytes | None) -> str | None:
+    """The user out of ``Authorization: Basic base64(user:)``. Raises `RpcError`."""
+    scheme, _, value = (authorization or b"").partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        name = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")[0]
+    except (binascii.Error, UnicodeDecodeError):
+        raise RpcError(Code.UNAUTHENTICATED, "the Authorization header is not valid Basic authentication") from None
+    return name or None
+
+
+def check_content_type(exchange: Exchange, *, streaming: bool) -> None:
+    """Refuse another codec than JSON, as the Connect protocol has it. Raises `Refused` (415)."""
+    wanted = STREAM_TYPE if streaming else UNARY_TYPE
+    given = (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower()
+    if given != wanted:
+        raise Refused(415, f"the content type must be {wanted.decode()}", should_retry=False)
+
+
+def decode(payload: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RpcError(Code.INVALID_ARGUMENT, f"the request does not fit: {error}") from None
+
+
+async def answer_rpc_error(exchange: Exchange, error: RpcError) -> None:
+    """The failure of a unary call."""
+    await exchange.answer(HTTP_STATUS[error.code], error.as_json(), [JSON])

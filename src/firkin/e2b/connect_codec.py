@@ -1,0 +1,142 @@
+"""The Connect protocol with its JSON codec, without I/O: bytes in, messages out.
+
+Unary calls are plain JSON bodies; streams are envelopes, each a flag byte, a
+length of four bytes and a JSON text, the last of them the end-of-stream message.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+
+from firkin.e2b.json_text import encode
+
+END_STREAM = 0x02
+_COMPRESSED = 0x01
+_HEADER = struct.Struct(">BI")
+UNARY_TYPE = b"application/json"
+STREAM_TYPE = b"application/connect+json"
+MAX_TIMEOUT_MS = 10**10 - 1
+
+
+class Code(StrEnum):
+    CANCELED = "canceled"
+    UNKNOWN = "unknown"
+    INVALID_ARGUMENT = "invalid_argument"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    NOT_FOUND = "not_found"
+    ALREADY_EXISTS = "already_exists"
+    PERMISSION_DENIED = "permission_denied"
+    RESOURCE_EXHAUSTED = "resource_exhausted"
+    FAILED_PRECONDITION = "failed_precondition"
+    ABORTED = "aborted"
+    OUT_OF_RANGE = "out_of_range"
+    UNIMPLEMENTED = "unimplemented"
+    INTERNAL = "internal"
+    UNAVAILABLE = "unavailable"
+    DATA_LOSS = "data_loss"
+    UNAUTHENTICATED = "unauthenticated"
+
+
+HTTP_STATUS = {
+    Code.CANCELED: 499,
+    Code.UNKNOWN: 500,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.DATA_LOSS: 500,
+    Code.UNAUTHENTICATED: 401,
+}
+
+
+class RpcError(Exception):
+    """A call failed; `code` is what clients branch on."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def as_json(self) -> bytes:
+        return encode({"code": self.code.value, "message": self.message})
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    flags: int
+    payload: bytes
+
+    @property
+    def ends_stream(self) -> bool:
+        return bool(self.flags & END_STREAM)
+
+
+class EnvelopeReader:
+    """Feed it what arrived; get back the envelopes that became complete. Raises `RpcError`."""
+
+    def __init__(self, limit: int) -> None:
+        self._pending = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[Envelope]:
+        self._pending += data
+        found = []
+        while (envelope := self._take()) is not None:
+            found.append(envelope)
+        return found
+
+    def finish(self) -> None:
+        """Say that no more will come."""
+        if self._pending:
+            raise RpcError(Code.INVALID_ARGUMENT, "the request stream ended in the middle of a message")
+
+    def _take(self) -> Envelope | None:
+        if len(self._pending) < _HEADER.size:
+            return None
+        flags, length = _HEADER.unpack_from(self._pending)
+        if flags & _COMPRESSED:
+            raise RpcError(Code.UNIMPLEMENTED, "compressed messages are not supported; use identity")
+        if length > self._limit:
+            raise RpcError(Code.RESOURCE_EXHAUSTED, f"a message of {length} bytes; at most {self._limit} are allowed")
+        end = _HEADER.size + length
+        if len(self._pending) < end:
+            return None
+        payload = bytes(self._pending[_HEADER.size : end])
+        del self._pending[:end]
+        return Envelope(flags, payload)
+
+
+def envelope(payload: bytes, flags: int = 0) -> bytes:
+    return _HEADER.pack(flags, len(payload)) + payload
+
+
+def end_of_stream(error: RpcError | None = None) -> bytes:
+    payload = b"{}" if error is None else b'{"error":' + error.as_json() + b"}"
+    return envelope(payload, END_STREAM)
+
+
+def timeout_s(header: bytes | None) -> float | None:
+    """The deadline out of ``Connect-Timeout-Ms``, in seconds; None or 0 is no deadline. Raises `RpcError`."""
+    if header is None:
+        return None
+    if not header.isdigit() or int(header) > MAX_TIMEOUT_MS:
+        raise RpcError(Code.INVALID_ARGUMENT, "Connect-Timeout-Ms must be a whole number of at most 10 digits")
+    return int(header) / 1000 or None
+
+
+def check_headers(version: bytes | None, encoding: bytes | None) -> None:
+    """Refuse a protocol version or a compression that is not spoken here. Raises `RpcError`."""
+    if version not in (None, b"1"):
+        raise RpcError(Code.INVALID_ARGUMENT, "connect-protocol-version must be 1")
+    if encoding not in (None, b"", b"identity"):
+        raise RpcError(Code.UNIMPLEMENTED, "unknown compression; supported encodings are identity")

@@ -1,0 +1,148 @@
+"""The control plane: which call answers which path, and clear refusals for those that are not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+from urllib.parse import unquote
+
+from firkin.e2b.auth import ApiKey, KeyRing, presented_key
+from firkin.e2b.directory import SandboxDirectory
+from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.native import PREFIX, NativeRoutes
+from firkin.e2b.reports import ReportCalls
+from firkin.e2b.sandboxes import SandboxCalls
+from firkin.e2b.settings import ServerSettings
+
+Call: TypeAlias = Callable[..., Awaitable[None]]
+
+_NOT_YET: tuple[tuple[str, str, str], ...] = (
+    ("POST", "/sandboxes/*/pause", "pause needs a driver that can save a sandbox"),
+    ("POST", "/sandboxes/*/fork", "fork needs a driver that can copy a sandbox"),
+    ("POST", "/sandboxes/*/snapshots", "snapshots need a driver that can save a sandbox"),
+    ("PUT", "/sandboxes/*/network", "the network of a sandbox is set when it is created"),
+    ("GET", "/snapshots", "snapshots need a driver that can save a sandbox"),
+    ("POST", "/v3/templates", "templates are prepared by the operator: firkin template prepare"),
+    ("POST", "/v2/templates", "templates are prepared by the operator: firkin template prepare"),
+    ("POST", "/templates", "templates are prepared by the operator: firkin template prepare"),
+    ("POST", "/templates/*", "templates are prepared by the operator: firkin template prepare"),
+    ("PATCH", "/templates/*", "templates are visible to every key"),
+    ("PATCH", "/v2/templates/*", "templates are visible to every key"),
+    ("GET", "/templates/*/files/*", "templates are prepared by the operator: firkin template prepare"),
+    ("POST", "/templates/*/builds/*", "templates are prepared by the operator: firkin template prepare"),
+    ("POST", "/v2/templates/*/builds/*", "templates are prepared by the operator: firkin template prepare"),
+    ("GET", "/templates/*/builds/*/status", "templates are prepared by the operator: firkin template prepare"),
+    ("GET", "/templates/*/builds/*/logs", "templates are prepared by the operator: firkin template prepare"),
+    ("GET", "/templates/*/tags", "templates have no tag but 'default'"),
+    ("GET", "/templates/*/tags/exists", "templates have no tag but 'default'"),
+    ("GET", "/templates/*/tags/count", "templates have no tag but 'default'"),
+    ("GET", "/templates/*/tags/groups", "templates have no tag but 'default'"),
+    ("GET", "/templates/*/tags/*/assignments", "templates have no tag but 'default'"),
+    ("POST", "/templates/tags", "templates have no tag but 'default'"),
+    ("DELETE", "/templates/tags", "templates have no tag but 'default'"),
+    ("GET", "/volumes", "there are no volumes"),
+    ("POST", "/volumes", "there are no volumes"),
+    ("GET", "/volumes/*", "there are no volumes"),
+    ("DELETE", "/volumes/*", "there are no volumes"),
+    ("GET", "/secrets", "there is no secret store"),
+    ("POST", "/secrets", "there is no secret store"),
+    ("GET", "/secrets/*", "there is no secret store"),
+    ("POST", "/secrets/*", "there is no secret store"),
+    ("DELETE", "/secrets/*", "there is no secret store"),
+    ("GET", "/teams", "accounts are the API keys of this server"),
+    ("GET", "/default-templates", "no template is marked as a default one"),
+)
+
+
+class ControlPlane:
+    """Authenticates, finds the call of a path, and lets it answer."""
+
+    def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
+        self._keys = keys
+        self._native = NativeRoutes(directory.backend, settings.secret)
+        self._exact: dict[str, dict[str, Call]] = {}
+        self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
+        for method, pattern, call in _calls(SandboxCalls(directory, settings), ReportCalls(directory, settings)):
+            self._add(method, pattern, call)
+        for method, pattern, reason in _NOT_YET:
+            self._add(method, pattern, _refusing(f"{method} {pattern}", reason))
+
+    def _add(self, method: str, pattern: str, call: Call) -> None:
+        if "*" not in pattern:
+            self._exact.setdefault(pattern, {})[method] = call
+            return
+        parts = pattern.split("/")
+        table = self._patterns.setdefault(len(parts), [])
+        methods = next((methods for known, methods in table if known == parts), None)
+        if methods is None:
+            table.append((parts, {method: call}))
+        else:
+            methods[method] = call
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer one request. Raises `Refused` and the law's errors, which the app answers."""
+        if exchange.path == "/health" and exchange.method in ("GET", "HEAD"):
+            await exchange.answer(200, b"Health check successful", [(b"content-type", b"text/plain")])
+            return
+        presented = presented_key(exchange.header(b"x-api-key"), exchange.header(b"authorization"))
+        tenant = self._keys.tenant(presented)
+        if tenant is None:
+            raise Refused(401, "the API key is missing or not valid", should_retry=False)
+        if exchange.path.startswith(PREFIX):
+            await self._native.answer(exchange, tenant)
+            return
+        call, path = self._find(exchange)
+        await call(exchange, tenant, *path)
+
+    def _find(self, exchange: Exchange) -> tuple[Call, list[str]]:
+        text = exchange.raw_path.decode("latin-1").rstrip("/")
+        parts = text.split("/")
+        methods = self._exact.get(text)
+        values: list[str] = []
+        if methods is None or (exchange.method not in methods and self._matching(parts)):
+            methods, values = self._matching(parts) or (None, [])
+        if methods is None:
+            raise Refused(404, f"there is no {exchange.path[:128]!r} here", should_retry=False)
+        call = methods.get(exchange.method)
+        if call is None:
+            allowed = ", ".join(sorted(methods))
+            raise Refused(405, f"{exchange.method} is not allowed here; use {allowed}", should_retry=False)
+        return call, values
+
+    def _matching(self, parts: list[str]) -> tuple[dict[str, Call], list[str]] | None:
+        for known, methods in self._patterns.get(len(parts), ()):
+            if all(want in ("*", have) for want, have in zip(known, parts, strict=True)):
+                return methods, [unquote(have) for want, have in zip(known, parts, strict=True) if want == "*"]
+        return None
+
+
+def _calls(sandboxes: SandboxCalls, reports: ReportCalls) -> list[tuple[str, str, Call]]:
+    return [
+        ("POST", "/sandboxes", sandboxes.create_v1),
+        ("POST", "/v2/sandboxes", sandboxes.create),
+        ("GET", "/sandboxes", sandboxes.list_v1),
+        ("GET", "/v2/sandboxes", sandboxes.list),
+        ("GET", "/sandboxes/metrics", reports.all_metrics),
+        ("GET", "/sandboxes/*", sandboxes.get),
+        ("DELETE", "/sandboxes/*", sandboxes.kill),
+        ("POST", "/sandboxes/*/connect", sandboxes.connect_v1),
+        ("POST", "/v2/sandboxes/*/connect", sandboxes.connect),
+        ("POST", "/sandboxes/*/resume", sandboxes.resume),
+        ("POST", "/sandboxes/*/timeout", sandboxes.set_timeout),
+        ("POST", "/sandboxes/*/refreshes", sandboxes.refresh),
+        ("GET", "/sandboxes/*/metrics", reports.metrics),
+        ("GET", "/sandboxes/*/logs", reports.logs),
+        ("GET", "/v2/sandboxes/*/logs", reports.logs_v2),
+        ("GET", "/templates", reports.templates),
+        ("GET", "/v2/templates", reports.templates),
+        ("GET", "/templates/*", reports.template),
+        ("DELETE", "/templates/*", reports.delete_template),
+        ("GET", "/templates/aliases/*", reports.alias),
+    ]
+
+
+def _refusing(what: str, reason: str) -> Call:
+    async def refuse(exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        raise Refused(400, f"{what} is not supported by this server yet: {reason}", should_retry=False)
+
+    return refuse

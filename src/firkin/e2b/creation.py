@@ -1,0 +1,190 @@
+"""From a create request to a running sandbox: fields, quota, and the promise of Idempotency-Key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.directory import (
+    LABEL_INTERNET,
+    LABEL_KEY,
+    LABEL_PUBLIC,
+    LABEL_REQUEST,
+    LABEL_SECURE,
+    VISIBLE,
+    SandboxDirectory,
+)
+from firkin.e2b.exchange import Refused
+from firkin.e2b.models import NetworkConfig, NewSandbox, NewSandboxV1
+from firkin.e2b.settings import ServerSettings
+from firkin.law.capabilities import Capabilities, CapabilityName
+from firkin.law.errors import InvalidSpec, NotFound
+from firkin.law.ids import TemplateId
+from firkin.law.network import NetworkPolicy
+from firkin.law.sandboxes import (
+    FromTemplate,
+    Lifecycle,
+    OnTimeout,
+    SandboxFilter,
+    SandboxInfo,
+    SandboxSpec,
+    Timeout,
+)
+from firkin.law.states import SandboxState
+
+_KEY_RULE = re.compile(r"[a-z0-9-]{1,255}")
+_V1_DEFAULT_TIMEOUT_S = 15
+_MAX_REMEMBERED_KEYS = 10_000
+_COUNTED = VISIBLE | {SandboxState.STOPPING}
+
+
+class Creator:
+    """Makes sandboxes for tenants; at most one for each Idempotency-Key, also under concurrency."""
+
+    def __init__(self, directory: SandboxDirectory, settings: ServerSettings) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._in_flight: Counter[str] = Counter()
+        self._locks: OrderedDict[tuple[str, str], asyncio.Lock] = OrderedDict()
+        self._made: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
+
+    async def create(self, tenant: ApiKey, request: NewSandbox, body: bytes, key: str | None) -> SandboxInfo:
+        """A new sandbox, or the one that `key` already made. Raises `Refused` and the law's errors."""
+        if key is None:
+            return await self._make(tenant, request, {})
+        if _KEY_RULE.fullmatch(key) is None:
+            raise _bad("Idempotency-Key must have 1 to 255 characters out of a-z, 0-9 and '-'")
+        fingerprint = hashlib.sha256(body).hexdigest()[:32]
+        slot = (tenant.name, key)
+        async with self._lock(slot):
+            known = await self._known(slot, fingerprint)
+            if known is not None:
+                return known
+            info = await self._make(tenant, request, {LABEL_KEY: key, LABEL_REQUEST: fingerprint})
+            self._remember(slot, (info.id, fingerprint))
+            return info
+
+    def _lock(self, slot: tuple[str, str]) -> asyncio.Lock:
+        lock = self._locks.setdefault(slot, asyncio.Lock())
+        self._locks.move_to_end(slot)
+        while len(self._locks) > _MAX_REMEMBERED_KEYS and not next(iter(self._locks.values())).locked():
+            self._locks.popitem(last=False)
+        return lock
+
+    def _remember(self, slot: tuple[str, str], made: tuple[str, str]) -> None:
+        self._made[slot] = made
+        while len(self._made) > _MAX_REMEMBERED_KEYS:
+            self._made.popitem(last=False)
+
+    async def _known(self, slot: tuple[str, str], fingerprint: str) -> SandboxInfo | None:
+        """The sandbox that the key made, found again after a restart by its label."""
+        owner, key = slot
+        found = await self._directory.backend.sandboxes.list(SandboxFilter(owner=owner, labels={LABEL_KEY: key}))
+        made = self._made.get(slot)
+        earlier = found[0].labels.get(LABEL_REQUEST) if found else made and made[1]
+        if earlier is None:
+            return None
+        if earlier != fingerprint:
+            raise Refused(409, "the Idempotency-Key was already used with a different request", should_retry=False)
+        if not found or found[0].state not in VISIBLE:
+            raise Refused(409, "the sandbox that this Idempotency-Key made has ended", should_retry=False)
+        return found[0]
+
+    async def _make(self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str]) -> SandboxInfo:
+        capabilities = await self._directory.backend.capabilities()
+        spec = self._spec(tenant, request, labels, capabilities)
+        await self._check_quota(tenant)
+        self._in_flight[tenant.name] += 1
+        try:
+            return await self._directory.backend.sandboxes.create(spec)
+        except NotFound as error:
+            raise Refused(404, f"template '{request.templateID}' not found", should_retry=False) from error
+        finally:
+            self._in_flight[tenant.name] -= 1
+
+    async def _check_quota(self, tenant: ApiKey) -> None:
+        if tenant.max_sandboxes is None:
+            return
+        alive = await self._directory.backend.sandboxes.list(SandboxFilter(owner=tenant.name, states=_COUNTED))
+        if len(alive) + self._in_flight[tenant.name] >= tenant.max_sandboxes:
+            text = f"you have reached the maximum number of concurrent sandboxes ({tenant.max_sandboxes})"
+            raise Refused(429, text, should_retry=False)
+
+    def _spec(
+        self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str], capabilities: Capabilities
+    ) -> SandboxSpec:
+        _refuse_unsupported(request)
+        network = request.network or NetworkConfig()
+        secure = not (isinstance(request, NewSandboxV1) and request.secure is False)
+        public = network.allowPublicTraffic is not False
+        if not public and not secure:
+            raise _bad("allowPublicTraffic=false needs a secure sandbox")
+        flags = {LABEL_SECURE: "1" if secure else "0", LABEL_PUBLIC: "1" if public else "0"}
+        if request.allow_internet_access is not None:
+            flags[LABEL_INTERNET] = "1" if request.allow_internet_access else "0"
+        return SandboxSpec(
+            source=FromTemplate(template_id(request.templateID)),
+            env=request.envVars or {},
+            deadline=Timeout(self._timeout(request)),
+            metadata=request.metadata or {},
+            network=NetworkPolicy(internet=request.allow_internet_access is not False),
+            lifecycle=_lifecycle(request, capabilities),
+            owner=tenant.name,
+            labels={**flags, **labels},
+        )
+
+    def _timeout(self, request: NewSandbox) -> int:
+        if request.timeout is None:
+            v1 = isinstance(request, NewSandboxV1)
+            return _V1_DEFAULT_TIMEOUT_S if v1 else self._settings.default_timeout_s
+        return check_timeout(request.timeout, self._settings, least=1)
+
+
+def check_timeout(seconds: int, settings: ServerSettings, *, least: int) -> int:
+    """`seconds`, if it is at least `least` and within what the server allows. Raises `Refused` (400)."""
+    if seconds < least:
+        raise _bad("Timeout must be greater than 0" if least else "Timeout must not be negative")
+    if settings.max_timeout_s is not None and seconds > settings.max_timeout_s:
+        raise _bad(f"Timeout cannot be greater than {settings.max_timeout_s / 3600:g} hours")
+    return seconds
+
+
+def template_id(text: str) -> TemplateId:
+    """A template by its name; the only tag is ``default``."""
+    name, _, tag = text.partition(":")
+    if tag not in ("", "default"):
+        raise Refused(404, f"template '{text[:128]}' not found: this server has no tag but 'default'")
+    try:
+        return TemplateId(name)
+    except InvalidSpec as error:
+        raise _bad(f"'{text[:128]}' is not a template: {error}") from None
+
+
+def _refuse_unsupported(request: NewSandbox) -> None:
+    network = request.network.unsupported() if request.network else []
+    asked = [f"network.{name}" for name in network]
+    asked += [name for name in ("mcp", "iam", "volumeMounts") if getattr(request, name)]
+    if asked:
+        raise _bad(f"{asked[0]} is not supported by this server yet; leave it out")
+
+
+def _lifecycle(request: NewSandbox, capabilities: Capabilities) -> Lifecycle:
+    resume = request.autoResume is not None and request.autoResume.enabled
+    if request.autoPauseMemory is False and (not request.autoPause or resume):
+        raise _bad("autoPauseMemory=false needs autoPause, and cannot be combined with autoResume")
+    if not request.autoPause and not resume:
+        return Lifecycle()
+    name = "autoPause" if request.autoPause else "autoResume"
+    reason = capabilities.refusal(CapabilityName.PAUSE_CAPTURE)
+    if reason is not None:
+        raise _bad(f"{name} is not supported by this server yet: {reason}")
+    on_timeout = OnTimeout.PAUSE if request.autoPause else OnTimeout.KILL
+    return Lifecycle(on_timeout=on_timeout, keep_memory=request.autoPauseMemory is not False, auto_resume=resume)
+
+
+def _bad(message: str) -> Refused:
+    return Refused(400, message, should_retry=False)

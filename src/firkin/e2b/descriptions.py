@@ -1,0 +1,125 @@
+"""Law values as the control plane's JSON shows them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from msgspec import UNSET
+
+from firkin.e2b.directory import LABEL_INTERNET, is_public, is_secure
+from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, Template
+from firkin.e2b.settings import ServerSettings
+from firkin.e2b.signatures import TokenMint
+from firkin.law.metrics import SandboxUsage
+from firkin.law.resources import MIB, SandboxResources
+from firkin.law.sandboxes import SandboxInfo
+from firkin.law.states import SandboxState
+from firkin.law.templates import TemplateInfo, TemplateState
+
+_NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+_BUILD_STATUS = {
+    TemplateState.PREPARING: "building",
+    TemplateState.READY: "ready",
+    TemplateState.FAILED: "error",
+    TemplateState.DELETED: "error",
+}
+
+
+def timestamp(when: datetime) -> str:
+    """RFC 3339 in UTC, with microseconds."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def started_at(info: SandboxInfo) -> datetime:
+    return info.started_at or info.created_at
+
+
+class Describer:
+    """Describes sandboxes with the server's own parts: tokens, domain, version."""
+
+    def __init__(self, settings: ServerSettings, mint: TokenMint) -> None:
+        self._settings = settings
+        self._mint = mint
+
+    def created(self, info: SandboxInfo) -> Sandbox:
+        return Sandbox(
+            templateID=_template(info),
+            sandboxID=info.id,
+            clientID=self._settings.client_id,
+            envdVersion=self._settings.envd_version,
+            envdAccessToken=self._mint.data_plane(info.id) if is_secure(info) else UNSET,
+            trafficAccessToken=None if is_public(info) else self._mint.traffic(info.id),
+            domain=self._settings.domain,
+            alias=_template(info),
+        )
+
+    def listed(self, info: SandboxInfo) -> ListedSandbox:
+        return ListedSandbox(**self._shared(info))  # type: ignore[arg-type]  # one set of fields for both shapes
+
+    def detail(self, info: SandboxInfo) -> SandboxDetail:
+        internet = info.labels.get(LABEL_INTERNET)
+        return SandboxDetail(
+            **self._shared(info),  # type: ignore[arg-type]  # one set of fields for both shapes
+            allowInternetAccess=None if internet is None else internet == "1",
+            domain=self._settings.domain,
+            network={"allowPublicTraffic": is_public(info)},
+            lifecycle={"autoResume": info.lifecycle.auto_resume, "onTimeout": info.lifecycle.on_timeout.value},
+            envdAccessToken=self._mint.data_plane(info.id) if is_secure(info) else UNSET,
+        )
+
+    def _shared(self, info: SandboxInfo) -> dict[str, object]:
+        return {
+            "templateID": _template(info),
+            "sandboxID": info.id,
+            "clientID": self._settings.client_id,
+            "startedAt": timestamp(started_at(info)),
+            "endAt": timestamp(info.ended_at or info.deadline_at or _NEVER),
+            "envdVersion": self._settings.envd_version,
+            "cpuCount": info.resources.vcpus,
+            "memoryMB": info.resources.memory_bytes // MIB,
+            "diskSizeMB": info.resources.disk_bytes // MIB,
+            "state": "paused" if info.state is SandboxState.PAUSED else "running",
+            "alias": _template(info),
+            "metadata": dict(info.metadata),
+            "volumeMounts": [{"name": mount.name, "path": mount.path} for mount in info.volumes],
+        }
+
+    def template(self, info: TemplateInfo) -> Template:
+        resources = SandboxResources()
+        made = info.prepared_at or info.created_at
+        return Template(
+            templateID=info.id,
+            buildID=info.digest or info.id,
+            cpuCount=resources.vcpus,
+            memoryMB=resources.memory_bytes // MIB,
+            diskSizeMB=resources.disk_bytes // MIB,
+            public=True,
+            aliases=[info.id],
+            names=[info.id],
+            createdAt=timestamp(info.created_at),
+            updatedAt=timestamp(made),
+            createdBy=None,
+            lastSpawnedAt=None,
+            spawnCount=0,
+            buildCount=1,
+            envdVersion=self._settings.envd_version,
+            buildStatus=_BUILD_STATUS[info.state],
+        )
+
+
+def metric(usage: SandboxUsage) -> SandboxMetric:
+    return SandboxMetric(
+        timestamp=timestamp(usage.observed_at),
+        timestampUnix=int(usage.observed_at.timestamp()),
+        cpuCount=usage.cpu_count,
+        cpuUsedPct=round(usage.cpu_used_pct, 2),
+        memUsed=usage.memory_used_bytes,
+        memTotal=usage.memory_total_bytes,
+        memCache=usage.memory_cache_bytes,
+        diskUsed=usage.disk_used_bytes,
+        diskTotal=usage.disk_total_bytes,
+    )
+
+
+def _template(info: SandboxInfo) -> str:
+    return str(info.template_id or info.snapshot_id or "")

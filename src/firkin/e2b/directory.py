@@ -1,0 +1,167 @@
+"""The sandboxes that requests name: whose they are, whether they run, and who is connected to them.
+
+A sandbox that ended must first read as dead and then reset its clients'
+connections: the SDKs probe its health as soon as a connection breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.error_map import dead_sandbox, missing_sandbox
+from firkin.e2b.exchange import Refused
+from firkin.e2b.protocol import ClientConnection
+from firkin.e2b.settings import ServerSettings
+from firkin.e2b.signatures import SignedLink, TokenMint
+from firkin.law.backend import SandboxBackend
+from firkin.law.capabilities import CapabilityName, Permanent
+from firkin.law.errors import InvalidSpec, NotFound, UnsupportedCapability
+from firkin.law.events import EventFilter, LifecycleChanged
+from firkin.law.ids import SandboxId
+from firkin.law.processes import GuestUser
+from firkin.law.sandboxes import SandboxFilter, SandboxInfo
+from firkin.law.states import SandboxState
+
+LABEL_SECURE = "e2b.secure"
+LABEL_PUBLIC = "e2b.public"
+LABEL_INTERNET = "e2b.internet"
+LABEL_KEY = "e2b.idempotency"
+LABEL_REQUEST = "e2b.request"
+
+VISIBLE = frozenset({SandboxState.RUNNING, SandboxState.PAUSED})
+_POLL_S = 0.005
+_MAX_CACHED_USERS = 4096
+
+
+class SandboxDirectory:
+    """Looks sandboxes up for both planes, and holds the connections that must end with them."""
+
+    def __init__(self, backend: SandboxBackend, settings: ServerSettings) -> None:
+        self.backend = backend
+        self.mint = TokenMint(settings.secret)
+        self._settings = settings
+        self._held: dict[str, set[ClientConnection]] = {}
+        self._users: dict[tuple[str, str | None], tuple[float, GuestUser]] = {}
+        self._when_ended: list[Callable[[str], None]] = []
+
+    async def owned(self, tenant: ApiKey, text: str) -> SandboxInfo:
+        """A tenant's own sandbox, running or paused; everything else is missing alike."""
+        try:
+            # Old clients append "-<client id>" to the sandbox id.
+            info = await self.backend.sandboxes.inspect(SandboxId(text.partition("-")[0]))
+        except (InvalidSpec, NotFound):
+            raise missing_sandbox(text[:64]) from None
+        if info.owner != tenant.name:
+            raise missing_sandbox(text[:64])
+        if info.state is SandboxState.STOPPING:
+            raise Refused(409, f'Sandbox "{info.id}" is being stopped', should_retry=False)
+        if info.state not in VISIBLE:
+            raise missing_sandbox(text[:64])
+        return info
+
+    async def live(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """A sandbox that the data plane can serve now; `Refused` (502) otherwise."""
+        try:
+            info = await self.backend.sandboxes.inspect(sandbox_id)
+        except NotFound:
+            raise dead_sandbox(sandbox_id) from None
+        if info.state is SandboxState.RUNNING:
+            return info
+        if info.state is SandboxState.STOPPING:
+            raise Refused(409, "The sandbox is being stopped", should_retry=False, more={"sandboxId": sandbox_id})
+        raise dead_sandbox(sandbox_id)
+
+    async def signer(self, link: SignedLink) -> SandboxInfo | None:
+        """The running sandbox whose token made that link; such a link names no sandbox."""
+        running = SandboxFilter(states=frozenset({SandboxState.RUNNING}))
+        for info in await self.backend.sandboxes.list(running):
+            if link.matches(self.mint.data_plane(info.id)):
+                return info
+        return None
+
+    async def user(self, info: SandboxInfo, name: str | None) -> GuestUser:
+        """An account inside. Raises `NotFound` (`USER`). Remembered for a few seconds."""
+        now = asyncio.get_running_loop().time()
+        known = self._users.get((info.id, name))
+        if known is not None and known[0] > now:
+            return known[1]
+        processes = self.backend.processes
+        if processes is None:
+            raise UnsupportedCapability("look up a user", CapabilityName.PROCESS_RUN, Permanent("no processes here"))
+        user = await processes.lookup_user(info.id, name)
+        if len(self._users) >= _MAX_CACHED_USERS:
+            self._users.clear()
+        self._users[info.id, name] = (now + self._settings.user_cache_s, user)
+        return user
+
+    @contextmanager
+    def holding(self, sandbox_id: SandboxId, connection: ClientConnection | None) -> Iterator[None]:
+        """While the block runs, the connection is reset if the sandbox ends."""
+        if connection is None:
+            yield
+            return
+        held = self._held.setdefault(sandbox_id, set())
+        held.add(connection)
+        try:
+            yield
+        finally:
+            held.discard(connection)
+            if not held and self._held.get(sandbox_id) is held:
+                del self._held[sandbox_id]
+
+    def when_ended(self, call: Callable[[str], None]) -> None:
+        """`call` gets the id of every sandbox that ends."""
+        self._when_ended.append(call)
+
+    def ended(self, sandbox_id: str) -> None:
+        """The sandbox no longer runs: reset everybody who is connected to it."""
+        for connection in self._held.pop(sandbox_id, ()):
+            connection.reset()
+        for key in [key for key in self._users if key[0] == sandbox_id]:
+            del self._users[key]
+        for call in self._when_ended:
+            call(sandbox_id)
+
+    async def reads_as_dead(self, sandbox_id: SandboxId) -> bool:
+        """Wait, for a bounded time, until the sandbox no longer reads as running."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.drain_s
+        while loop.time() < deadline:
+            try:
+                info = await self.backend.sandboxes.inspect(sandbox_id)
+            except NotFound:
+                return True
+            if info.state is not SandboxState.RUNNING and info.state is not SandboxState.STOPPING:
+                return True
+            await asyncio.sleep(_POLL_S)
+        return False
+
+    async def watch(self) -> None:
+        """Follow the backend's events for as long as the server runs."""
+        events = self.backend.events
+        if events is None:
+            return
+        stream = await events.subscribe(EventFilter())
+        try:
+            async for event in stream:
+                match event.kind:
+                    case LifecycleChanged(sandbox_id, state) if state not in _STILL_SERVED:
+                        self.ended(sandbox_id)
+        finally:
+            await stream.aclose()
+
+
+_STILL_SERVED = frozenset({SandboxState.CREATING, SandboxState.RUNNING, SandboxState.STOPPING})
+
+
+def is_secure(info: SandboxInfo) -> bool:
+    """Whether its data plane asks for the token."""
+    return info.labels.get(LABEL_SECURE) != "0"
+
+
+def is_public(info: SandboxInfo) -> bool:
+    """Whether its other ports are open to everybody."""
+    return info.labels.get(LABEL_PUBLIC) != "0"

@@ -1,0 +1,146 @@
+"""``GET /files``: a file's bytes, whole or in part, plain or gzip."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_range
+from firkin.e2b.content_types import content_type
+from firkin.e2b.encodings import accepts_gzip, gzipped
+from firkin.e2b.error_map import as_file_refusal
+from firkin.e2b.exchange import Exchange, Header, Refused
+from firkin.e2b.file_access import FileCaller
+from firkin.law.backend import FilesystemControl
+from firkin.law.errors import FileFault, FilesystemFailure, FirkinError
+from firkin.law.files import FileEntry, ReadOptions, SandboxPath
+
+
+class Download:
+    """One answer to one ``GET`` or ``HEAD /files``."""
+
+    def __init__(self, exchange: Exchange, files: FilesystemControl, caller: FileCaller) -> None:
+        self._exchange = exchange
+        self._files = files
+        self._caller = caller
+        self._path = caller.path(exchange.query.get("path", ""))
+        self._gzip = accepts_gzip(exchange.text_header(b"accept-encoding"))
+
+    async def answer(self) -> None:
+        try:
+            entry, body = await self._open(ReadOptions())
+            part = await self._part(entry, body)
+            if part is None:
+                return
+            if part.length != entry.size_bytes:
+                await _close(body)
+                entry, body = await self._open(ReadOptions(offset=part.offset, length=part.length))
+            await self._send(entry, body, part)
+        except FirkinError as error:
+            if self._exchange.started:
+                raise
+            raise _refusal(error, self._path) from error
+
+    async def _open(self, options: ReadOptions) -> tuple[FileEntry, AsyncIterator[bytes]]:
+        return await self._files.open_read(self._caller.info.id, self._path, options)
+
+    async def _part(self, entry: FileEntry, body: AsyncIterator[bytes]) -> ByteRange | None:
+        """What to send; None when a condition has been answered already."""
+        tag = etag(entry.size_bytes, entry.modified_at_ns)
+        conditions = _conditions(self._exchange)
+        status = 412 if conditions.failed(tag, entry.modified_at_ns) else 0
+        if not status and conditions.unchanged(tag, entry.modified_at_ns):
+            status = 304
+        if status:
+            await _close(body)
+            await self._exchange.answer(status, headers=_validators(entry))
+            return None
+        whole = ByteRange(0, entry.size_bytes)
+        if not conditions.range_holds(tag, entry.modified_at_ns):
+            return whole
+        try:
+            return read_range(self._exchange.text_header(b"range"), entry.size_bytes) or whole
+        except Unsatisfiable:
+            await _close(body)
+            total = (b"content-range", b"bytes */%d" % entry.size_bytes)
+            await self._exchange.answer(416, b"the range lies behind the end of the file", [total])
+            return None
+
+    async def _send(self, entry: FileEntry, body: AsyncIterator[bytes], part: ByteRange) -> None:
+        partial = self._exchange.header(b"range") is not None and part.length != entry.size_bytes
+        headers = [*self._headers(entry), *_validators(entry)]
+        if partial:
+            headers.append((b"content-range", part.content_range(entry.size_bytes)))
+        gzip = self._gzip and not partial
+        # A file of no known size (under /proc, say) is sent until it ends.
+        if gzip:
+            headers.append((b"content-encoding", b"gzip"))
+        elif part.length:
+            headers.append((b"content-length", b"%d" % part.length))
+        try:
+            await self._exchange.start(206 if partial else 200, headers)
+            if self._exchange.method != "HEAD":
+                await self._copy(gzipped(body) if gzip else body, None if gzip or not part.length else part.length)
+            await self._exchange.write(b"", more=False)
+        finally:
+            await _close(body)
+
+    async def _copy(self, body: AsyncIterator[bytes], length: int | None) -> None:
+        """Send it all; a file that grew meanwhile is cut at the length that was promised."""
+        left = length
+        async for chunk in body:
+            data = chunk if left is None else chunk[:left]
+            if data:
+                await self._exchange.write(data)
+            if left is not None:
+                left -= len(data)
+                if left == 0:
+                    return
+        if left:
+            raise FilesystemFailure("read", FileFault.OTHER, "the file became shorter while it was read")
+
+    def _headers(self, entry: FileEntry) -> list[Header]:
+        name = posixpath.basename(self._path)
+        return [
+            (b"content-type", content_type(self._path).encode()),
+            (b"content-disposition", _disposition(name)),
+            (b"vary", b"Accept-Encoding"),
+            (b"accept-ranges", b"bytes"),
+        ]
+
+
+def _validators(entry: FileEntry) -> list[Header]:
+    return [
+        (b"last-modified", http_date(entry.modified_at_ns).encode()),
+        (b"etag", etag(entry.size_bytes, entry.modified_at_ns).encode()),
+    ]
+
+
+def _disposition(name: str) -> bytes:
+    quoted = quote(name.encode("utf-8", "surrogateescape"))
+    if quoted == name:
+        return b"inline; filename=" + name.encode()
+    return b"inline; filename*=utf-8''" + quoted.encode()
+
+
+def _conditions(exchange: Exchange) -> Conditions:
+    return Conditions(
+        if_match=exchange.text_header(b"if-match"),
+        if_none_match=exchange.text_header(b"if-none-match"),
+        if_modified_since=exchange.text_header(b"if-modified-since"),
+        if_unmodified_since=exchange.text_header(b"if-unmodified-since"),
+        if_range=exchange.text_header(b"if-range"),
+    )
+
+
+def _refusal(error: FirkinError, path: SandboxPath) -> Refused:
+    if isinstance(error, FilesystemFailure) and error.fault is FileFault.IS_A_DIRECTORY:
+        return Refused(400, f"path '{path}' is a directory")
+    return as_file_refusal(error, path)
+
+
+async def _close(body: AsyncIterator[bytes]) -> None:
+    close = getattr(body, "aclose", None)
+    if close is not None:
+        await close()

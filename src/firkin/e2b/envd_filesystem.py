@@ -1,0 +1,129 @@
+"""``filesystem.Filesystem``: names, entries and directories inside a sandbox."""
+
+from __future__ import annotations
+
+import stat
+from datetime import UTC, datetime
+
+import msgspec
+
+from firkin.e2b.calls import RpcCall
+from firkin.e2b.connect_codec import Code, RpcError
+from firkin.e2b.guest_paths import resolve
+from firkin.law.errors import FileFault, FilesystemFailure, NotFound, ResourceKind
+from firkin.law.files import FileEntry, FileType, ListOptions, SandboxPath
+
+_TYPES = {FileType.FILE: "FILE_TYPE_FILE", FileType.DIRECTORY: "FILE_TYPE_DIRECTORY"}
+_MAX_DEPTH = 1_000_000
+
+
+class _Path(msgspec.Struct, forbid_unknown_fields=True):
+    path: str = ""
+
+
+class _ListDir(msgspec.Struct, forbid_unknown_fields=True):
+    path: str = ""
+    depth: int = 0
+
+
+class _Move(msgspec.Struct, forbid_unknown_fields=True):
+    source: str = ""
+    destination: str = ""
+
+
+_PATH = msgspec.json.Decoder(_Path)
+_LIST_DIR = msgspec.json.Decoder(_ListDir, strict=False)
+_MOVE = msgspec.json.Decoder(_Move)
+
+
+async def path_of(call: RpcCall, text: str) -> SandboxPath:
+    """The absolute path that the caller's user means by `text`."""
+    return resolve(text, await call.guest_user(), call.info.default_workdir)
+
+
+async def stat_entry(call: RpcCall) -> None:
+    path = await path_of(call, (await call.unary_request(_PATH)).path)
+    await call.answer({"entry": entry_json(await call.files.stat(call.sandbox_id, path))})
+
+
+async def list_dir(call: RpcCall) -> None:
+    request = await call.unary_request(_LIST_DIR)
+    if not 0 <= request.depth <= _MAX_DEPTH:
+        raise RpcError(Code.INVALID_ARGUMENT, f"depth must be from 0 to {_MAX_DEPTH}")
+    path = await path_of(call, request.path)
+    try:
+        entries = await call.files.list(call.sandbox_id, path, ListOptions(depth=request.depth or 1))
+    except FilesystemFailure as error:
+        if error.fault is FileFault.NOT_A_DIRECTORY:
+            raise RpcError(Code.INVALID_ARGUMENT, f"path is not a directory: {path}") from error
+        raise
+    await call.answer({"entries": [entry_json(entry) for entry in entries]})
+
+
+async def make_dir(call: RpcCall) -> None:
+    path = await path_of(call, (await call.unary_request(_PATH)).path)
+    try:
+        entry = await call.files.mkdir(call.sandbox_id, path, parents=True, user=call.username)
+    except FilesystemFailure as error:
+        if error.fault is FileFault.NOT_A_DIRECTORY:
+            message = f"path already exists but it is not a directory: {path}"
+            raise RpcError(Code.INVALID_ARGUMENT, message) from error
+        raise
+    await call.answer({"entry": entry_json(entry)})
+
+
+async def move(call: RpcCall) -> None:
+    request = await call.unary_request(_MOVE)
+    source, target = await path_of(call, request.source), await path_of(call, request.destination)
+    entry = await call.files.rename(call.sandbox_id, source, target, user=call.username)
+    await call.answer({"entry": entry_json(entry)})
+
+
+async def remove(call: RpcCall) -> None:
+    """Remove a file or a whole directory. What is not there is fine."""
+    path = await path_of(call, (await call.unary_request(_PATH)).path)
+    try:
+        await call.files.remove(call.sandbox_id, path, recursive=True)
+    except NotFound as error:
+        if error.resource is not ResourceKind.FILE:
+            raise
+    await call.answer(b"{}")
+
+
+def entry_json(entry: FileEntry) -> dict[str, object]:
+    """An entry; a symlink shows type and mode of what it leads to, and its own size and permissions."""
+    link = entry.file_type is FileType.SYMLINK
+    shown = entry.target_type if link else entry.file_type
+    mode = entry.target_mode if link and entry.target_mode is not None else entry.mode
+    described: dict[str, object] = {
+        "name": entry.name,
+        "type": "FILE_TYPE_UNSPECIFIED" if shown is None else _TYPES.get(shown, "FILE_TYPE_UNSPECIFIED"),
+        "path": str(entry.path),
+        "size": str(entry.size_bytes),
+        "mode": mode & 0o777,
+        "permissions": permissions(entry),
+        "owner": entry.owner or str(entry.uid),
+        "group": entry.group or str(entry.gid),
+        "modifiedTime": _timestamp(entry.modified_at_ns),
+        "metadata": dict(entry.metadata),
+    }
+    if link:
+        described["isSymlink"] = True
+        if entry.symlink_target is not None:
+            described["symlinkTarget"] = entry.symlink_target
+    return described
+
+
+def permissions(entry: FileEntry) -> str:
+    """As Go prints a file mode: ``-rw-r--r--``, ``drwxr-xr-x``, ``Lrwxrwxrwx``, ``dtrwxrwxrwx``."""
+    kind = {FileType.DIRECTORY: "d", FileType.SYMLINK: "L"}.get(entry.file_type, "")
+    special = "".join(
+        letter for letter, bit in (("u", stat.S_ISUID), ("g", stat.S_ISGID), ("t", stat.S_ISVTX)) if entry.mode & bit
+    )
+    return (kind + special or "-") + stat.filemode(entry.mode & 0o777)[1:]
+
+
+def _timestamp(nanoseconds: int) -> str:
+    seconds, rest = divmod(max(0, min(nanoseconds, 253402300799 * 10**9)), 10**9)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{rest:09d}Z" if rest else f"{text}Z"

@@ -1,0 +1,296 @@
+"""``process.Process``: programs inside a sandbox, as E2B's clients start and steer them."""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+
+from firkin.e2b.calls import STREAM_HEADERS, RpcCall, decode
+from firkin.e2b.connect_codec import Code, EnvelopeReader, RpcError, end_of_stream, envelope
+from firkin.e2b.event_streams import EventStream
+from firkin.e2b.guest_paths import needs_home, resolve
+from firkin.e2b.json_text import encode
+from firkin.e2b.signal_names import describe_signal
+from firkin.law.errors import ProcessFailure, ProcessFault
+from firkin.law.ids import ProcessId, ProcessTag
+from firkin.law.processes import (
+    Argv,
+    ById,
+    ByTag,
+    Command,
+    Ended,
+    Exited,
+    ProcessEvent,
+    ProcessInfo,
+    ProcessSelector,
+    ProcessStream,
+    PtyOutput,
+    PtySize,
+    Signal,
+    Stderr,
+    Stdout,
+)
+
+_KEEPALIVE = envelope(b'{"event":{"keepalive":{}}}')
+_DATA_END = b'"}}}'
+_STREAM_IDLE_S = 300.0
+_SIGNALS: dict[str | int, Signal] = {
+    "SIGNAL_SIGTERM": Signal.TERM,
+    "SIGNAL_SIGKILL": Signal.KILL,
+    15: Signal.TERM,
+    9: Signal.KILL,
+}
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True):
+    """A protobuf message in JSON. Fields that nobody knows are refused by name."""
+
+
+class _Config(_Message):
+    cmd: str = ""
+    args: list[str] | None = None
+    envs: dict[str, str] | None = None
+    cwd: str | None = None
+
+
+class _Size(_Message):
+    cols: int = 0
+    rows: int = 0
+
+
+class _Pty(_Message):
+    size: _Size | None = None
+
+
+class _Start(_Message):
+    process: _Config | None = None
+    pty: _Pty | None = None
+    tag: str | None = None
+    stdin: bool | None = None
+
+
+class _Selector(_Message):
+    pid: int | None = None
+    tag: str | None = None
+
+
+class _Selected(_Message):
+    process: _Selector | None = None
+
+
+class _Nothing(_Message):
+    pass
+
+
+class _Input(_Message):
+    stdin: bytes | None = None
+    pty: bytes | None = None
+
+
+class _SendInput(_Message):
+    process: _Selector | None = None
+    input: _Input | None = None
+
+
+class _SendSignal(_Message):
+    process: _Selector | None = None
+    signal: str | int | None = None
+
+
+class _Update(_Message):
+    process: _Selector | None = None
+    pty: _Pty | None = None
+
+
+class _InputData(_Message):
+    input: _Input | None = None
+
+
+class _StreamInput(_Message):
+    start: _Selected | None = None
+    data: _InputData | None = None
+    keepalive: _Nothing | None = None
+
+
+class _StreamInputEvent(_Message):
+    event: _StreamInput | None = None
+
+
+_START = msgspec.json.Decoder(_Start, strict=False)
+_SELECTED = msgspec.json.Decoder(_Selected, strict=False)
+_NOTHING = msgspec.json.Decoder(_Nothing)
+_SEND_INPUT = msgspec.json.Decoder(_SendInput, strict=False)
+_SEND_SIGNAL = msgspec.json.Decoder(_SendSignal)
+_UPDATE = msgspec.json.Decoder(_Update, strict=False)
+_STREAM_INPUT = msgspec.json.Decoder(_StreamInputEvent, strict=False)
+
+
+async def start(call: RpcCall) -> None:
+    """Start a program and stream what it says. The client's deadline is the program's too."""
+    request = await call.stream_request(_START)
+    stream = await _started(call, await _command(call, request))
+    await _stream(call, stream)
+
+
+async def _started(call: RpcCall, command: Command) -> ProcessStream:
+    try:
+        return await call.processes.stream(call.sandbox_id, command)
+    except ProcessFailure as error:
+        if error.fault is ProcessFault.CWD_MISSING:
+            raise RpcError(Code.INVALID_ARGUMENT, f"cwd '{command.cwd}' does not exist") from error
+        raise
+
+
+async def _command(call: RpcCall, request: _Start) -> Command:
+    config = request.process or _Config()
+    cwd = config.cwd or None
+    if cwd is not None and needs_home(cwd):
+        cwd = resolve(cwd, await call.guest_user(), call.info.default_workdir)
+    pty = None if request.pty is None else _pty_size(request.pty)
+    return Command(
+        mode=Argv(config.cmd, tuple(config.args or ())),
+        cwd=cwd,
+        env=config.envs or {},
+        user=call.username,
+        keep_stdin=pty is None and request.stdin is not False,
+        pty=pty,
+        tag=ProcessTag(request.tag) if request.tag else None,
+        timeout_s=call.deadline_s,
+    )
+
+
+def _pty_size(pty: _Pty) -> PtySize:
+    return PtySize() if pty.size is None else PtySize(rows=pty.size.rows, cols=pty.size.cols)
+
+
+async def connect(call: RpcCall) -> None:
+    """New output of a program that runs; what it said before is not repeated."""
+    request = await call.stream_request(_SELECTED)
+    await _stream(call, await call.processes.connect(call.sandbox_id, _selector(request.process)))
+
+
+async def _stream(call: RpcCall, stream: ProcessStream) -> None:
+    def written(event: ProcessEvent) -> bytes | None:
+        if isinstance(event, Ended):
+            answer.ends_with()
+        return encode_event(event)
+
+    answer: EventStream[ProcessEvent] = EventStream(
+        call, stream, first=_started_event(stream.info), keepalive=_KEEPALIVE, encode=written
+    )
+    await answer.run()
+
+
+def _started_event(info: ProcessInfo) -> bytes:
+    return envelope(b'{"event":{"start":{"pid":%d}}}' % int(info.id))
+
+
+def encode_event(event: ProcessEvent) -> bytes | None:
+    """One event as an envelope; None for the start, which is sent apart. Raises `RpcError` for a deadline's kill."""
+    match event:
+        case Stdout(data):
+            return envelope(b'{"event":{"data":{"stdout":"' + base64.b64encode(data) + _DATA_END)
+        case Stderr(data):
+            return envelope(b'{"event":{"data":{"stderr":"' + base64.b64encode(data) + _DATA_END)
+        case PtyOutput(data):
+            return envelope(b'{"event":{"data":{"pty":"' + base64.b64encode(data) + _DATA_END)
+        case Ended():
+            return _end_event(event)
+    return None
+
+
+def _end_event(event: Ended) -> bytes:
+    if event.timed_out:
+        raise RpcError(Code.DEADLINE_EXCEEDED, "the process was killed: its deadline has passed")
+    exited = isinstance(event.status, Exited)
+    code = event.status.code if isinstance(event.status, Exited) else -1
+    status = f"exit status {code}" if isinstance(event.status, Exited) else describe_signal(event.status.signal)
+    end: dict[str, object] = {"exitCode": code, "exited": exited, "status": status}
+    if code:
+        end["error"] = status
+    return envelope(encode({"event": {"end": end}}))
+
+
+async def list_processes(call: RpcCall) -> None:
+    await call.unary_request(_NOTHING)
+    found = await call.processes.list(call.sandbox_id)
+    await call.answer({"processes": [_described(info) for info in found]})
+
+
+def _described(info: ProcessInfo) -> dict[str, object]:
+    config = {"cmd": "".join(info.argv[:1]), "args": info.argv[1:], "envs": info.env, "cwd": info.cwd}
+    described: dict[str, object] = {"config": config, "pid": int(info.id)}
+    return {**described, "tag": info.tag} if info.tag else described
+
+
+async def send_input(call: RpcCall) -> None:
+    request = await call.unary_request(_SEND_INPUT)
+    await _write(call, _selector(request.process), request.input)
+    await call.answer(b"{}")
+
+
+async def _write(call: RpcCall, selector: ProcessSelector, given: _Input | None) -> None:
+    data = None if given is None else given.stdin if given.stdin is not None else given.pty
+    if data is None:
+        raise RpcError(Code.INVALID_ARGUMENT, "input needs stdin or pty")
+    await call.processes.send_input(call.sandbox_id, selector, data)
+
+
+async def stream_input(call: RpcCall) -> None:
+    """A stream of input: first the program, then data and keepalives."""
+    reader = EnvelopeReader(call.settings.max_rpc_bytes)
+    selector: ProcessSelector | None = None
+    with call.directory.holding(call.sandbox_id, call.exchange.connection):
+        async for chunk in call.exchange.chunks(idle_s=_STREAM_IDLE_S):
+            for message in reader.feed(chunk):
+                if not message.ends_stream:
+                    selector = await _take_input(call, decode(message.payload, _STREAM_INPUT), selector)
+        reader.finish()
+        await call.exchange.answer(200, envelope(b"{}") + end_of_stream(), STREAM_HEADERS)
+
+
+async def _take_input(
+    call: RpcCall, message: _StreamInputEvent, selector: ProcessSelector | None
+) -> ProcessSelector | None:
+    event = message.event or _StreamInput()
+    if event.start is not None:
+        return _selector(event.start.process)
+    if event.data is not None:
+        if selector is None:
+            raise RpcError(Code.INVALID_ARGUMENT, "the first message must be start")
+        await _write(call, selector, event.data.input)
+    return selector
+
+
+async def send_signal(call: RpcCall) -> None:
+    request = await call.unary_request(_SEND_SIGNAL)
+    selector = _selector(request.process)
+    signal = _SIGNALS.get(request.signal) if request.signal is not None else None
+    if signal is None:
+        raise RpcError(Code.UNIMPLEMENTED, f"invalid signal: {str(request.signal)[:32]}; use SIGTERM or SIGKILL")
+    await call.processes.signal(call.sandbox_id, selector, signal)
+    await call.answer(b"{}")
+
+
+async def close_stdin(call: RpcCall) -> None:
+    request = await call.unary_request(_SELECTED)
+    await call.processes.close_stdin(call.sandbox_id, _selector(request.process))
+    await call.answer(b"{}")
+
+
+async def update(call: RpcCall) -> None:
+    """Resize a terminal."""
+    request = await call.unary_request(_UPDATE)
+    selector = _selector(request.process)
+    if request.pty is not None and request.pty.size is not None:
+        await call.processes.resize_pty(call.sandbox_id, selector, _pty_size(request.pty))
+    await call.answer(b"{}")
+
+
+def _selector(given: _Selector | None) -> ProcessSelector:
+    if given is not None and given.pid:
+        return ById(ProcessId(str(given.pid)))
+    if given is not None and given.tag:
+        return ByTag(ProcessTag(given.tag))
+    raise RpcError(Code.INVALID_ARGUMENT, "the process must be named by pid or tag")

@@ -1,0 +1,184 @@
+"""One request and its answer, over ASGI.
+
+Handlers take an `Exchange` and send exactly one answer. A refusal is the
+exception `Refused`, which the app turns into the JSON body that the SDKs read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
+
+from firkin.e2b.json_text import encode
+from firkin.e2b.protocol import CONNECTION, ClientConnection
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+Header: TypeAlias = tuple[bytes, bytes]
+
+JSON: Header = (b"content-type", b"application/json")
+CORS: tuple[Header, ...] = (
+    (b"access-control-allow-origin", b"*"),
+    (
+        b"access-control-expose-headers",
+        b"Location, Cache-Control, Content-Disposition, X-Next-Token, X-Total-Running, Should-Retry, Retry-After, "
+        b"Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin, Connect-Content-Encoding",
+    ),
+)
+PREFLIGHT: tuple[Header, ...] = (
+    *CORS,
+    (b"access-control-allow-methods", b"HEAD, GET, POST, PUT, PATCH, DELETE"),
+    (b"access-control-allow-headers", b"*, Authorization"),
+    (b"access-control-max-age", b"7200"),
+)
+BODY_IDLE_S = 60.0
+
+
+class Refused(Exception):
+    """The answer is an error: `status` and one sentence. `more` are further fields of the body."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        should_retry: bool | None = None,
+        retry_after_s: int | None = None,
+        more: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.should_retry = should_retry
+        self.retry_after_s = retry_after_s
+        self.more = more or {}
+
+    def body(self) -> bytes:
+        return encode({"code": self.status, "message": self.message, **self.more})
+
+    def headers(self) -> list[Header]:
+        headers = [JSON]
+        if self.should_retry is not None:
+            headers.append((b"should-retry", b"true" if self.should_retry else b"false"))
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % self.retry_after_s))
+        return headers
+
+
+class ClientGone(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+class Exchange:
+    """A request, and the means to answer it once."""
+
+    __slots__ = ("_ended", "_headers", "_query", "_receive", "_send", "method", "path", "raw_path", "scope", "started")
+
+    def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.raw_path: bytes = scope.get("raw_path") or self.path.encode()
+        self.started = False
+        self._headers: dict[bytes, bytes] | None = None
+        self._query: dict[str, str] | None = None
+        self._receive = receive
+        self._send = send
+        self._ended = False
+
+    @property
+    def connection(self) -> ClientConnection | None:
+        """The client's connection; None under another server than ours."""
+        found = self.scope.get("extensions", {}).get(CONNECTION)
+        return found if isinstance(found, ClientConnection) else None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header, by its lower-case name; of several, the first."""
+        if self._headers is None:
+            self._headers = {key: value for key, value in reversed(self.scope["headers"])}
+        return self._headers.get(name)
+
+    def text_header(self, name: bytes) -> str | None:
+        value = self.header(name)
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        if self._query is None:
+            text = self.scope.get("query_string", b"").decode("latin-1")
+            try:
+                pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=1000)
+            except ValueError:
+                raise Refused(400, "the query has more than 1000 fields") from None
+            self._query = dict(reversed(pairs))
+        return self._query
+
+    async def chunks(self, *, idle_s: float | None = BODY_IDLE_S) -> AsyncIterator[bytes]:
+        """The request body as it comes. Raises `ClientGone`, and `Refused` when it stalls for `idle_s`."""
+        while not self._ended:
+            data = await self._next_chunk(idle_s)
+            if data:
+                yield data
+
+    async def _next_chunk(self, idle_s: float | None) -> bytes:
+        try:
+            async with asyncio.timeout(idle_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refused(408, f"no more of the request body arrived within {idle_s:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._ended = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
+
+    async def body(self, limit: int) -> bytes:
+        """The whole request body, at most `limit` bytes."""
+        declared = self.header(b"content-length")
+        if declared is not None and int(declared) > limit:
+            raise Refused(413, f"the request body has {int(declared)} bytes; at most {limit} are allowed")
+        parts, size = [], 0
+        async for chunk in self.chunks():
+            size += len(chunk)
+            if size > limit:
+                raise Refused(413, f"the request body has more than {limit} bytes, which is the limit")
+            parts.append(chunk)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def disconnected(self) -> None:
+        """Return when the client has gone. Only once the body has been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(self, status: int, headers: Sequence[Header]) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *CORS]})
+
+    async def start_plain(self, status: int, headers: Sequence[Header]) -> None:
+        """Begin an answer that is somebody else's: nothing is added to it."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, status: int, body: bytes = b"", headers: Sequence[Header] = ()) -> None:
+        """A whole answer at once."""
+        length = () if status in (204, 304) else ((b"content-length", b"%d" % len(body)),)
+        await self.start(status, [*headers, *length])
+        await self.write(b"" if self.method == "HEAD" else body, more=False)
+
+    async def answer_json(self, status: int, value: object, headers: Sequence[Header] = ()) -> None:
+        await self.answer(status, encode(value), [JSON, *headers])
+
+    async def refuse(self, refusal: Refused) -> None:
+        await self.answer(refusal.status, refusal.body(), refusal.headers())
+
+    async def preflight(self) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": 204, "headers": list(PREFLIGHT)})
+        await self.write(b"", more=False)

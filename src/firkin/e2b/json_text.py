@@ -1,0 +1,22 @@
+"""Values as JSON text. The law's identifiers and paths are strings with a rule; on the wire they are strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): one for key, one in value.items()}
+    raise NotImplementedError(f"{type(value).__name__} has no JSON form")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+
+
+def encode(value: object) -> bytes:
+    return _ENCODER.encode(value)

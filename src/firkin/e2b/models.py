@@ -1,0 +1,172 @@
+"""The control plane's JSON: what clients send and what they get back.
+
+Requests refuse unknown fields by name; a field is honoured or refused, never
+ignored. Field names are the wire's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from firkin.e2b.exchange import Exchange, Refused
+
+T = TypeVar("T")
+
+
+class AutoResume(msgspec.Struct, forbid_unknown_fields=True):
+    enabled: bool = False
+
+
+class NetworkConfig(msgspec.Struct, forbid_unknown_fields=True):
+    allowPublicTraffic: bool | None = None
+    allowOut: list[str] | None = None
+    denyOut: list[str] | None = None
+    dnsServers: list[str] | None = None
+    egressProxy: dict[str, Any] | None = None
+    maskRequestHost: str | None = None
+    httpsPorts: list[int] | None = None
+    rules: dict[str, Any] | None = None
+
+    def unsupported(self) -> list[str]:
+        """The fields that ask for something; an empty list or null asks for nothing."""
+        return [name for name in self.__struct_fields__ if name != "allowPublicTraffic" and getattr(self, name)]
+
+
+class NewSandbox(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v2/sandboxes``."""
+
+    templateID: str
+    timeout: int | None = None
+    autoPause: bool | None = None
+    autoPauseMemory: bool | None = None
+    autoResume: AutoResume | None = None
+    allow_internet_access: bool | None = None
+    network: NetworkConfig | None = None
+    metadata: dict[str, str] | None = None
+    envVars: dict[str, str] | None = None
+    mcp: dict[str, Any] | None = None
+    iam: dict[str, Any] | None = None
+    volumeMounts: list[dict[str, Any]] | None = None
+
+
+class NewSandboxV1(NewSandbox, kw_only=True, forbid_unknown_fields=True):
+    """``POST /sandboxes``: `secure` false asks for a data plane without a token."""
+
+    secure: bool | None = None
+
+
+class ConnectSandbox(msgspec.Struct, forbid_unknown_fields=True):
+    timeout: int | None = None
+    memory: bool = True
+
+
+class ResumeSandbox(msgspec.Struct, forbid_unknown_fields=True):
+    timeout: int | None = None
+    autoPause: bool | None = None
+    memory: bool = True
+
+
+class SandboxTimeout(msgspec.Struct, forbid_unknown_fields=True):
+    timeout: int
+
+
+class SandboxRefresh(msgspec.Struct, forbid_unknown_fields=True):
+    duration: int | None = None
+
+
+class Sandbox(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The answer to create and connect."""
+
+    templateID: str
+    sandboxID: str
+    clientID: str
+    envdVersion: str
+    envdAccessToken: str | UnsetType = UNSET
+    trafficAccessToken: str | UnsetType | None = UNSET
+    domain: str | UnsetType | None = UNSET
+    alias: str | UnsetType = UNSET
+
+
+class ListedSandbox(msgspec.Struct, kw_only=True):
+    templateID: str
+    sandboxID: str
+    clientID: str
+    startedAt: str
+    endAt: str
+    envdVersion: str
+    cpuCount: int
+    memoryMB: int
+    diskSizeMB: int
+    state: str
+    alias: str
+    metadata: dict[str, str]
+    volumeMounts: list[dict[str, str]]
+
+
+class SandboxDetail(ListedSandbox, kw_only=True):
+    allowInternetAccess: bool | None
+    domain: str | None
+    network: dict[str, Any]
+    lifecycle: dict[str, Any]
+    envdAccessToken: str | UnsetType = UNSET
+
+
+class SandboxMetric(msgspec.Struct, kw_only=True):
+    timestamp: str
+    timestampUnix: int
+    cpuCount: int
+    cpuUsedPct: float
+    memUsed: int
+    memTotal: int
+    memCache: int
+    diskUsed: int
+    diskTotal: int
+
+
+class Template(msgspec.Struct, kw_only=True):
+    templateID: str
+    buildID: str
+    cpuCount: int
+    memoryMB: int
+    diskSizeMB: int
+    public: bool
+    aliases: list[str]
+    names: list[str]
+    createdAt: str
+    updatedAt: str
+    createdBy: None
+    lastSpawnedAt: None
+    spawnCount: int
+    buildCount: int
+    envdVersion: str
+    buildStatus: str
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """The request body as `kind`; `Refused` (400) says what is wrong with it."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refused(400, f"the request body does not fit: {error}", should_retry=False) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(400, f"the request body is not valid JSON: {error}", should_retry=False) from None
+
+
+def allow_query(exchange: Exchange, *names: str) -> None:
+    """Refuse a query field that this call does not have."""
+    unknown = [name for name in exchange.query if name not in names]
+    if unknown:
+        allowed = ", ".join(names) or "none"
+        raise Refused(400, f"unknown query field {unknown[0][:64]!r}; allowed here: {allowed}", should_retry=False)
+
+
+def query_int(exchange: Exchange, name: str, *, default: int | None, least: int, most: int) -> int | None:
+    text = exchange.query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.lstrip("-").isdigit() or len(text) > 18 or not least <= int(text) <= most:
+        raise Refused(400, f"{name} must be a whole number from {least} to {most}", should_retry=False)
+    return int(text)

@@ -1,0 +1,61 @@
+"""Which sandbox and port a request is for, or the control plane.
+
+Two ways to say it: the left-most label of the host name, ``49983-<id>.<domain>``,
+or the headers ``E2b-Sandbox-Id`` and ``E2b-Sandbox-Port``. When both are there
+they must agree: a request with two readings is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from firkin.law.errors import InvalidSpec
+from firkin.law.ids import SandboxId
+from firkin.law.ports import Port
+
+_LABEL = re.compile(rb"([0-9]{1,5})-([a-z0-9]{1,48})\.[a-z0-9.:-]+")
+_ID_RULE = "a sandbox id has 1 to 48 lower-case letters and digits"
+
+
+class BadRoute(Exception):
+    """The request names its sandbox in a way that cannot be followed; the text says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxTarget:
+    sandbox_id: SandboxId
+    port: Port
+
+
+def route(host: bytes | None, sandbox_id: bytes | None, port: bytes | None) -> SandboxTarget | None:
+    """The sandbox and port a request is for; None for the control plane. Raises `BadRoute`."""
+    by_host = _from_host(host)
+    by_headers = _from_headers(sandbox_id, port)
+    if by_host is not None and by_headers is not None and by_host != by_headers:
+        raise BadRoute("the host name and the E2b-Sandbox-* headers name different sandboxes or ports")
+    return by_host or by_headers
+
+
+def _from_host(host: bytes | None) -> SandboxTarget | None:
+    match = _LABEL.fullmatch((host or b"").lower())
+    return None if match is None else _target(match[2], match[1])
+
+
+def _from_headers(sandbox_id: bytes | None, port: bytes | None) -> SandboxTarget | None:
+    if sandbox_id is None and port is None:
+        return None
+    if sandbox_id is None:
+        raise BadRoute("missing header E2b-Sandbox-Id")
+    if port is None:
+        raise BadRoute("missing header E2b-Sandbox-Port")
+    return _target(sandbox_id, port)
+
+
+def _target(sandbox_id: bytes, port: bytes) -> SandboxTarget:
+    if not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise BadRoute("invalid sandbox port: use a number from 1 to 65535")
+    try:
+        return SandboxTarget(SandboxId(sandbox_id.decode("ascii")), Port(int(port)))
+    except (UnicodeDecodeError, InvalidSpec):
+        raise BadRoute(f"invalid sandbox id: {_ID_RULE}") from None

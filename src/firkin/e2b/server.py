@@ -1,0 +1,144 @@
+"""The listening socket and the loop that serves it.
+
+uvicorn does the HTTP; its signal handling and its log stay out of the way, since
+both belong to the process that embeds the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+
+from firkin.e2b.exchange import AsgiApp
+from firkin.e2b.protocol import SandboxProtocol
+from firkin.law.errors import IoFailure
+from firkin.lifetimes import children
+
+# The SDKs keep idle connections for 300 s; a server that closes first races with their next request.
+IDLE_CONNECTION_S = 620
+_START_WITHIN_S = 30.0
+
+
+async def serve(
+    app: AsgiApp,
+    host: str,
+    port: int,
+    *,
+    announce: Callable[[int], None] | None = None,
+    stop: asyncio.Event | None = None,
+    grace_s: float = 5.0,
+) -> None:
+    """Serve until `stop` is set. `announce` is called with the bound port once requests are answered.
+
+    At the end no new connection is taken, and requests get `grace_s` to finish;
+    streams that still run then are cut. Raises `IoFailure` when the address
+    cannot be had.
+    """
+    async with serving(app, host, port, grace_s=grace_s) as bound:
+        if announce is not None:
+            announce(bound)
+        await (stop or asyncio.Event()).wait()
+
+
+@asynccontextmanager
+async def serving(app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.0) -> AsyncIterator[int]:
+    """A server for the length of a block; yields the bound port."""
+    listener = _listen(host, port)
+    server = _Server(_config(app, grace_s), grace_s)
+    async with children() as tasks:
+        running = tasks.start(server.run_until_stopped(listener), name="http-server")
+        try:
+            await _started(server, running)
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({running}, timeout=grace_s + 5.0)
+            listener.close()
+
+
+async def _started(server: _Server, running: asyncio.Task[None]) -> None:
+    up = asyncio.create_task(server.is_up.wait())
+    try:
+        await asyncio.wait({up, running}, timeout=_START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        up.cancel()
+    if running.done():
+        running.result()
+    if not server.is_up.is_set():
+        raise IoFailure("start", "the HTTP server", "it did not come up")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if _is_ipv6(host) else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(4096)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise IoFailure("listen on", f"{host}:{port}", error.strerror or str(error)) from error
+    return listener
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def _config(app: AsgiApp, grace_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=SandboxProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=IDLE_CONNECTION_S,
+        timeout_graceful_shutdown=max(1, round(grace_s + 2)),
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which says when it is up and cuts streams when told to end."""
+
+    def __init__(self, config: uvicorn.Config, grace_s: float) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+        self._grace_s = grace_s
+
+    async def run_until_stopped(self, listener: socket.socket) -> None:
+        await self.serve(sockets=[listener])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.is_up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cut = asyncio.get_running_loop().call_later(self._grace_s, self._cut_connections)
+        try:
+            await super().shutdown(sockets=sockets)
+        finally:
+            cut.cancel()
+
+    def _cut_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

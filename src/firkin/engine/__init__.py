@@ -1,0 +1,1 @@
+"""One node's sandboxes: what should exist, kept true against what does."""

@@ -1,0 +1,67 @@
+"""How the parts of one node are put together: the only place that knows all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from firkin.engine.acts import Acts
+from firkin.engine.admission import Admission, HostGauge
+from firkin.engine.clock import Clock
+from firkin.engine.deadlines import Deadlines
+from firkin.engine.events import EventBus
+from firkin.engine.figures import Figures
+from firkin.engine.ledger import Ledger
+from firkin.engine.links import Links
+from firkin.engine.logs import LogStore
+from firkin.engine.node import Node
+from firkin.engine.port_exposures import PortExposures
+from firkin.engine.records import Records
+from firkin.engine.roster import Roster
+from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.watching import expire
+from firkin.law.capabilities import Capabilities
+from firkin.law.driver import Driver
+from firkin.law.policies import Policies
+from firkin.lifetimes import Children
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What a node stands on: all that was opened for it."""
+
+    driver: Driver
+    place: TemplatePlace
+    gauge: HostGauge
+    clock: Clock
+    records: Records
+    children: Children
+    offer: Capabilities
+
+
+def assemble(ground: Ground, policies: Policies) -> Node:
+    """A node that has not begun to serve."""
+    clock, records = ground.clock, ground.records
+    events, logs, acts, roster = EventBus(clock), LogStore(clock, records), Acts(ground.children), Roster(records)
+    node = Node(
+        driver=ground.driver,
+        clock=clock,
+        policies=policies,
+        offer=ground.offer,
+        children=ground.children,
+        acts=acts,
+        records=records,
+        events=events,
+        logs=logs,
+        ledger=Ledger(records=records, events=events, logs=logs, clock=clock),
+        roster=roster,
+        admission=Admission(policies.capacity, ground.gauge),
+        gauge=ground.gauge,
+        deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
+        templates=TemplateRegistry(
+            ground.place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer
+        ),
+        links=Links(roster, ground.offer, ground.driver.name),
+        exposures=PortExposures(ground.children),
+        figures=Figures(),
+    )
+    return node

@@ -1,0 +1,163 @@
+"""The `SandboxBackend` of one machine: the parts put together, started and stopped in order."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from firkin import __version__
+from firkin.engine.admission import HostGauge
+from firkin.engine.assembly import Ground, assemble
+from firkin.engine.clock import Clock, SystemClock
+from firkin.engine.closing import close_down
+from firkin.engine.database import Database
+from firkin.engine.events import EventBus
+from firkin.engine.files import LocalFiles
+from firkin.engine.lifecycle import LocalSandboxes
+from firkin.engine.logs import LogStore
+from firkin.engine.metrics import LocalMetrics
+from firkin.engine.node import Node
+from firkin.engine.offer import engine_offer
+from firkin.engine.ports import LocalPorts
+from firkin.engine.processes import LocalProcesses
+from firkin.engine.reconcile import forget_ended, reconcile
+from firkin.engine.records import Records
+from firkin.engine.snapshots import RefusedSnapshots
+from firkin.engine.state_lock import StateLock
+from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.law.backend import BackendInfo, Preflight
+from firkin.law.capabilities import Capabilities
+from firkin.law.driver import Driver, RootPreparer
+from firkin.law.errors import BackendFailure, RetryClass
+from firkin.law.ids import BackendName
+from firkin.law.policies import Policies
+from firkin.lifetimes import children, finish
+
+CLOSE_WITHIN_S = 120.0
+
+
+class LocalBackend:
+    """One node over one driver. `state_dir` is made when it is missing; its parent must exist.
+
+    The controls exist from `start` to `aclose`; `capabilities`, `preflight` and `info` always.
+    """
+
+    def __init__(
+        self,
+        *,
+        driver: Driver,
+        preparer: RootPreparer,
+        state_dir: Path,
+        clock: Clock | None = None,
+        version: str = __version__,
+    ) -> None:
+        self._driver = driver
+        self._preparer = preparer
+        self._state_dir = state_dir
+        self._clock = clock or SystemClock()
+        self._version = version
+        self._open = AsyncExitStack()
+        self._node: Node | None = None
+        self.snapshots = RefusedSnapshots()
+
+    async def capabilities(self) -> Capabilities:
+        return engine_offer(await self._driver.capabilities())
+
+    async def preflight(self) -> Preflight:
+        return await self._driver.preflight()
+
+    async def info(self) -> BackendInfo:
+        return BackendInfo(BackendName("local"), self._version, self._driver.name)
+
+    @property
+    def templates(self) -> TemplateRegistry:
+        return self._started().templates
+
+    @property
+    def sandboxes(self) -> LocalSandboxes:
+        return LocalSandboxes(self._started())
+
+    @property
+    def processes(self) -> LocalProcesses:
+        return LocalProcesses(self._started())
+
+    @property
+    def filesystems(self) -> LocalFiles:
+        return LocalFiles(self._started())
+
+    @property
+    def ports(self) -> LocalPorts:
+        return LocalPorts(self._started())
+
+    @property
+    def pauses(self) -> None:
+        return None
+
+    @property
+    def warm_pool(self) -> None:
+        return None
+
+    @property
+    def events(self) -> EventBus:
+        return self._started().events
+
+    @property
+    def logs(self) -> LogStore:
+        return self._started().logs
+
+    @property
+    def metrics(self) -> LocalMetrics:
+        return LocalMetrics(self._started())
+
+    async def start(self, policies: Policies) -> None:
+        """See `SandboxBackend.start`. `BackendFailure` with every reason when the host is not ready."""
+        if self._node is not None:
+            raise BackendFailure("start", "the engine", "it has been started before", retry=RetryClass.NOT_RETRYABLE)
+        preflight = await self._driver.preflight()
+        if not preflight.ready:
+            reasons = "; ".join(preflight.reasons)
+            raise BackendFailure("start", self._driver.name, reasons, retry=RetryClass.NOT_RETRYABLE)
+        async with AsyncExitStack() as undo:
+            node = await self._build(undo, policies)
+            await reconcile(node)
+            node.background(node.deadlines.run(), name="deadlines")
+            node.background(forget_ended(node), name="forget old ends")
+            self._open = undo.pop_all()
+        self._node = node
+
+    async def aclose(self, *, kill_all: bool = False) -> None:
+        """See `SandboxBackend.aclose`. Idempotent; the policy `kill_on_close` has the effect of `kill_all`."""
+        node, self._node = self._node, None
+        if node is None:
+            return
+        try:
+            await close_down(node, kill_all=kill_all or node.policies.hygiene.kill_on_close)
+        finally:
+            await finish(self._open.aclose(), within_s=CLOSE_WITHIN_S)
+
+    async def _build(self, undo: AsyncExitStack, policies: Policies) -> Node:
+        """Everything that must be given back is put on `undo`, which releases it in reverse."""
+        self._state_dir.mkdir(mode=0o700, exist_ok=True)
+        lock = StateLock(self._state_dir)
+        undo.callback(lock.release)
+        database = await Database.open(self._state_dir / "state.db")
+        undo.push_async_callback(database.aclose)
+        await self._driver.start()
+        undo.push_async_callback(self._driver.aclose)
+        return assemble(
+            Ground(
+                driver=self._driver,
+                place=TemplatePlace(directory=self._state_dir / "templates", preparer=self._preparer),
+                gauge=HostGauge(self._state_dir, self._clock),
+                clock=self._clock,
+                records=Records(database),
+                children=await undo.enter_async_context(children()),
+                offer=await self.capabilities(),
+            ),
+            policies,
+        )
+
+    def _started(self) -> Node:
+        if self._node is None:
+            raise BackendFailure("serve", "the engine", "it is not running", retry=RetryClass.NOT_RETRYABLE)
+        return self._node

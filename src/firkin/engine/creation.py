@@ -1,0 +1,176 @@
+"""Making a sandbox: every step, and every step's undoing.
+
+Admit, record, boot, reach the agent, record again, answer. The first record is
+durable before the driver is asked, so that whatever dies in between is found by
+its label at the next start. A failure or a cancelled caller undoes all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from firkin.engine.identifiers import new_sandbox_id
+from firkin.engine.ledger import Why
+from firkin.engine.node import Node
+from firkin.engine.roster import Resident
+from firkin.engine.sandbox_requests import check_sandbox, deadline_after
+from firkin.engine.stored_forms import Origin, TemplateRecord
+from firkin.engine.substrate import substrate
+from firkin.engine.watching import watch
+from firkin.law.driver import BootPlan, RootFilesystem
+from firkin.law.errors import BackendFailure, CapacityRejected, FirkinError, RetryClass
+from firkin.law.logs import LogSource
+from firkin.law.resources import SandboxResources
+from firkin.law.sandboxes import SandboxInfo, SandboxSpec
+from firkin.law.states import Act, EndCause, SandboxState
+from firkin.lifetimes import finish
+
+BOOT_WITHIN_S = 60.0
+UNDO_WITHIN_S = 90.0
+_CREATE = "create a sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A spec that has been found possible."""
+
+    spec: SandboxSpec
+    template: TemplateRecord
+    root: RootFilesystem
+    lifetime_s: float | None
+
+
+async def create(node: Node, spec: SandboxSpec) -> SandboxInfo:
+    """See `SandboxControl.create`."""
+    template_id = check_sandbox(spec, node.offer, node.driver.name)
+    lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
+    template = node.templates.ready(_CREATE, template_id)
+    if template.root is None:
+        raise BackendFailure(_CREATE, "the engine", f"template {template_id} has no files")
+    order = _Order(spec, template, template.root, lifetime_s)
+    resident = _admit(node, order)
+    began = node.clock.monotonic()
+    async with resident.lock:
+        try:
+            await _bring_up(node, order, resident)
+        except BaseException as failure:
+            node.figures.create_failed += 1
+            await finish(_undo(node, resident, failure), within_s=UNDO_WITHIN_S)
+            raise
+    _settle_in(node, order, resident, (node.clock.monotonic() - began) * 1000)
+    return resident.info
+
+
+def _admit(node: Node, order: _Order) -> Resident:
+    """Room, a name and a place on the roster, all at once."""
+    resources = order.spec.resources or node.policies.default_resources
+    try:
+        reservation = node.admission.reserve(resources)
+    except CapacityRejected:
+        node.figures.refused += 1
+        raise
+    template = order.template
+    resident = Resident(
+        info=_first_info(node, order, resources),
+        origin=Origin(directory=template.directory, base_env=template.info.config.env),
+        reservation=reservation,
+        template=node.templates.hold(template.directory),
+    )
+    node.roster.add(resident)
+    return resident
+
+
+def _first_info(node: Node, order: _Order, resources: SandboxResources) -> SandboxInfo:
+    spec, config = order.spec, order.template.info.config
+    return SandboxInfo(
+        id=new_sandbox_id(node.roster.__contains__),
+        state=SandboxState.CREATING,
+        created_at=node.clock.now(),
+        resources=resources,
+        template_id=order.template.info.id,
+        env=spec.env,
+        metadata=spec.metadata,
+        network=spec.network,
+        lifecycle=spec.lifecycle,
+        driver=node.driver.name,
+        hardened=spec.hardened,
+        owner=spec.owner,
+        labels=spec.labels,
+        default_user=config.user,
+        default_workdir=config.workdir,
+    )
+
+
+async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
+    try:
+        await node.ledger.open(resident)
+    except sqlite3.IntegrityError as error:
+        raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
+    async with substrate(_CREATE, node.driver.name, within_s=BOOT_WITHIN_S, sandbox_id=resident.id):
+        resident.instance = await node.driver.boot(_boot_plan(order, resident))
+    resident.ref = resident.instance.ref
+    await node.links.connect(resident)
+    now = node.clock.now()
+    resident.info = replace(resident.info, started_at=now, deadline_at=_deadline_at(now, order.lifetime_s))
+    await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))
+
+
+def _boot_plan(order: _Order, resident: Resident) -> BootPlan:
+    return BootPlan(
+        sandbox_id=resident.id,
+        root=order.root,
+        resources=resident.info.resources,
+        network=order.spec.network,
+        hardened=order.spec.hardened,
+    )
+
+
+def _deadline_at(now: datetime, lifetime_s: float | None) -> datetime | None:
+    return None if lifetime_s is None else now + timedelta(seconds=lifetime_s)
+
+
+def _settle_in(node: Node, order: _Order, resident: Resident, took_ms: float) -> None:
+    """What a sandbox that lives gets without waiting. Nothing here can fail."""
+    node.deadlines.arm(resident.id, order.lifetime_s)
+    if resident.instance is not None:
+        node.background(watch(node, resident, resident.instance), name=f"watch {resident.id}")
+    node.figures.created += 1
+    node.figures.create_ms = took_ms
+    node.logs.write(resident.id, LogSource.BOOT, f"running after {took_ms:.1f} ms")
+
+
+async def _undo(node: Node, resident: Resident, failure: BaseException) -> None:
+    """Take back every step in reverse. What cannot be taken back stays visible as FAILED."""
+    reason = _reason(failure)
+    why = Why.ended(EndCause.CREATE_FAILED, actor="engine", detail=reason)
+    await node.links.drop(resident)
+    try:
+        async with substrate("undo a create", node.driver.name, within_s=UNDO_WITHIN_S / 2, sandbox_id=resident.id):
+            if resident.instance is not None:
+                await resident.instance.destroy()
+            await node.driver.discard(resident.id)
+    except FirkinError as error:
+        stuck = Why.ended(
+            EndCause.CREATE_FAILED, actor="engine", detail=f"{reason}; and it could not be undone: {error}"
+        )
+        await node.ledger.note(resident, Act.FAIL, why=stuck)
+        return
+    resident.instance = resident.ref = None
+    resident.release()
+    if resident.info.state is SandboxState.RUNNING:  # the last record failed after the change in memory
+        await node.ledger.note(resident, Act.KILL, Act.DELETE, why=why)
+    else:
+        await node.ledger.note(resident, Act.FAIL, Act.DELETE, why=why)
+    node.figures.ended[EndCause.CREATE_FAILED] += 1
+    node.roster.remove(resident)
+    if resident.template is not None:
+        resident.template.release()
+
+
+def _reason(failure: BaseException) -> str:
+    if isinstance(failure, asyncio.CancelledError):
+        return "the caller went away"
+    return str(failure) if isinstance(failure, FirkinError) else f"{type(failure).__name__}: {failure}"

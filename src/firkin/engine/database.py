@@ -1,0 +1,199 @@
+"""SQLite behind one thread, so that the loop never waits for a disk.
+
+Jobs that are waiting together are committed together. A job is answered only
+after its commit. WAL with ``synchronous=NORMAL``: what was answered survives the
+death of the process at any instant; a power cut may lose the last commits but
+never the consistency of the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar  # Any: the results of jobs of every type share one queue
+
+from firkin.law.errors import BackendFailure, IoFailure, RetryClass
+
+T = TypeVar("T")
+Job = Callable[[sqlite3.Connection], T]
+
+_BATCH = 256
+_BUSY_S = 5.0
+_CLOSE_S = 10.0
+
+MIGRATIONS: Sequence[str] = (
+    """
+    CREATE TABLE sandboxes (
+        id TEXT PRIMARY KEY,
+        state TEXT NOT NULL,
+        ended_at REAL,
+        info TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        ref TEXT
+    ) WITHOUT ROWID;
+    CREATE INDEX sandboxes_by_state ON sandboxes (state, ended_at);
+    CREATE TABLE templates (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE journal (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        sandbox_id TEXT NOT NULL,
+        at REAL NOT NULL,
+        was TEXT NOT NULL,
+        became TEXT NOT NULL,
+        cause TEXT NOT NULL,
+        actor TEXT NOT NULL
+    );
+    CREATE INDEX journal_by_sandbox ON journal (sandbox_id, seq);
+    """,
+)
+
+
+class _Closed:
+    """The last job: end the thread."""
+
+
+_Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
+
+
+class Database:
+    """Use as ``database = await Database.open(path)`` … ``await database.aclose()``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Waiting | _Closed] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="firkin-records", daemon=True)
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended = asyncio.Event()
+        self._closing = False
+
+    @classmethod
+    async def open(cls, path: Path) -> Database:
+        """Open or make the file and bring its schema up to date; `BackendFailure` when a newer Firkin wrote it."""
+        database = cls(path)
+        database._thread.start()
+        await database._opened
+        return database
+
+    async def run(self, job: Job[T]) -> T:
+        """The job's result, once committed. `IoFailure` when the disk refuses; `IntegrityError` passes through."""
+        if self._closing:
+            raise IoFailure("use", "the state database", "it is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put((job, future))
+        return await future
+
+    async def aclose(self) -> None:
+        """Commit what waits and close. Idempotent."""
+        if not self._closing:
+            self._closing = True
+            self._jobs.put(_Closed())
+        async with asyncio.timeout(_CLOSE_S):
+            await self._ended.wait()
+
+    def _serve(self) -> None:
+        try:
+            connection = self._connect()
+        except (sqlite3.Error, OSError, BackendFailure) as error:
+            failure = error if isinstance(error, BackendFailure) else _disk_failure("open", self._path, error)
+            self._closing = True
+            self._tell(self._refuse, failure)
+            return
+        self._tell(self._opened.set_result, None)
+        try:
+            while self._commit(connection, self._batch()):
+                pass
+        finally:
+            connection.close()
+            self._tell(self._ended.set)
+
+    def _refuse(self, failure: Exception) -> None:
+        self._ended.set()
+        self._opened.set_exception(failure)
+
+    def _tell(self, callback: Callable[..., object], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            _migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _batch(self) -> list[_Waiting | _Closed]:
+        batch = [self._jobs.get()]
+        while len(batch) < _BATCH:
+            try:
+                batch.append(self._jobs.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Waiting | _Closed]) -> bool:
+        """Run the batch as one transaction; False when it held the end."""
+        jobs = [item for item in batch if not isinstance(item, _Closed)]
+        try:
+            connection.execute("BEGIN")
+            answers = [_answer(connection, job) for job, _ in jobs]
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            answers = [(None, _disk_failure("write", self._path, error))] * len(jobs)
+        self._tell(_deliver, [(future, *answer) for (_, future), answer in zip(jobs, answers, strict=True)])
+        return len(jobs) == len(batch)
+
+
+def _answer(connection: sqlite3.Connection, job: Job[Any]) -> tuple[Any, Exception | None]:
+    connection.execute("SAVEPOINT job")
+    try:
+        result = job(connection)
+    except Exception as error:
+        if not connection.in_transaction:
+            raise sqlite3.OperationalError(str(error)) from error
+        connection.execute("ROLLBACK TO job")
+        connection.execute("RELEASE job")
+        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+            return None, IoFailure("write", "the state database", str(error))
+        return None, error
+    connection.execute("RELEASE job")
+    return result, None
+
+
+def _deliver(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for future, result, error in answers:
+        if future.done():  # whoever asked was cancelled; the job stands
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise BackendFailure(
+            "open the state database",
+            "the engine",
+            f"its schema is version {version}, this Firkin knows up to {len(MIGRATIONS)}; use the newer Firkin",
+            retry=RetryClass.NOT_RETRYABLE,
+        )
+    for number in range(version, len(MIGRATIONS)):
+        connection.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT;")
+
+
+def _disk_failure(verb: str, path: Path, error: Exception) -> IoFailure:
+    return IoFailure(verb, f"the state database {path}", str(error))

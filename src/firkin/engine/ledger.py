@@ -1,0 +1,99 @@
+"""The one place where a sandbox changes its state.
+
+Table, record, journal, event and log move together: the state is what the table
+allows, the record and its journal row are one commit, and only then is it told.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from firkin.engine.clock import Clock
+from firkin.engine.events import EventBus
+from firkin.engine.logs import LogStore, describe_change
+from firkin.engine.records import JournalEntry, Records, SandboxRecord
+from firkin.engine.roster import Resident
+from firkin.law.errors import IoFailure
+from firkin.law.events import LifecycleChanged
+from firkin.law.ids import SandboxId
+from firkin.law.logs import LogSource
+from firkin.law.states import Act, EndCause, SandboxState, next_state
+
+_log = logging.getLogger("firkin.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """The reason of a change. `end` is set where the sandbox no longer runs because of it."""
+
+    cause: str
+    actor: str = "caller"
+    end: EndCause | None = None
+    detail: str = ""
+
+    @classmethod
+    def ended(cls, end: EndCause, *, actor: str, detail: str = "") -> Why:
+        return cls(cause=f"{end.value}: {detail}" if detail else end.value, actor=actor, end=end, detail=detail)
+
+
+class Ledger:
+    def __init__(self, *, records: Records, events: EventBus, logs: LogStore, clock: Clock) -> None:
+        self._records = records
+        self._events = events
+        self._logs = logs
+        self._clock = clock
+
+    async def open(self, resident: Resident) -> None:
+        """Make the first record of a sandbox that is about to be made."""
+        info = resident.info
+        entry = JournalEntry(
+            sandbox_id=info.id, at=info.created_at, was="", became=info.state, cause="create requested", actor="caller"
+        )
+        await self._records.add(SandboxRecord(info=info, origin=resident.origin, ref=None), entry)
+        self._tell(entry)
+
+    async def move(self, resident: Resident, *acts: Act, why: Why) -> None:
+        """Change the state by `acts`, durably. `WrongState` where the table forbids it."""
+        entries = self._apply(resident, acts, why)
+        await self._records.change(resident.info, resident.ref, entries)
+        for entry in entries:
+            self._tell(entry)
+
+    async def note(self, resident: Resident, *acts: Act, why: Why) -> None:
+        """As `move`, for what has happened anyway: a full disk must not keep a sandbox from ending."""
+        entries = self._apply(resident, acts, why)
+        try:
+            await self._records.change(resident.info, resident.ref, entries)
+        except IoFailure as error:
+            _log.error("not recorded sandbox=%s state=%s error=%s", resident.id, resident.info.state.value, error)
+        for entry in entries:
+            self._tell(entry)
+
+    async def save(self, resident: Resident) -> None:
+        """Keep what changed in the record without a change of state."""
+        await self._records.change(resident.info, resident.ref, ())
+
+    def _apply(self, resident: Resident, acts: tuple[Act, ...], why: Why) -> list[JournalEntry]:
+        info, at = resident.info, self._clock.now()
+        entries = []
+        for act in acts:
+            state = next_state(info.id, info.state, act)
+            entries.append(_entry(info.id, at, info.state, state, why))
+            info = replace(info, state=state)
+        if why.end is not None and info.ended_at is None:
+            info = replace(info, ended_at=at, end_cause=why.end, end_detail=why.detail)
+        resident.info = info
+        return entries
+
+    def _tell(self, entry: JournalEntry) -> None:
+        self._logs.write(entry.sandbox_id, LogSource.RUNTIME, describe_change(entry))
+        self._events.publish(LifecycleChanged(entry.sandbox_id, entry.became, entry.cause))
+        _log.info(
+            "sandbox=%s state=%s cause=%r actor=%s", entry.sandbox_id, entry.became.value, entry.cause, entry.actor
+        )
+
+
+def _entry(sandbox_id: SandboxId, at: datetime, was: SandboxState, became: SandboxState, why: Why) -> JournalEntry:
+    return JournalEntry(sandbox_id=sandbox_id, at=at, was=was.value, became=became, cause=why.cause, actor=why.actor)

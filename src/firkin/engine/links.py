@@ -1,0 +1,89 @@
+"""The way into each sandbox: one connection to its agent, shared by everybody.
+
+It is opened at boot and dialled again when it was lost while the instance lives,
+which is how a restarted server comes back to what it left running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from firkin.engine.guest_faults import process_errors
+from firkin.engine.guest_files import GuestFiles
+from firkin.engine.guest_link import GuestLink
+from firkin.engine.guest_ports import GuestPorts
+from firkin.engine.guest_processes import GuestProcesses
+from firkin.engine.roster import Resident, Roster
+from firkin.engine.substrate import substrate
+from firkin.law.capabilities import Capabilities, CapabilityName
+from firkin.law.errors import SandboxUnavailable
+from firkin.law.ids import SandboxId
+
+DIAL_WITHIN_S = 10.0
+PING_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """What can be done through one connection. `env` is what every command gets beneath its own."""
+
+    link: GuestLink
+    processes: GuestProcesses
+    files: GuestFiles
+    ports: GuestPorts
+    env: Mapping[str, str]
+
+
+class Links:
+    def __init__(self, roster: Roster, offer: Capabilities, driver: str) -> None:
+        self._roster = roster
+        self._offer = offer
+        self._driver = driver
+
+    async def enter(self, sandbox_id: SandboxId, operation: str, *needs: CapabilityName) -> Inside:
+        """The inside of a running sandbox. `NotFound`, `WrongState`, `UnsupportedCapability`, `SandboxUnavailable`."""
+        self._offer.require(operation, *needs)
+        resident = self._roster.get(sandbox_id)
+        if resident is None:
+            raise await self._roster.absence(operation, sandbox_id)
+        resident.require_running(operation)
+        return await self.connect(resident)
+
+    async def connect(self, resident: Resident) -> Inside:
+        """The open connection of a resident, or a new one. Those who ask together share it."""
+        inside = resident.inside
+        if inside is not None and not inside.link.closed.is_set():
+            return inside
+        async with resident.dialling:
+            inside = resident.inside
+            if inside is None or inside.link.closed.is_set():
+                inside = resident.inside = await self._dial(resident)
+        return inside
+
+    async def ping(self, resident: Resident) -> None:
+        """Return when the agent has answered; `SandboxUnavailable` otherwise."""
+        inside = await self.connect(resident)
+        with process_errors("reach the agent", resident.id):
+            await inside.link.call("ping", {}, within_s=PING_WITHIN_S)
+
+    async def drop(self, resident: Resident) -> None:
+        """Close the connection, if there is one."""
+        inside, resident.inside = resident.inside, None
+        if inside is not None:
+            await inside.link.aclose()
+
+    async def _dial(self, resident: Resident) -> Inside:
+        instance, info = resident.instance, resident.info
+        if instance is None:
+            raise SandboxUnavailable("reach the agent", resident.id, "it has ended")
+        async with substrate("reach the agent", self._driver, within_s=DIAL_WITHIN_S, sandbox_id=resident.id):
+            link = await GuestLink.open(await instance.dial(), resident.id, within_s=DIAL_WITHIN_S / 2)
+        user, workdir = info.default_user, info.default_workdir
+        return Inside(
+            link=link,
+            processes=GuestProcesses(link, default_user=user, default_workdir=workdir),
+            files=GuestFiles(link),
+            ports=GuestPorts(link),
+            env={**resident.origin.base_env, **info.env},
+        )

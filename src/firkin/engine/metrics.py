@@ -1,0 +1,114 @@
+"""Figures of the runtime, and a fresh sample of what one sandbox uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any  # the JSON edge: the agent's answer
+
+from firkin.engine.guest_faults import process_errors
+from firkin.engine.node import Node
+from firkin.engine.roster import Resident
+from firkin.engine.substrate import substrate
+from firkin.law.errors import SandboxUnavailable
+from firkin.law.ids import SandboxId
+from firkin.law.metrics import Metric, MetricFilter, MetricScope, MetricUnit, SandboxUsage
+from firkin.law.states import SandboxState
+from firkin.law.templates import TemplateState
+
+USAGE_WITHIN_S = 5.0
+
+
+class LocalMetrics:
+    """The `MetricControl` of the engine."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def snapshot(self, filter: MetricFilter) -> Sequence[Metric]:
+        at = self._node.clock.now()
+        counts = {**self._of_sandboxes(), **self._of_work(), **self._of_host(), **await self._of_templates()}
+        return [
+            Metric(name=name, value=value, unit=unit, scope=MetricScope.RUNTIME, observed_at=at)
+            for name, (value, unit) in counts.items()
+            if name.startswith(filter.prefix)
+        ]
+
+    async def usage(self, sandbox_id: SandboxId) -> SandboxUsage:
+        operation = "measure a sandbox"
+        resident = await self._node.roster.meet(operation, sandbox_id)
+        resident.require_running(operation)
+        if resident.instance is None:
+            raise SandboxUnavailable(operation, sandbox_id, "it has ended")
+        inside = await self._node.links.connect(resident)
+        async with substrate(operation, self._node.driver.name, within_s=USAGE_WITHIN_S, sandbox_id=sandbox_id):
+            counters = await resident.instance.usage()
+        with process_errors(operation, sandbox_id):
+            guest = await inside.link.call("usage", {}, within_s=USAGE_WITHIN_S)
+        return self._sample(resident, counters, guest)
+
+    def _sample(self, resident: Resident, counters: Mapping[str, int], guest: Mapping[str, Any]) -> SandboxUsage:
+        resources = resident.info.resources
+        return SandboxUsage(
+            sandbox_id=resident.id,
+            observed_at=self._node.clock.now(),
+            cpu_count=resources.vcpus,
+            cpu_used_pct=self._cpu_pct(resident, counters.get("cpu_us", 0)),
+            memory_used_bytes=counters.get("memory_bytes", 0),
+            memory_cache_bytes=counters.get("memory_cache_bytes", 0),
+            memory_total_bytes=resources.memory_bytes,
+            disk_used_bytes=_said(guest, "disk_used", counters.get("disk_used_bytes", 0)),
+            disk_total_bytes=_said(guest, "disk_total", resources.disk_bytes),
+        )
+
+    def _cpu_pct(self, resident: Resident, cpu_us: int) -> float:
+        """Of one CPU, since the last sample, or since it started for the first."""
+        now = self._node.clock.monotonic()
+        if resident.sampled is None:
+            started = resident.info.started_at or resident.info.created_at
+            before, used = now - (self._node.clock.now() - started).total_seconds(), 0
+        else:
+            before, used = resident.sampled
+        resident.sampled = (now, cpu_us)
+        took_us = (now - before) * 1_000_000
+        return round(max(0, cpu_us - used) / took_us * 100, 2) if took_us > 0 else 0.0
+
+    def _of_sandboxes(self) -> dict[str, tuple[int | float, MetricUnit]]:
+        states = [resident.info.state for resident in self._node.roster]
+        counts = {f"sandboxes.{state.value}": (states.count(state), MetricUnit.COUNT) for state in SandboxState}
+        del counts[f"sandboxes.{SandboxState.DELETED.value}"]
+        admission = self._node.admission
+        return {
+            **counts,
+            "promised.sandboxes": (admission.sandboxes, MetricUnit.COUNT),
+            "promised.vcpus": (admission.vcpus, MetricUnit.COUNT),
+            "promised.memory": (admission.memory_bytes, MetricUnit.BYTES),
+        }
+
+    def _of_work(self) -> dict[str, tuple[int | float, MetricUnit]]:
+        figures = self._node.figures
+        return {
+            "creates.succeeded": (figures.created, MetricUnit.COUNT),
+            "creates.failed": (figures.create_failed, MetricUnit.COUNT),
+            "creates.refused": (figures.refused, MetricUnit.COUNT),
+            "creates.last": (figures.create_ms, MetricUnit.MILLISECONDS),
+            **{
+                f"ends.{cause.name.lower()}": (count, MetricUnit.COUNT)
+                for cause, count in sorted(figures.ended.items())
+            },
+        }
+
+    def _of_host(self) -> dict[str, tuple[int | float, MetricUnit]]:
+        room = self._node.gauge.read()
+        return {
+            "host.memory.available": (room.memory_bytes, MetricUnit.BYTES),
+            "host.disk.available": (room.disk_bytes, MetricUnit.BYTES),
+        }
+
+    async def _of_templates(self) -> dict[str, tuple[int | float, MetricUnit]]:
+        ready = [info for info in await self._node.templates.list() if info.state is TemplateState.READY]
+        return {"templates.ready": (len(ready), MetricUnit.COUNT)}
+
+
+def _said(guest: Mapping[str, Any], key: str, otherwise: int) -> int:
+    value = guest.get(key)
+    return value if isinstance(value, int) and value >= 0 else otherwise

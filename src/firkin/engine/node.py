@@ -1,0 +1,49 @@
+"""What the verbs of one node share. Made once, when the engine starts."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+
+from firkin.engine.acts import Acts
+from firkin.engine.admission import Admission, HostGauge
+from firkin.engine.clock import Clock
+from firkin.engine.deadlines import Deadlines
+from firkin.engine.events import EventBus
+from firkin.engine.figures import Figures
+from firkin.engine.ledger import Ledger
+from firkin.engine.links import Links
+from firkin.engine.logs import LogStore
+from firkin.engine.port_exposures import PortExposures
+from firkin.engine.records import Records
+from firkin.engine.roster import Roster
+from firkin.engine.templates import TemplateRegistry
+from firkin.law.capabilities import Capabilities
+from firkin.law.driver import Driver
+from firkin.law.policies import Policies
+from firkin.lifetimes import Children
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    driver: Driver
+    clock: Clock
+    policies: Policies
+    offer: Capabilities
+    children: Children
+    acts: Acts
+    records: Records
+    events: EventBus
+    logs: LogStore
+    ledger: Ledger
+    roster: Roster
+    admission: Admission
+    gauge: HostGauge
+    deadlines: Deadlines
+    templates: TemplateRegistry
+    links: Links
+    exposures: PortExposures
+    figures: Figures
+
+    def background(self, work: Coroutine[object, object, None], *, name: str) -> None:
+        self.children.start(work, name=name)

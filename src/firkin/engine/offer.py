@@ -1,0 +1,74 @@
+"""What this engine offers over a driver: the driver's own report, within what the engine does."""
+
+from __future__ import annotations
+
+from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, CapabilityReason, Permanent
+
+_C = CapabilityName
+
+ENGINE_ALONE = (
+    _C.RUNTIME_CREATE,
+    _C.RUNTIME_ATTACH,
+    _C.RUNTIME_LIST,
+    _C.RUNTIME_DEADLINE,
+    _C.SANDBOX_STOP,
+    _C.SANDBOX_KILL,
+    _C.SANDBOX_DELETE,
+    _C.TEMPLATE_PREPARE,
+    _C.TEMPLATE_DATA_PLANE_NONE,
+    _C.TEMPLATE_DATA_PLANE_ENVD_INJECT,
+    _C.EVENTS_SUBSCRIBE,
+    _C.METRICS_HOST,
+)
+
+FROM_DRIVER = (
+    _C.PROCESS_RUN,
+    _C.PROCESS_START,
+    _C.PROCESS_STREAM,
+    _C.PROCESS_STDIN,
+    _C.PROCESS_SIGNAL,
+    _C.PROCESS_PTY,
+    _C.FILESYSTEM_READ,
+    _C.FILESYSTEM_WRITE,
+    _C.FILESYSTEM_COPY_IN,
+    _C.FILESYSTEM_COPY_OUT,
+    _C.FILESYSTEM_LIST,
+    _C.FILESYSTEM_WATCH,
+    _C.PORTS_CONNECT,
+    _C.METRICS_GUEST,
+    _C.NETWORK_POLICY,
+)
+
+SNAPSHOTS = BuildFeatureGated("snapshots")
+PAUSES = BuildFeatureGated("pauses")
+WARM_POOLS = BuildFeatureGated("warm pools")
+TEMPLATE_BUILDS = BuildFeatureGated("template builds")
+
+_NOT_BUILT: tuple[tuple[CapabilityReason, tuple[CapabilityName, ...]], ...] = (
+    (
+        SNAPSHOTS,
+        (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.SNAPSHOT_DELETE, _C.SNAPSHOT_EXPORT, _C.SNAPSHOT_IMPORT),
+    ),
+    (PAUSES, (_C.PAUSE_CAPTURE, _C.PAUSE_RESUME)),
+    (WARM_POOLS, (_C.WARM_POOL_PREWARM, _C.WARM_POOL_CHECKOUT)),
+    (TEMPLATE_BUILDS, (_C.TEMPLATE_READY, _C.TEMPLATE_FRESHNESS)),
+    (
+        Permanent("Firkin answers for the data plane itself and does not drive one inside the image"),
+        (_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY, _C.SANDBOX_DATA_PLANE_INIT),
+    ),
+    (Permanent("domains are served by the E2B server, not by the engine"), (_C.PORTS_DOMAIN_PROXY,)),
+)
+
+
+def engine_offer(driver: Capabilities) -> Capabilities:
+    """The report of a backend over a driver that reports `driver`. Exposing ports needs connecting to them."""
+    offer = Capabilities.all_unsupported(Permanent("not offered by this engine")).with_supported(*ENGINE_ALONE)
+    for reason, names in _NOT_BUILT:
+        offer = offer.with_unsupported(reason, *names)
+    for name in FROM_DRIVER:
+        offer = _taking(offer, name, driver.refusal(name))
+    return _taking(offer, _C.PORTS_EXPOSE, driver.refusal(_C.PORTS_CONNECT))
+
+
+def _taking(offer: Capabilities, name: CapabilityName, refusal: CapabilityReason | None) -> Capabilities:
+    return offer.with_supported(name) if refusal is None else offer.with_unsupported(refusal, name)

@@ -1,0 +1,151 @@
+"""What should exist: the durable rows of sandboxes and templates, and the journal of every change.
+
+The journal is append-only: one row for each change of state, with its cause. A
+state and its journal row are committed together.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from firkin.engine.database import Database
+from firkin.engine.stored_forms import (
+    Origin,
+    TemplateRecord,
+    dump,
+    dump_template,
+    load_info,
+    load_origin,
+    load_ref,
+    load_template,
+)
+from firkin.law.driver import InstanceRef
+from firkin.law.ids import SandboxId, TemplateId
+from firkin.law.sandboxes import SandboxInfo
+from firkin.law.states import SandboxState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """One change of state. `was` is empty for the first; `actor` is who wished it."""
+
+    sandbox_id: SandboxId
+    at: datetime
+    was: str
+    became: SandboxState
+    cause: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxRecord:
+    info: SandboxInfo
+    origin: Origin
+    ref: InstanceRef | None
+
+
+class Records:
+    """Typed reading and writing over the `Database`. Raises its `IoFailure`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, record: SandboxRecord, entry: JournalEntry) -> None:
+        """`sqlite3.IntegrityError` when the id was ever used before and is still remembered."""
+        row = (record.info.id, record.info.state.value, dump(record.info), dump(record.origin))
+        await self._database.run(lambda connection: _add(connection, row, entry))
+
+    async def change(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> None:
+        ended_at = None if info.ended_at is None else info.ended_at.timestamp()
+        row = (info.state.value, ended_at, dump(info), None if ref is None else dump(ref), info.id)
+        await self._database.run(lambda connection: _change(connection, row, entries))
+
+    async def standing(self) -> list[SandboxRecord]:
+        """Every sandbox that has not been deleted, oldest first."""
+        rows = await self._database.run(
+            lambda connection: connection.execute(
+                "SELECT info, origin, ref FROM sandboxes WHERE state <> 'deleted'"
+            ).fetchall()
+        )
+        found = [
+            SandboxRecord(info=load_info(info), origin=load_origin(origin), ref=load_ref(ref))
+            for info, origin, ref in rows
+        ]
+        return sorted(found, key=lambda record: record.info.created_at)
+
+    async def last(self, sandbox_id: str) -> SandboxInfo | None:
+        """The last known record, of a deleted sandbox too, or None once forgotten or never known."""
+        row = await self._database.run(
+            lambda connection: connection.execute("SELECT info FROM sandboxes WHERE id = ?", (sandbox_id,)).fetchone()
+        )
+        return None if row is None else load_info(row[0])
+
+    async def journal(self, sandbox_id: str, limit: int = 1000) -> list[JournalEntry]:
+        """The newest `limit` changes, oldest first."""
+        rows = await self._database.run(
+            lambda connection: connection.execute(
+                "SELECT sandbox_id, at, was, became, cause, actor FROM journal"
+                " WHERE sandbox_id = ? ORDER BY seq DESC LIMIT ?",
+                (sandbox_id, limit),
+            ).fetchall()
+        )
+        return [_entry(row) for row in reversed(rows)]
+
+    async def forget_ended(self, before: datetime) -> int:
+        """Remove deleted sandboxes that ended before then, with their journal; how many there were."""
+        return await self._database.run(lambda connection: _forget(connection, before.timestamp()))
+
+    async def put_template(self, record: TemplateRecord) -> None:
+        row = (record.info.id, dump_template(record))
+        await self._database.run(
+            lambda connection: connection.execute("INSERT OR REPLACE INTO templates VALUES (?, ?)", row)
+        )
+
+    async def drop_template(self, template_id: TemplateId) -> None:
+        await self._database.run(
+            lambda connection: connection.execute("DELETE FROM templates WHERE id = ?", (template_id,))
+        )
+
+    async def templates(self) -> list[TemplateRecord]:
+        rows = await self._database.run(
+            lambda connection: connection.execute("SELECT record FROM templates").fetchall()
+        )
+        return [load_template(text) for (text,) in rows]
+
+
+def _add(connection: sqlite3.Connection, row: tuple[str, ...], entry: JournalEntry) -> None:
+    connection.execute("INSERT INTO sandboxes (id, state, info, origin) VALUES (?, ?, ?, ?)", row)
+    _journal(connection, (entry,))
+
+
+def _change(connection: sqlite3.Connection, row: tuple[object, ...], entries: Sequence[JournalEntry]) -> None:
+    connection.execute("UPDATE sandboxes SET state = ?, ended_at = ?, info = ?, ref = ? WHERE id = ?", row)
+    _journal(connection, entries)
+
+
+def _journal(connection: sqlite3.Connection, entries: Sequence[JournalEntry]) -> None:
+    connection.executemany(
+        "INSERT INTO journal (sandbox_id, at, was, became, cause, actor) VALUES (?, ?, ?, ?, ?, ?)",
+        [(e.sandbox_id, e.at.timestamp(), e.was, e.became.value, e.cause, e.actor) for e in entries],
+    )
+
+
+def _forget(connection: sqlite3.Connection, before: float) -> int:
+    chosen = "SELECT id FROM sandboxes WHERE state = 'deleted' AND ended_at < ?"
+    connection.execute(f"DELETE FROM journal WHERE sandbox_id IN ({chosen})", (before,))
+    return connection.execute("DELETE FROM sandboxes WHERE state = 'deleted' AND ended_at < ?", (before,)).rowcount
+
+
+def _entry(row: tuple[str, float, str, str, str, str]) -> JournalEntry:
+    sandbox_id, at, was, became, cause, actor = row
+    return JournalEntry(
+        sandbox_id=SandboxId(sandbox_id),
+        at=datetime.fromtimestamp(at, UTC),
+        was=was,
+        became=SandboxState(became),
+        cause=cause,
+        actor=actor,
+    )

@@ -1,0 +1,55 @@
+"""What may be asked of a sandbox: refused here before anything is done."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from firkin.engine.offer import SNAPSHOTS
+from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, Permanent
+from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
+from firkin.law.ids import TemplateId
+from firkin.law.policies import DeadlinePolicy
+from firkin.law.sandboxes import FromSnapshot, Isolation, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
+
+_CREATE = "create a sandbox"
+
+
+def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> TemplateId:
+    """The template to make it from. `UnsupportedCapability` for each wish that nobody here would honour."""
+    if isinstance(spec.source, FromSnapshot):
+        raise UnsupportedCapability(_CREATE, CapabilityName.SNAPSHOT_RESTORE, SNAPSHOTS)
+    if spec.volumes:
+        raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, BuildFeatureGated("volumes"))
+    if spec.isolation not in (Isolation.DRIVER_DEFAULT, driver):
+        reason = Permanent(f"this runtime isolates by {driver!r}, not by {spec.isolation.value!r}")
+        raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)
+    if spec.lifecycle.on_timeout is OnTimeout.PAUSE:
+        offer.require(_CREATE, CapabilityName.PAUSE_CAPTURE)
+    if spec.lifecycle.auto_resume:
+        offer.require(_CREATE, CapabilityName.PAUSE_RESUME)
+    offer.require(_CREATE, CapabilityName.RUNTIME_CREATE)
+    return spec.source.template_id
+
+
+def deadline_after(wish: SandboxDeadline | None, policy: DeadlinePolicy, now: datetime) -> float | None:
+    """Seconds from now, None for never. `InvalidSpec` above the operator's limit."""
+    seconds = _wished(wish, policy, now)
+    most = policy.max_timeout_s
+    if most is not None and (seconds is None or seconds > most):
+        asked = "no deadline" if seconds is None else f"{seconds:g} s"
+        raise InvalidSpec(
+            "set the deadline",
+            InvalidReason.INVALID_TIMEOUT,
+            f"{asked} was asked for; this runtime allows at most {most:g} s",
+        )
+    return seconds
+
+
+def _wished(wish: SandboxDeadline | None, policy: DeadlinePolicy, now: datetime) -> float | None:
+    if wish is None:
+        return policy.default_timeout_s
+    if isinstance(wish, Never):
+        return None
+    if isinstance(wish, Timeout):
+        return wish.seconds
+    return max(0.0, (wish.when - now).total_seconds())

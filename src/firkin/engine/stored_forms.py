@@ -1,0 +1,147 @@
+"""How the law's values are kept as JSON text in the state database.
+
+A value of a union carries its ``kind``; everything else is told by its fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any  # the JSON edge: what is read was written by this module
+
+import msgspec
+
+from firkin.law.driver import InstanceRef, RootFilesystem
+from firkin.law.ids import Identifier, TemplateId
+from firkin.law.sandboxes import SandboxInfo
+from firkin.law.templates import (
+    EnvdPlane,
+    GitSource,
+    HostSource,
+    ImageConfig,
+    LocalSource,
+    NoPlane,
+    OciSource,
+    RecipeSource,
+    TemplateInfo,
+    TemplateSpec,
+    TemplateState,
+)
+
+_KINDS: Mapping[str, type] = {
+    "oci": OciSource,
+    "git": GitSource,
+    "local": LocalSource,
+    "host": HostSource,
+    "recipe": RecipeSource,
+    "envd": EnvdPlane,
+    "no plane": NoPlane,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a sandbox came from: what must outlive a change of its template."""
+
+    directory: str
+    base_env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateRecord:
+    """A template and where its files are. `directory` and `root` are set once it is ready."""
+
+    info: TemplateInfo
+    key: str
+    directory: str = ""
+    root: RootFilesystem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StoredTemplate:
+    id: TemplateId
+    state: TemplateState
+    source: Mapping[str, Any]
+    data_plane: Mapping[str, Any]
+    created_at: datetime
+    prepared_at: datetime | None
+    config: ImageConfig
+    size_bytes: int
+    digest: str
+    failure: str
+    key: str
+    directory: str
+    root: RootFilesystem | None
+
+
+def _encode_hook(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str):
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+def _decode_hook(kind: type, value: Any) -> Any:
+    if issubclass(kind, Identifier):
+        return kind(value)
+    raise NotImplementedError(kind.__name__)
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_encode_hook)
+_infos = msgspec.json.Decoder(SandboxInfo, dec_hook=_decode_hook)
+_origins = msgspec.json.Decoder(Origin)
+_refs = msgspec.json.Decoder(InstanceRef)
+_templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=_decode_hook)
+
+
+def dump(value: SandboxInfo | Origin | InstanceRef) -> str:
+    return _encoder.encode(value).decode()
+
+
+def load_info(text: str) -> SandboxInfo:
+    return _infos.decode(text)
+
+
+def load_origin(text: str) -> Origin:
+    return _origins.decode(text)
+
+
+def load_ref(text: str | None) -> InstanceRef | None:
+    return None if text is None else _refs.decode(text)
+
+
+def dump_template(record: TemplateRecord) -> str:
+    info = _fields(record.info)
+    source, plane = _tagged(record.info.source), _tagged(record.info.data_plane)
+    placed = {"key": record.key, "directory": record.directory, "root": record.root}
+    return _encoder.encode({**info, "source": source, "data_plane": plane, **placed}).decode()
+
+
+def load_template(text: str) -> TemplateRecord:
+    stored = _fields(_templates.decode(text))
+    placed = {name: stored.pop(name) for name in ("key", "directory", "root")}
+    source, plane = _untagged(stored.pop("source")), _untagged(stored.pop("data_plane"))
+    return TemplateRecord(info=TemplateInfo(**stored, source=source, data_plane=plane), **placed)
+
+
+def spec_key(spec: TemplateSpec) -> str:
+    """The same for two specs that would prepare the same thing."""
+    what = {"source": _tagged(spec.source), "data_plane": _tagged(spec.data_plane), "env": dict(spec.env)}
+    return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _tagged(value: Any) -> dict[str, Any]:
+    return {"kind": _NAMES[type(value)], **_fields(value)}
+
+
+def _untagged(body: Mapping[str, Any]) -> Any:
+    kind = _KINDS[body["kind"]]
+    return msgspec.convert({name: value for name, value in body.items() if name != "kind"}, kind)

@@ -1,0 +1,286 @@
+"""The registry of templates: prepared once, shared by many, kept in the state directory.
+
+Each preparation fills a new directory; the record is turned to it at the end.
+So a failed or interrupted one never harms what was ready before, and sandboxes
+made from an older one keep their files until the last of them is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from firkin.engine.acts import Acts
+from firkin.engine.clock import Clock
+from firkin.engine.directories import remove_tree
+from firkin.engine.logs import LogStore
+from firkin.engine.records import Records
+from firkin.engine.stored_forms import TemplateRecord, spec_key
+from firkin.engine.template_requests import check_template, default_template_id
+from firkin.law.capabilities import Capabilities
+from firkin.law.driver import PreparedRoot, RootPreparer
+from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState
+from firkin.law.ids import TemplateId
+from firkin.law.logs import LogLevel, LogSource
+from firkin.law.templates import PreparedTemplate, TemplateInfo, TemplateSpec, TemplateState
+
+_log = logging.getLogger("firkin.engine")
+
+
+@dataclass(slots=True, eq=False)
+class TemplateUse:
+    """A sandbox's claim on a template's files. Released once, however often it is asked."""
+
+    directory: str
+    _owner: TemplateRegistry
+    _held: bool = True
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._owner._unuse(self.directory)
+
+
+@dataclass(slots=True, eq=False)
+class _Preparation:
+    key: str
+    task: asyncio.Task[tuple[TemplateInfo | None, Exception | None]]
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplatePlace:
+    """Where templates live and who fills them."""
+
+    directory: Path
+    preparer: RootPreparer
+
+
+class TemplateRegistry:
+    """The `TemplateControl` of the engine."""
+
+    def __init__(
+        self, place: TemplatePlace, *, records: Records, logs: LogStore, clock: Clock, acts: Acts, offer: Capabilities
+    ) -> None:
+        self._place = place
+        self._records = records
+        self._logs = logs
+        self._clock = clock
+        self._acts = acts
+        self._offer = offer
+        self._known: dict[TemplateId, TemplateRecord] = {}
+        self._preparing: dict[TemplateId, _Preparation] = {}
+        self._used: Counter[str] = Counter()
+
+    async def load(self, in_use: Sequence[str]) -> None:
+        """Take up what an earlier server left; `in_use` are the directories of sandboxes that live."""
+        self._place.directory.mkdir(mode=0o700, exist_ok=True)
+        for record in await self._records.templates():
+            self._known[record.info.id] = record
+            problem = _broken(record)
+            if problem:
+                await self._failed(record.info.id, record, problem)
+        kept = {record.directory for record in self._known.values()} | set(in_use)
+        for leftover in _leftovers(self._place.directory, kept):
+            await self._remove(leftover)
+
+    async def prepare(self, spec: TemplateSpec) -> PreparedTemplate:
+        """See `TemplateControl.prepare`. Requests for the same thing share one preparation."""
+        check_template(spec, self._offer)
+        template_id, key = spec.id or default_template_id(spec.source), spec_key(spec)
+        preparation = await self._under_way(template_id)
+        if preparation is None:
+            known = self._known.get(template_id)
+            if known is not None and known.info.state is TemplateState.READY and known.key == key:
+                return known.info
+            preparation = self._begin(template_id, key, spec)
+        elif preparation.key != key:
+            raise WrongState("prepare template", ResourceKind.TEMPLATE, template_id, "being prepared differently")
+        return await self._join(preparation)
+
+    async def get(self, template_id: TemplateId) -> TemplateInfo:
+        return self._record("inspect template", template_id).info
+
+    async def list(self) -> Sequence[TemplateInfo]:
+        return sorted((record.info for record in self._known.values()), key=lambda info: info.created_at)
+
+    async def delete(self, template_id: TemplateId) -> None:
+        """`NotFound`, or `WrongState` while it is prepared or a sandbox uses it."""
+        operation = "delete template"
+        record = self._record(operation, template_id)
+        if template_id in self._preparing:
+            raise WrongState(operation, ResourceKind.TEMPLATE, template_id, "being prepared")
+        users = self._used[record.directory] if record.directory else 0
+        if users:
+            raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"in use by {users} sandboxes")
+        del self._known[template_id]
+        await self._acts.run(self._forget(record), name=f"delete template {template_id}")
+
+    def ready(self, operation: str, template_id: TemplateId) -> TemplateRecord:
+        """The record of a template that can be used. `NotFound`; `WrongState` while it is not ready."""
+        record = self._record(operation, template_id)
+        if record.info.state is not TemplateState.READY:
+            why = f": {record.info.failure}" if record.info.failure else ""
+            raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"{record.info.state.value}{why}")
+        return record
+
+    def hold(self, directory: str) -> TemplateUse:
+        """Claim the files of a ready template for one sandbox."""
+        self._used[directory] += 1
+        return TemplateUse(directory, self)
+
+    def _unuse(self, directory: str) -> None:
+        self._used[directory] -= 1
+        if self._used[directory] <= 0:
+            del self._used[directory]
+            self._retire(directory)
+
+    def _retire(self, directory: str) -> None:
+        """Remove a directory that no record and no sandbox needs any more."""
+        needed = directory in self._used or any(record.directory == directory for record in self._known.values())
+        if directory and not needed:
+            self._acts.start(self._remove(Path(directory)), name="remove old template files")
+
+    def _record(self, operation: str, template_id: TemplateId) -> TemplateRecord:
+        record = self._known.get(template_id)
+        if record is None:
+            raise NotFound(operation, ResourceKind.TEMPLATE, template_id)
+        return record
+
+    async def _under_way(self, template_id: TemplateId) -> _Preparation | None:
+        """The preparation that can be joined; one that is being given up is waited out."""
+        while (preparation := self._preparing.get(template_id)) is not None and preparation.task.cancelling():
+            await asyncio.wait((preparation.task,))
+        return preparation
+
+    def _begin(self, template_id: TemplateId, key: str, spec: TemplateSpec) -> _Preparation:
+        task = self._acts.start(self._prepare(template_id, key, spec), name=f"prepare template {template_id}")
+        preparation = self._preparing[template_id] = _Preparation(key, task)
+        task.add_done_callback(lambda _: self._preparing.pop(template_id, None))
+        return preparation
+
+    async def _join(self, preparation: _Preparation) -> TemplateInfo:
+        """Wait with the others; the last one to lose interest stops it."""
+        preparation.waiting += 1
+        try:
+            info, failure = await asyncio.shield(preparation.task)
+        finally:
+            preparation.waiting -= 1
+            if preparation.waiting == 0 and not preparation.task.done():
+                preparation.task.cancel()
+        if failure is not None:
+            raise failure
+        assert info is not None  # an act without failure has a value
+        return info
+
+    async def _prepare(self, template_id: TemplateId, key: str, spec: TemplateSpec) -> TemplateInfo:
+        earlier = self._known.get(template_id)
+        fresh = TemplateRecord(info=_preparing(template_id, spec, self._clock), key=key)
+        directory = self._place.directory / template_id / secrets.token_hex(8)
+        try:
+            if earlier is None or earlier.info.state is not TemplateState.READY:
+                await self._put(fresh)
+            prepared = await self._fill(template_id, spec, directory)
+            ready = replace(fresh, info=_ready(fresh.info, prepared, spec, self._clock), root=prepared.root)
+            await self._put(replace(ready, directory=str(directory)))
+        except BaseException as failure:
+            await self._undo(fresh, earlier, directory, failure)
+            raise
+        if earlier is not None:
+            self._retire(earlier.directory)
+        return self._known[template_id].info
+
+    async def _fill(self, template_id: TemplateId, spec: TemplateSpec, directory: Path) -> PreparedRoot:
+        def report(line: str) -> None:
+            self._logs.write(None, LogSource.BACKEND, f"template {template_id}: {line[:1000]}")
+
+        limit = asyncio.timeout(spec.timeout_s)
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+            async with limit:
+                return await self._place.preparer.prepare(spec, directory, report)
+        except TimeoutError as error:
+            if limit.expired():
+                raise DeadlineExceeded("prepare template", spec.timeout_s) from error
+            raise IoFailure("prepare", f"template {template_id}", str(error)) from error
+        except OSError as error:
+            raise IoFailure("prepare", f"template {template_id}", str(error)) from error
+
+    async def _undo(
+        self, fresh: TemplateRecord, earlier: TemplateRecord | None, directory: Path, failure: BaseException
+    ) -> None:
+        """Keep the reason, remove the files; what was ready before stays ready."""
+        template_id = fresh.info.id
+        reason = str(failure) if isinstance(failure, FirkinError) else _unexpected(failure)
+        self._logs.write(None, LogSource.BACKEND, f"template {template_id}: failed: {reason}", LogLevel.ERROR)
+        if earlier is None or earlier.info.state is not TemplateState.READY:
+            await self._failed(template_id, fresh, reason)
+        else:
+            self._known[template_id] = earlier
+        await self._remove(directory)
+
+    async def _failed(self, template_id: TemplateId, record: TemplateRecord, reason: str) -> None:
+        info = replace(record.info, state=TemplateState.FAILED, failure=reason)
+        try:
+            await self._put(TemplateRecord(info=info, key=record.key))
+        except IoFailure as error:
+            _log.error("not recorded template=%s error=%s", template_id, error)
+
+    async def _put(self, record: TemplateRecord) -> None:
+        self._known[record.info.id] = record
+        await self._records.put_template(record)
+
+    async def _forget(self, record: TemplateRecord) -> None:
+        await self._records.drop_template(record.info.id)
+        if record.directory:
+            await self._remove(Path(record.directory))
+
+    async def _remove(self, directory: Path) -> None:
+        try:
+            await remove_tree(directory)
+        except (IoFailure, TimeoutError) as error:
+            _log.error("left behind directory=%s error=%s", directory, error)
+
+
+def _preparing(template_id: TemplateId, spec: TemplateSpec, clock: Clock) -> TemplateInfo:
+    return TemplateInfo(
+        id=template_id,
+        state=TemplateState.PREPARING,
+        source=spec.source,
+        data_plane=spec.data_plane,
+        created_at=clock.now(),
+    )
+
+
+def _ready(info: TemplateInfo, prepared: PreparedRoot, spec: TemplateSpec, clock: Clock) -> TemplateInfo:
+    return replace(
+        info,
+        state=TemplateState.READY,
+        prepared_at=clock.now(),
+        config=replace(prepared.config, env={**prepared.config.env, **spec.env}),
+        size_bytes=prepared.size_bytes,
+        digest=prepared.digest,
+    )
+
+
+def _unexpected(failure: BaseException) -> str:
+    return "cancelled" if isinstance(failure, asyncio.CancelledError) else f"{type(failure).__name__}: {failure}"
+
+
+def _broken(record: TemplateRecord) -> str:
+    """Why a template that an earlier server left cannot be used, or nothing."""
+    if record.info.state is TemplateState.PREPARING:
+        return "interrupted: the server ended while it was prepared"
+    if record.info.state is TemplateState.READY and not Path(record.directory).is_dir():
+        return f"its files are gone from {record.directory}"
+    return ""
+
+
+def _leftovers(directory: Path, kept: set[str]) -> list[Path]:
+    found = [child for template in directory.iterdir() for child in (template.iterdir() if template.is_dir() else ())]
+    return [path for path in found if str(path) not in kept]

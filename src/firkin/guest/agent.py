@@ -1,0 +1,168 @@
+"""PID 1 of a sandbox: one thread, one epoll, many hosts.
+
+`serve` runs in a forked, never executed child of a warm interpreter, in a root
+where no module can be found: everything it may ever need is imported above.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import fcntl
+import gc
+import os
+import resource
+import signal
+from contextlib import suppress
+
+from firkin.guest import syscalls
+from firkin.guest.accounts import Accounts
+from firkin.guest.connections import Connection
+from firkin.guest.entries import Entries
+from firkin.guest.faults import Refused
+from firkin.guest.file_operations import FileOperations
+from firkin.guest.loop import READ, Loop
+from firkin.guest.machine import MachineOperations
+from firkin.guest.process_operations import ProcessOperations
+from firkin.guest.sockets import SocketOperations
+from firkin.guest.spawn import UMASK, Spawner
+from firkin.guest.transfers import Transfers
+from firkin.guest.watch_operations import WatchOperations
+from firkin.wire import codec
+from firkin.wire.frames import HELLO, WireError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from firkin.guest.connections import Stream
+    from firkin.guest.spawn import SpawnPlan
+    from firkin.wire.codec import Object
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
+
+def serve(listener_fd: int, *, spawn: SpawnPlan, ready: Callable[[], None]) -> NoReturn:
+    """Answer every host that connects to the listening socket `listener_fd`, for ever.
+
+    `ready` is called once connections are accepted. Standard input and output
+    must be /dev/null.
+    """
+    os.umask(UMASK)
+    _set_close_on_exec()
+    _set_limits(spawn)
+    agent = _Agent(listener_fd, spawn)
+    gc.enable()
+    ready()
+    while True:
+        agent.loop.turn()
+
+
+class _Agent:
+    __slots__ = ("_listener", "_machine", "_operations", "_spare", "_wakeup", "loop")
+
+    def __init__(self, listener_fd: int, spawn: SpawnPlan) -> None:
+        self.loop = Loop()
+        accounts = Accounts()
+        entries = Entries(accounts)
+        processes = ProcessOperations(self.loop, accounts, Spawner(spawn))
+        self._machine = MachineOperations(self.loop, processes)
+        self._operations: dict[str, Callable[[Stream, Object], None]] = {}
+        for part in (
+            processes,
+            self._machine,
+            FileOperations(self.loop, accounts, entries),
+            Transfers(self.loop, accounts, entries),
+            WatchOperations(self.loop, entries),
+            SocketOperations(self.loop),
+        ):
+            self._operations.update(part.operations())
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._wakeup = _wake_on_child()
+        self.loop.watch(self._wakeup, READ, self._child_ended)
+        self._listener = _socket.socket(fileno=listener_fd)
+        self._listener.setblocking(False)
+        self.loop.watch(listener_fd, READ, self._accept)
+
+    def _child_ended(self, _events: int) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wakeup, 4096)
+        self._machine.reap()
+
+    def _accept(self, _events: int) -> None:
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]  # what socket.accept() is made of
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                self._turn_away()
+            return
+        connection = Connection(self.loop, _socket.socket(fileno=fd), self._open)
+        connection.send(HELLO, 0, codec.encode(self._machine.hello))
+
+    def _turn_away(self) -> None:
+        """No descriptor is left: use the spare one to hang up, or the waiting host would keep us spinning."""
+        if self._spare >= 0:
+            os.close(self._spare)
+        with suppress(OSError):
+            os.close(self._listener._accept()[0])  # type: ignore[attr-defined]
+        try:
+            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare = -1
+
+    def _open(self, stream: Stream, operation: str, args: Object) -> None:
+        handler = self._operations.get(operation)
+        try:
+            if handler is None:
+                raise Refused("unsupported", f"operation {operation!r} is not known here")
+            handler(stream, args)
+        except WireError as error:
+            stream.error(Refused("invalid", str(error)))
+        except Exception as error:  # noqa: BLE001 — told to the host
+            path = args.get("path")
+            stream.error(error, path if isinstance(path, str) else None)
+
+
+def _wake_on_child() -> int:
+    """A descriptor that is readable after SIGCHLD.
+
+    Every other signal gets its default action, which the kernel denies to PID 1:
+    a Python handler would make it mortal.
+    """
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGCHLD):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):  # the two that the C library keeps for itself
+                continue
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, _nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return reading
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """The wakeup descriptor is written only for signals that have a handler."""
+
+
+def _set_close_on_exec() -> None:
+    """Whoever forked us may have forgotten one, and what is open here must not be open in any program."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2:
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+            except OSError:  # the listing's own
+                continue
+
+
+def _set_limits(spawn: SpawnPlan) -> None:
+    if spawn.nofile:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = spawn.nofile if hard == resource.RLIM_INFINITY else min(spawn.nofile, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if spawn.hardened:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)

@@ -1,0 +1,156 @@
+"""What a name in a directory is, as an *entry* of the wire. Nothing here opens a FIFO or follows a magic link."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from firkin.guest import syscalls
+from firkin.guest.faults import Refused, refusal
+from firkin.wire.operations import METADATA_PREFIX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from firkin.guest.accounts import Accounts
+    from firkin.wire.codec import Object
+
+_PLAIN = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_DELETED = " (deleted)"
+
+
+def _file_type(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "symlink" if stat.S_ISLNK(mode) else "other"
+
+
+class Entries:
+    """Describes files with the names of the guest's own users."""
+
+    __slots__ = ("_accounts", "_open", "_proc_device")
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._proc_device = _device("/proc")
+        self._open = _opener()
+
+    def of(self, path: str, *, follow: bool = False) -> Object:
+        """Raises `Refused`."""
+        try:
+            status = os.stat(path, follow_symlinks=follow)
+        except (OSError, ValueError) as error:
+            raise refusal(error, path) from None
+        entry = self.describe(path, status)
+        if stat.S_ISLNK(status.st_mode):
+            if status.st_dev != self._proc_device:  # as in refuse_proc
+                self._add_target(entry, path)
+        elif stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            _add_metadata(entry, path)
+        return entry
+
+    def describe(self, path: str, status: os.stat_result) -> Object:
+        self._accounts.refresh()
+        return {
+            "path": path,
+            "type": _file_type(status.st_mode),
+            "size": status.st_size,
+            "mode": stat.S_IMODE(status.st_mode),
+            "uid": status.st_uid,
+            "gid": status.st_gid,
+            "owner": self._accounts.owner(status.st_uid),
+            "group": self._accounts.group(status.st_gid),
+            "mtime_ns": status.st_mtime_ns,
+        }
+
+    def of_open(self, path: str, fd: int) -> Object:
+        entry = self.describe(path, os.fstat(fd))
+        _add_metadata(entry, fd)
+        return entry
+
+    def open_regular(self, path: str, flags: int, mode: int = 0) -> int:
+        """A descriptor of a regular file that is not the agent's own under /proc. Never waits for a FIFO's other end.
+
+        Raises OSError, `Refused`, ValueError.
+        """
+        fd = self._open(path, flags | _PLAIN, mode)
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISDIR(status.st_mode):
+                raise Refused("is_directory", f"{path}: is a directory", path)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused("not_regular", f"{path}: is not a regular file", path)
+            if status.st_dev == self._proc_device:
+                _refuse_own(path, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def refuse_proc(self, path: str) -> None:
+        """Links under /proc are not paths, and the agent's own would tell of the host's."""
+        if os.lstat(path).st_dev == self._proc_device:
+            raise Refused("permission", f"{path}: links under /proc are not read", path)
+
+    def _add_target(self, entry: Object, path: str) -> None:
+        """Where a symlink leads in the end, as the kernel resolves it; nothing is added when it leads nowhere."""
+        try:
+            fd = self._open(path, os.O_PATH | os.O_CLOEXEC, 0)
+        except (OSError, ValueError):
+            return
+        try:
+            status = os.fstat(fd)
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            return
+        finally:
+            os.close(fd)
+        if not target.endswith(_DELETED):
+            entry["link"] = target
+            entry["link_type"] = _file_type(status.st_mode)
+            entry["link_mode"] = stat.S_IMODE(status.st_mode)
+
+
+def _opener() -> Callable[[str, int, int], int]:
+    """open(2) without magic links, where the kernel and its filters know openat2."""
+    try:
+        os.close(syscalls.open_plain("/", os.O_PATH | os.O_CLOEXEC))
+    except OSError:
+        return os.open
+    return syscalls.open_plain
+
+
+def _device(path: str) -> int:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return -1
+
+
+def _refuse_own(path: str, fd: int) -> None:
+    """The agent may read its own memory, which tells of the host; nobody else inside may."""
+    if os.readlink(f"/proc/self/fd/{fd}").startswith(f"/proc/{os.getpid()}/"):
+        raise Refused("permission", f"{path}: belongs to the agent", path)
+
+
+def _add_metadata(entry: Object, where: str | int) -> None:
+    try:
+        names = [name for name in os.listxattr(where) if name.startswith(METADATA_PREFIX)]
+        found = {name[len(METADATA_PREFIX) :]: os.fsdecode(os.getxattr(where, name)) for name in names}
+    except OSError:
+        return
+    if found:
+        entry["metadata"] = found
+
+
+def set_metadata(fd: int, metadata: dict[str, str]) -> None:
+    """Replace all of a file's metadata."""
+    kept = {METADATA_PREFIX + name: os.fsencode(value) for name, value in metadata.items()}
+    for name in os.listxattr(fd):
+        if name.startswith(METADATA_PREFIX) and name not in kept:
+            os.removexattr(fd, name)
+    for name, value in kept.items():
+        os.setxattr(fd, name, value)

@@ -1,0 +1,166 @@
+"""One thread, one epoll: what is ready is called, what takes long is stepped.
+
+A *job* is a generator: it yields True to go on in the next turn and False to
+sleep until `Job.wake`. So a big read or a recursive removal lets others go on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import select
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+_EVENTS_A_TURN = 64
+
+
+class Timer:
+    """Something to do later; `cancel` if it is no longer wanted."""
+
+    __slots__ = ("_call", "at")
+
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
+        self.at = at
+        self._call: Callable[[], None] | None = call
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.at < other.at
+
+    def cancel(self) -> None:
+        self._call = None
+
+    def run(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+
+    @property
+    def wanted(self) -> bool:
+        return self._call is not None
+
+
+class Job:
+    """A generator that the loop steps until it ends or is stopped."""
+
+    __slots__ = ("_loop", "_queued", "_steps")
+
+    def __init__(self, loop: Loop, steps: Iterator[bool]) -> None:
+        self._loop = loop
+        self._steps: Iterator[bool] | None = steps
+        self._queued = False
+        self.wake()
+
+    def wake(self) -> None:
+        if self._steps is not None and not self._queued:
+            self._queued = True
+            self._loop.enqueue(self)
+
+    def stop(self) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.close()  # type: ignore[attr-defined]  # always a generator
+
+    def step(self) -> None:
+        self._queued = False
+        steps = self._steps
+        if steps is None:
+            return
+        more = next(steps, None)
+        if more is None:
+            self._steps = None
+        elif more:
+            self.wake()
+
+
+class Loop:
+    """Calls back what is ready. A callback that raises loses its descriptor, never the agent."""
+
+    __slots__ = ("_callbacks", "_ends", "_epoll", "_interest", "_jobs", "_timers")
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._interest: dict[int, int] = {}
+        self._timers: list[Timer] = []
+        self._jobs: deque[Job] = deque()
+        self._ends: list[Callable[[], None]] = []
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call `callback` while any of `events` holds; 0 is deaf, also to hang-ups."""
+        known = self._interest.get(fd, 0)
+        if events == known:
+            if events:
+                self._callbacks[fd] = callback
+            return
+        if not events:
+            self.forget(fd)
+            return
+        if known:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._interest[fd] = events
+        self._callbacks[fd] = callback
+
+    def forget(self, fd: int) -> None:
+        """Must come before the descriptor is closed."""
+        if self._interest.pop(fd, 0):
+            del self._callbacks[fd]
+            self._epoll.unregister(fd)
+
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(monotonic() + seconds, call)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def enqueue(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def at_end_of_turn(self, call: Callable[[], None]) -> None:
+        self._ends.append(call)
+
+    def turn(self) -> None:
+        """Wait for something, then do everything that is due, once."""
+        for fd, events in self._epoll.poll(self._patience(), _EVENTS_A_TURN):
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                self._guarded(callback, events, fd)
+        self._run_timers()
+        for _ in range(len(self._jobs)):
+            self._attempt(self._jobs.popleft().step)
+        ends, self._ends = self._ends, []
+        for end in ends:
+            self._attempt(end)
+
+    def _patience(self) -> float:
+        if self._jobs or self._ends:
+            return 0
+        timers = self._timers
+        while timers and not timers[0].wanted:
+            heapq.heappop(timers)
+        return max(0.0, timers[0].at - monotonic()) if timers else -1
+
+    def _run_timers(self) -> None:
+        timers = self._timers
+        if not timers:
+            return
+        now = monotonic()
+        while timers and (timers[0].at <= now or not timers[0].wanted):
+            self._attempt(heapq.heappop(timers).run)
+
+    def _guarded(self, callback: Callable[[int], None], events: int, fd: int) -> None:
+        try:
+            callback(events)
+        except Exception:  # noqa: BLE001 — PID 1 must not die; a descriptor that keeps failing would spin
+            self.forget(fd)
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        with suppress(Exception):  # PID 1 must not die, and has nobody to tell
+            call()

@@ -1,0 +1,1 @@
+"""The facade: clients and live handles over any `SandboxBackend`."""

@@ -1,0 +1,298 @@
+"""What the operator wants, as one frozen object.
+
+Read once, from defaults, then the configuration file, then the environment,
+then the command line; the later wins. A key that nobody knows is refused by
+name: a misspelt limit must not look like a limit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from firkin.law.errors import InvalidReason, InvalidSpec
+from firkin.law.policies import Capacity, DeadlinePolicy, HygienePolicy, Policies
+from firkin.law.resources import MIB, SandboxResources
+
+ENV_PREFIX = "FIRKIN_"
+CONFIG_VARIABLE = "FIRKIN_CONFIG"
+CONFIG_NAME = "config.toml"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_KEY = re.compile(r"[A-Za-z0-9_.-]{8,256}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySetting:
+    """One API key: whose it is, and how many sandboxes it may have alive (None: no quota)."""
+
+    name: str
+    key: str = field(repr=False)
+    max_sandboxes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be configured. Sizes are in MiB, times in seconds, None is no limit."""
+
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 3000
+    api_keys: tuple[KeySetting, ...] = ()
+    driver: str = "namespaces"
+    driver_options: Mapping[str, str] = field(default_factory=dict)
+    domain: str = "firkin.localhost"
+    kill_on_exit: bool = False
+    log_level: str = "info"
+    max_sandboxes: int | None = None
+    max_vcpus: int | None = None
+    max_memory_mb: int | None = None
+    memory_floor_mb: int = 512
+    disk_floor_mb: int = 1024
+    default_timeout_s: float | None = 300.0
+    max_timeout_s: float | None = 86400.0
+    sandbox_vcpus: int = 2
+    sandbox_memory_mb: int = 512
+    sandbox_disk_mb: int = 1024
+    sandbox_pids: int = 1024
+    ended_kept_s: float = 7 * 86400.0
+
+    def policies(self) -> Policies:
+        """The limits among the settings, as the backend takes them. Raises `InvalidSpec` for impossible sizes."""
+        memory = None if self.max_memory_mb is None else self.max_memory_mb * MIB
+        return Policies(
+            capacity=Capacity(
+                max_sandboxes=self.max_sandboxes,
+                max_vcpus=self.max_vcpus,
+                max_memory_bytes=memory,
+                memory_floor_bytes=self.memory_floor_mb * MIB,
+                disk_floor_bytes=self.disk_floor_mb * MIB,
+            ),
+            deadlines=DeadlinePolicy(default_timeout_s=self.default_timeout_s, max_timeout_s=self.max_timeout_s),
+            hygiene=HygienePolicy(kill_on_close=self.kill_on_exit, ended_kept_s=self.ended_kept_s),
+            default_resources=SandboxResources(
+                vcpus=self.sandbox_vcpus,
+                memory_bytes=self.sandbox_memory_mb * MIB,
+                disk_bytes=self.sandbox_disk_mb * MIB,
+                pids=self.sandbox_pids,
+            ),
+        )
+
+
+def read_settings(
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    config: Path | None = None,
+) -> Settings:
+    """The settings in force. `overrides` are the command line's; its None values mean "not given".
+
+    Raises `InvalidSpec` (`INVALID_SETTINGS`) that names the key, where it came
+    from and what is allowed.
+    """
+    given = _parsed(
+        {key: value for key, value in (overrides or {}).items() if value is not None}, "the command line", _as_option
+    )
+    from_env = _parsed(_environment(environ), "the environment", _as_variable)
+    named = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    state_dir = given.get("state_dir") or from_env.get("state_dir") or default_state_dir(environ)
+    from_file = _parsed(_config_file(named, state_dir / CONFIG_NAME), str(named or state_dir / CONFIG_NAME), _as_is)
+    merged = {"state_dir": state_dir, **from_file, **from_env, **given}
+    settings = Settings(**merged)
+    settings.policies()
+    return settings
+
+
+def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """/var/lib/firkin for root, ~/.local/share/firkin for anyone else."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/firkin")
+    data = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".local/share")
+    return Path(data) / "firkin"
+
+
+def parse_api_key(text: str, *, position: int = 1) -> KeySetting:
+    """``KEY``, ``NAME:KEY`` or ``NAME:KEY:MAX_SANDBOXES``. A bare key is called ``default``, the next ``key2``, …"""
+    name, key, quota = _split_key(text, position)
+    if _NAME.fullmatch(name) is None:
+        raise _invalid(f"the API key's name {name[:64]!r} is not allowed; use letters, digits, '_', '-' and '.'")
+    if _KEY.fullmatch(key) is None:
+        raise _invalid(f"the API key {name!r} is not allowed; use 8 to 256 letters, digits, '_', '-' and '.'")
+    if quota is not None and not (quota.isdecimal() and int(quota) > 0):
+        raise _invalid(f"the quota of API key {name!r} is {quota!r}; it must be a whole number above 0")
+    return KeySetting(name=name, key=key, max_sandboxes=None if quota is None else int(quota))
+
+
+def _split_key(text: str, position: int) -> tuple[str, str, str | None]:
+    words = text.split(":")
+    if len(words) == 1:
+        return ("default" if position == 1 else f"key{position}"), words[0], None
+    if len(words) > 3:
+        raise _invalid("an API key is written KEY, NAME:KEY or NAME:KEY:MAX_SANDBOXES")
+    return words[0], words[1], words[2] if len(words) == 3 else None
+
+
+def _invalid(detail: str) -> InvalidSpec:
+    return InvalidSpec("read settings", InvalidReason.INVALID_SETTINGS, detail)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(ENV_PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE
+    }
+
+
+def _config_file(named: Path | None, default: Path) -> dict[str, Any]:
+    path = named or default
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        if named is None:
+            return {}
+        raise _invalid(f"the configuration file {path} does not exist") from None
+    except (NotADirectoryError, PermissionError, IsADirectoryError) as error:
+        raise _invalid(f"the configuration file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _invalid(f"the configuration file {path} is not TOML: {error}") from None
+
+
+_Prepare = Callable[[str, Any], Any]
+
+
+def _as_is(key: str, value: Any) -> Any:
+    return value
+
+
+def _as_option(key: str, value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _as_variable(key: str, text: str) -> Any:
+    if key == "api_keys":
+        return text.replace(",", " ").split()
+    if key == "driver_options":
+        return dict(word.partition("=")[::2] for word in text.replace(",", " ").split())
+    return text
+
+
+def _parsed(raw: Mapping[str, Any], origin: str, prepare: _Prepare) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in _READERS:
+            raise _invalid(f"{key!r} in {origin} is not a setting; known are {', '.join(sorted(_READERS))}")
+        try:
+            parsed[key] = _READERS[key](prepare(key, value))
+        except (TypeError, ValueError) as error:
+            raise _invalid(f"{key} in {origin} is {_shown(key, value)}; {error}") from None
+    return parsed
+
+
+def _shown(key: str, value: Any) -> str:
+    return "not readable" if key == "api_keys" else repr(value)[:80]
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("it must be a path")
+    return Path(os.path.abspath(os.path.expanduser(value)))
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,15}", text) or not least <= int(text) <= most:
+            raise ValueError(f"it must be a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _limit(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As `read`, and the word ``none`` for no limit."""
+    return lambda value: None if value == "none" else read(value)
+
+
+def _seconds(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 < number <= 3.2e8:
+        raise ValueError("it must be a number of seconds above 0")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if str(value).lower() not in words:
+        raise ValueError("it must be true or false")
+    return words[str(value).lower()]
+
+
+def _word(pattern: re.Pattern[str], what: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or pattern.fullmatch(value) is None:
+            raise ValueError(f"it must be {what}")
+        return value
+
+    return read
+
+
+def _level(value: Any) -> str:
+    if value not in LOG_LEVELS:
+        raise ValueError(f"it must be one of {', '.join(LOG_LEVELS)}")
+    return str(value)
+
+
+def _keys(value: Any) -> tuple[KeySetting, ...]:
+    if isinstance(value, str) or not all(isinstance(word, str) for word in value):
+        raise ValueError("it must be a list of texts NAME:KEY[:MAX_SANDBOXES]")
+    keys = tuple(parse_api_key(word, position=number) for number, word in enumerate(value, 1))
+    if len({key.name for key in keys}) != len(keys) or len({key.key for key in keys}) != len(keys):
+        raise ValueError("two API keys must not have the same name or the same key")
+    return keys
+
+
+def _options(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError("it must be a table of texts")
+    return {
+        str(name): str(option).lower() if isinstance(option, bool) else str(option) for name, option in value.items()
+    }
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "state_dir": _path,
+    "host": _word(re.compile(r"[A-Za-z0-9.:_-]{1,253}"), "a host name or address"),
+    "port": _whole(0, 65535),
+    "api_keys": _keys,
+    "driver": _word(re.compile(r"[a-z][a-z0-9_-]{0,63}"), "a driver's name"),
+    "driver_options": _options,
+    "domain": _word(_DOMAIN, "a domain name in lower case, with an optional port"),
+    "kill_on_exit": _flag,
+    "log_level": _level,
+    "max_sandboxes": _limit(_whole(0, 10**6)),
+    "max_vcpus": _limit(_whole(0, 10**6)),
+    "max_memory_mb": _limit(_whole(0, 10**9)),
+    "memory_floor_mb": _whole(0, 10**9),
+    "disk_floor_mb": _whole(0, 10**9),
+    "default_timeout_s": _limit(_seconds),
+    "max_timeout_s": _limit(_seconds),
+    "sandbox_vcpus": _whole(1, 512),
+    "sandbox_memory_mb": _whole(16, 2**24),
+    "sandbox_disk_mb": _whole(16, 2**24),
+    "sandbox_pids": _whole(16, 4_194_304),
+    "ended_kept_s": _seconds,
+}

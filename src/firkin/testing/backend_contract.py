@@ -1,0 +1,59 @@
+"""What every backend must do: all obligations in one class to inherit.
+
+::
+
+    class TestMyBackend(BackendContract):
+        @pytest.fixture
+        def make_backend(self, tmp_path):
+            async def make(policies):
+                backend = MyBackend(tmp_path)
+                await backend.start(policies)
+                return backend
+
+            return make
+"""
+
+from __future__ import annotations
+
+from firkin.testing.file_obligations import CopyObligations, FileObligations, LinkObligations, WatchObligations
+from firkin.testing.lifecycle_obligations import CreateObligations, EndObligations, TemplateObligations
+from firkin.testing.offer_obligations import (
+    OfferObligations,
+    PauseObligations,
+    RefusalObligations,
+    SnapshotObligations,
+    WarmPoolObligations,
+)
+from firkin.testing.operation_obligations import (
+    CapacityObligations,
+    ObservationObligations,
+    PortObligations,
+    RestartObligations,
+)
+from firkin.testing.process_obligations import RunObligations, StreamObligations, TerminalObligations
+from firkin.testing.runtime_obligations import ShellObligations
+
+
+class BackendContract(
+    OfferObligations,
+    TemplateObligations,
+    CreateObligations,
+    EndObligations,
+    RunObligations,
+    StreamObligations,
+    TerminalObligations,
+    FileObligations,
+    LinkObligations,
+    CopyObligations,
+    WatchObligations,
+    PortObligations,
+    ObservationObligations,
+    CapacityObligations,
+    RestartObligations,
+    SnapshotObligations,
+    PauseObligations,
+    WarmPoolObligations,
+    RefusalObligations,
+    ShellObligations,
+):
+    """Supply the fixture `make_backend` of `firkin.testing.backend_suite.BackendSuite`."""

@@ -1,0 +1,208 @@
+"""Obligations of a backend: what it reports is what it does; the rest is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from firkin.law.backend import SandboxBackend
+from firkin.law.capabilities import Capabilities, CapabilityName
+from firkin.law.errors import UnsupportedCapability
+from firkin.law.ids import SnapshotId, TemplateId
+from firkin.law.processes import Shell
+from firkin.law.sandboxes import FromSnapshot, Isolation, Lifecycle, OnTimeout, SandboxInfo, SandboxSpec, VolumeMount
+from firkin.law.snapshots import (
+    PauseOptions,
+    RestoreOptions,
+    SnapshotArchive,
+    SnapshotFilter,
+    SnapshotOptions,
+)
+from firkin.law.states import SandboxState
+from firkin.law.templates import EnvdPlane, GitSource, Provisioning, TemplateInfo, TemplateSpec
+from firkin.law.warm_pool import WarmLeasePolicy, WarmPoolSpec
+from firkin.testing.backend_suite import BackendSuite
+
+_C = CapabilityName
+_NOWHERE = SnapshotId("never-captured")
+
+_ACCESSORS = {
+    "processes": (_C.PROCESS_RUN, _C.PROCESS_START, _C.PROCESS_STREAM, _C.PROCESS_STDIN, _C.PROCESS_SIGNAL),
+    "filesystems": (_C.FILESYSTEM_READ, _C.FILESYSTEM_WRITE, _C.FILESYSTEM_LIST, _C.FILESYSTEM_WATCH),
+    "ports": (_C.PORTS_CONNECT, _C.PORTS_EXPOSE),
+    "pauses": (_C.PAUSE_CAPTURE, _C.PAUSE_RESUME),
+    "warm_pool": (_C.WARM_POOL_PREWARM, _C.WARM_POOL_CHECKOUT),
+    "events": (_C.EVENTS_SUBSCRIBE,),
+    "metrics": (_C.METRICS_HOST, _C.METRICS_GUEST),
+}
+
+_ALWAYS = (
+    _C.RUNTIME_CREATE,
+    _C.RUNTIME_ATTACH,
+    _C.RUNTIME_LIST,
+    _C.RUNTIME_DEADLINE,
+    _C.SANDBOX_STOP,
+    _C.SANDBOX_KILL,
+    _C.SANDBOX_DELETE,
+    _C.TEMPLATE_PREPARE,
+    _C.TEMPLATE_DATA_PLANE_NONE,
+    _C.TEMPLATE_DATA_PLANE_ENVD_INJECT,
+)
+
+
+async def refused(capability: CapabilityName, attempt: Awaitable[object]) -> None:
+    """The attempt must end in `UnsupportedCapability` that names `capability` and says why."""
+    with pytest.raises(UnsupportedCapability) as caught:
+        await attempt
+    assert caught.value.capability is capability
+    assert str(caught.value.reason).strip()
+
+
+async def _unread() -> AsyncIterator[bytes]:
+    raise AssertionError("the archive was read although import is refused")
+    yield b""
+
+
+class OfferObligations(BackendSuite):
+    async def test_preflight_is_ready_and_the_backend_names_itself(self, backend: SandboxBackend) -> None:
+        assert (await backend.preflight()).ready
+        info = await backend.info()
+        assert info.name
+        assert info.driver
+
+    async def test_all_names_are_answered_and_refusals_have_reasons(self, capabilities: Capabilities) -> None:
+        assert [name for name, _ in capabilities] == list(CapabilityName)
+        for name, reason in capabilities:
+            assert reason is None or str(reason).strip(), f"{name} is refused without a reason"
+
+    async def test_the_least_that_makes_a_backend_is_offered(self, capabilities: Capabilities) -> None:
+        for name in _ALWAYS:
+            assert capabilities.supports(name), f"{name}: {capabilities.refusal(name)}"
+
+    @pytest.mark.parametrize("accessor", sorted(_ACCESSORS))
+    async def test_a_control_is_there_exactly_when_it_is_reported(
+        self, backend: SandboxBackend, capabilities: Capabilities, accessor: str
+    ) -> None:
+        reported = any(capabilities.supports(name) for name in _ACCESSORS[accessor])
+        assert (getattr(backend, accessor) is not None) == reported
+
+    async def test_streams_imply_input_and_signals(self, capabilities: Capabilities) -> None:
+        if capabilities.supports(_C.PROCESS_STREAM):
+            assert capabilities.supports(_C.PROCESS_STDIN)
+            assert capabilities.supports(_C.PROCESS_SIGNAL)
+
+
+class SnapshotObligations(BackendSuite):
+    async def test_capture_get_list_and_delete(
+        self, backend: SandboxBackend, capabilities: Capabilities, sandbox: SandboxInfo
+    ) -> None:
+        options = SnapshotOptions(name="contract", metadata={"k": "v"})
+        if not capabilities.supports(_C.SNAPSHOT_CAPTURE):
+            await refused(_C.SNAPSHOT_CAPTURE, backend.snapshots.capture(sandbox.id, options))
+            return
+        ref = await backend.snapshots.capture(sandbox.id, options)
+        info = await backend.snapshots.get(ref.id)
+        assert (info.kind, info.metadata, info.source_sandbox_id) == (ref.kind, {"k": "v"}, sandbox.id)
+        assert [found.id for found in await backend.snapshots.list(SnapshotFilter(kind=ref.kind))] == [ref.id]
+        await backend.snapshots.delete(ref.id)
+        assert list(await backend.snapshots.list(SnapshotFilter())) == []
+
+    async def test_what_is_not_offered_is_refused_by_name(
+        self, backend: SandboxBackend, capabilities: Capabilities
+    ) -> None:
+        archive = SnapshotArchive(media_type="application/octet-stream", chunks=_unread())
+        attempts: dict[CapabilityName, Callable[[], Awaitable[object]]] = {
+            _C.SNAPSHOT_RESTORE: lambda: backend.snapshots.restore(_NOWHERE, RestoreOptions()),
+            _C.SNAPSHOT_DELETE: lambda: backend.snapshots.delete(_NOWHERE),
+            _C.SNAPSHOT_EXPORT: lambda: backend.snapshots.export_archive(_NOWHERE),
+            _C.SNAPSHOT_IMPORT: lambda: backend.snapshots.import_archive(_NOWHERE, archive),
+        }
+        for name, attempt in attempts.items():
+            if not capabilities.supports(name):
+                await refused(name, attempt())
+
+    async def test_a_create_from_a_snapshot_needs_restore(
+        self, backend: SandboxBackend, capabilities: Capabilities
+    ) -> None:
+        if capabilities.supports(_C.SNAPSHOT_RESTORE):
+            pytest.skip("restore is offered; its own obligations exercise it")
+        spec = SandboxSpec(source=FromSnapshot(_NOWHERE))
+        await refused(_C.SNAPSHOT_RESTORE, backend.sandboxes.create(spec))
+
+
+class PauseObligations(BackendSuite):
+    async def test_a_pause_is_resumed_or_refused(
+        self, backend: SandboxBackend, capabilities: Capabilities, sandbox: SandboxInfo
+    ) -> None:
+        if backend.pauses is None:
+            assert not capabilities.supports(_C.PAUSE_CAPTURE)
+            assert not capabilities.supports(_C.PAUSE_RESUME)
+            return
+        if not capabilities.supports(_C.PAUSE_CAPTURE):
+            await refused(_C.PAUSE_CAPTURE, backend.pauses.pause(sandbox.id, PauseOptions()))
+            return
+        await backend.pauses.pause(sandbox.id, PauseOptions())
+        assert (await backend.sandboxes.inspect(sandbox.id)).state is SandboxState.PAUSED
+        assert (await backend.pauses.resume(sandbox.id)).state is SandboxState.RUNNING
+
+    async def test_pausing_at_the_deadline_needs_pause(
+        self, backend: SandboxBackend, capabilities: Capabilities, template: TemplateInfo
+    ) -> None:
+        if capabilities.supports(_C.PAUSE_CAPTURE):
+            pytest.skip("pause is offered")
+        spec = self.spec(template, lifecycle=Lifecycle(on_timeout=OnTimeout.PAUSE))
+        await refused(_C.PAUSE_CAPTURE, backend.sandboxes.create(spec))
+
+
+class WarmPoolObligations(BackendSuite):
+    async def test_a_warm_pool_is_filled_leased_and_evicted(
+        self, backend: SandboxBackend, capabilities: Capabilities, template: TemplateInfo
+    ) -> None:
+        pool = backend.warm_pool
+        if pool is None:
+            assert not capabilities.supports(_C.WARM_POOL_PREWARM)
+            return
+        report = await pool.prewarm(template.id, WarmPoolSpec.of_depth(1))
+        assert (report.created, report.ready) == (1, 1)
+        [entry] = (await pool.status()).entries
+        assert entry.ready == 1
+        lease = await pool.checkout(template.id, WarmLeasePolicy.REQUIRE_READY)
+        assert (await backend.sandboxes.inspect(lease.sandbox_id)).state is SandboxState.RUNNING
+        assert (await pool.evict(lease.key, 1)).evicted == 0
+
+
+class RefusalObligations(BackendSuite):
+    """Wishes that a backend may not know how to grant: granted truly, or refused; never dropped."""
+
+    async def test_template_commands_run_or_are_refused(
+        self, backend: SandboxBackend, capabilities: Capabilities
+    ) -> None:
+        if capabilities.supports(_C.TEMPLATE_READY):
+            pytest.skip("template commands are offered")
+        for fields in ({"setup": (Shell("true"),)}, {"start": Shell("true")}, {"ready": Shell("true")}):
+            spec = TemplateSpec(source=self.template_spec.source, id=TemplateId("commands"), **fields)
+            await refused(_C.TEMPLATE_READY, backend.templates.prepare(spec))
+
+    async def test_an_image_with_its_own_data_plane_is_verified_or_refused(
+        self, backend: SandboxBackend, capabilities: Capabilities
+    ) -> None:
+        if capabilities.supports(_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY):
+            pytest.skip("verification is offered")
+        plane = EnvdPlane(provisioning=Provisioning.ALREADY_PRESENT)
+        spec = TemplateSpec(source=self.template_spec.source, data_plane=plane)
+        await refused(_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY, backend.templates.prepare(spec))
+
+    async def test_a_git_source_is_refused_before_anything_is_made(self, backend: SandboxBackend) -> None:
+        await refused(
+            _C.TEMPLATE_PREPARE, backend.templates.prepare(TemplateSpec(source=GitSource("https://example.invalid/x")))
+        )
+        assert list(await backend.templates.list()) == []
+
+    async def test_volumes_and_other_tiers_are_refused(self, backend: SandboxBackend, template: TemplateInfo) -> None:
+        volumes = self.spec(template, volumes=(VolumeMount(name="data", path="/data"),))
+        await refused(_C.RUNTIME_CREATE, backend.sandboxes.create(volumes))
+        driver = (await backend.info()).driver
+        other = next(tier for tier in (Isolation.MICROVM, Isolation.GVISOR) if tier.value != driver)
+        await refused(_C.RUNTIME_CREATE, backend.sandboxes.create(self.spec(template, isolation=other)))
+        assert await self.leftovers(backend) == []

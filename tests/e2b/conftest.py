@@ -1,0 +1,87 @@
+"""A real server over the real engine and the memory driver, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
+from firkin.e2b.app import build_app
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.server import serving
+from firkin.e2b.settings import ServerSettings
+from firkin.engine.backend import LocalBackend
+from firkin.law.ids import TemplateId
+from firkin.law.policies import DeadlinePolicy, Policies
+from firkin.law.templates import TemplateSpec
+
+ALICE = "e2b_" + "a" * 40
+BOB = "e2b_" + "b" * 40
+SECRET = b"a secret of the tests, long enough"
+
+
+@dataclass
+class RunningServer:
+    """Where the server is, and a way to run something in its loop."""
+
+    port: int = 0
+    backend: LocalBackend | None = None
+    failure: BaseException | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    up: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def sdk(self, key: str = ALICE) -> dict[str, str]:
+        """The options that point the official SDK here."""
+        return {"api_key": key, "api_url": self.url, "sandbox_url": self.url}
+
+
+async def _serve(server: RunningServer, state_dir: Path) -> None:
+    server.loop, server.stop = asyncio.get_running_loop(), asyncio.Event()
+    backend = LocalBackend(driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=state_dir)
+    await backend.start(Policies(deadlines=DeadlinePolicy(max_timeout_s=None)))
+    try:
+        await backend.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
+        keys = [ApiKey("alice", ALICE), ApiKey("bob", BOB, max_sandboxes=2)]
+        app = build_app(backend, keys, ServerSettings(secret=SECRET, domain="sbx.test"))
+        async with serving(app, "127.0.0.1", 0, grace_s=0.5) as server.port:
+            server.backend = backend
+            server.up.set()
+            await server.stop.wait()
+    finally:
+        await backend.aclose(kill_all=True)
+
+
+def _run(server: RunningServer, state_dir: Path) -> None:
+    try:
+        asyncio.run(_serve(server, state_dir))
+    except BaseException as error:  # noqa: BLE001 — handed to the fixture, which raises it
+        server.failure = error
+    finally:
+        server.up.set()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    running = RunningServer()
+    thread = threading.Thread(target=_run, args=(running, tmp_path_factory.mktemp("state") / "firkin"), daemon=True)
+    thread.start()
+    running.up.wait(30)
+    if running.failure is not None:
+        raise running.failure
+    yield running
+    assert running.loop is not None
+    running.loop.call_soon_threadsafe(running.stop.set)
+    thread.join(30)
+    assert not thread.is_alive()
+    if running.failure is not None:
+        raise running.failure
