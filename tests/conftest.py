@@ -17,10 +17,16 @@ def _mounts() -> set[str]:
 
 
 def _cgroups() -> set[str]:
-    found = set()
-    for root in Path("/sys/fs/cgroup").glob("**/firkin"):
-        found.update(str(path) for path in root.glob("*/*") if path.is_dir())
-    return found
+    trees = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+    servers = [server for tree in trees for server in _folders(tree / "firkin")]
+    return {str(box) for server in servers for box in _folders(server)}
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [entry for entry in path.iterdir() if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _interfaces() -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any  # Any: PEP 562 hands out names of every type
 
-__version__ = "0.1.0"
+from firkin.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from firkin.bootstrap import open_runtime

@@ -7,17 +7,22 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from firkin.channels import StreamChannel
 from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
 from firkin.e2b.app import build_app
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.server import serving
 from firkin.e2b.settings import ServerSettings
 from firkin.engine.backend import LocalBackend
-from firkin.law.ids import TemplateId
+from firkin.law.backend import PortControl
+from firkin.law.errors import PortFailure
+from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.policies import DeadlinePolicy, Policies
+from firkin.law.ports import ByteChannel, Port
 from firkin.law.templates import TemplateSpec
 
 ALICE = "e2b_" + "a" * 40
@@ -45,6 +50,33 @@ class RunningServer:
         return {"api_key": key, "api_url": self.url, "sandbox_url": self.url}
 
 
+class LoopbackPorts:
+    """The ports of a sandbox as they are, but from 20000 on those of this machine's own loopback."""
+
+    def __init__(self, inner: PortControl) -> None:
+        self._inner = inner
+
+    async def connect(self, sandbox_id: SandboxId, port: Port) -> ByteChannel:
+        if port < 20_000:
+            return await self._inner.connect(sandbox_id, port)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError as error:
+            raise PortFailure("connect", port, str(error), refused=True) from error
+        return StreamChannel(reader, writer)
+
+
+class BackendWithLoopback:
+    """A backend whose sandboxes reach services of the tests; everything else is the real one's."""
+
+    def __init__(self, inner: LocalBackend) -> None:
+        self._inner = inner
+        self.ports = LoopbackPorts(inner.ports)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 async def _serve(server: RunningServer, state_dir: Path) -> None:
     server.loop, server.stop = asyncio.get_running_loop(), asyncio.Event()
     backend = LocalBackend(driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=state_dir)
@@ -52,7 +84,7 @@ async def _serve(server: RunningServer, state_dir: Path) -> None:
     try:
         await backend.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
         keys = [ApiKey("alice", ALICE), ApiKey("bob", BOB, max_sandboxes=2)]
-        app = build_app(backend, keys, ServerSettings(secret=SECRET, domain="sbx.test"))
+        app = build_app(BackendWithLoopback(backend), keys, ServerSettings(secret=SECRET, domain="sbx.test"))
         async with serving(app, "127.0.0.1", 0, grace_s=0.5) as server.port:
             server.backend = backend
             server.up.set()

@@ -80,6 +80,8 @@ async def test_replay_gives_what_was_kept_and_then_what_is_new(processes: GuestP
 
 async def test_without_readers_a_program_never_blocks_and_its_last_output_is_kept(processes: GuestProcesses) -> None:
     info = await processes.start(Command.shell("head -c 5000000 /dev/zero; printf end; exit 4"))
+    while await processes.list():
+        pass
     output = await processes.wait(ById(info.id))
     assert (output.status, output.truncated, len(output.stdout)) == (Exited(4), True, RETAINED_OUTPUT)
     assert output.stdout.endswith(b"\0end")
@@ -166,10 +168,8 @@ async def test_a_storm_of_orphans_is_reaped(processes: GuestProcesses, agent: Ru
 
 
 async def test_shutdown_ends_every_program_first(processes: GuestProcesses, link: GuestLink) -> None:
-    polite = await processes.stream(
-        Command.shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done")
-    )
-    stubborn = await processes.stream(Command.shell("trap '' TERM; echo up; while :; do sleep 0.05; done"))
+    polite = await processes.stream(Command.shell("trap 'echo bye; exit 0' TERM; echo up; while :; do :; done"))
+    stubborn = await processes.stream(Command.shell("trap '' TERM; echo up; while :; do sleep 1; done"))
     for stream in (polite, stubborn):
         assert [await anext(stream), await anext(stream)][1] == Stdout(b"up\n")
     await link.call("shutdown", {"grace_ms": 500})

@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -29,6 +31,12 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
+def socket_answers(host: str) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, 8000)) == 0
+
+
 @pytest.fixture(scope="module")
 def public_host() -> Iterator[str]:
     """A host with a public address behind its own veth, where something listens on port 8000."""
@@ -46,15 +54,26 @@ def public_host() -> Iterator[str]:
     with open("/proc/sys/net/ipv4/conf/tpub0/forwarding", "w") as file:
         file.write("1")
     server = subprocess.Popen(
-        ["ip", "netns", "exec", name, "python3", "-m", "http.server", "8000", "--bind", PUBLIC, "--directory", "/usr"],
+        [
+            "ip",
+            "netns",
+            "exec",
+            name,
+            sys.executable,
+            "-m",
+            "http.server",
+            "8000",
+            "--bind",
+            PUBLIC,
+            "--directory",
+            "/usr",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    for _ in range(100):
-        with socket.socket() as probe:
-            probe.settimeout(0.1)
-            if probe.connect_ex((PUBLIC, 8000)) == 0:
-                break
+    deadline = time.monotonic() + 10
+    while socket_answers(PUBLIC) is False and time.monotonic() < deadline:
+        time.sleep(0.02)
     yield PUBLIC
     server.kill()
     server.wait()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firkin import __version__
 from firkin.bootstrap.driver_loading import load_driver
 from firkin.bootstrap.state_files import make_state_dir
+from firkin.bootstrap.temporary_states import temporary_state
 from firkin.engine.backend import LocalBackend
 from firkin.host.roots import HostRootPreparer
 from firkin.law.backend import SandboxBackend
@@ -69,16 +66,6 @@ async def ensure_template(
 
 
 @asynccontextmanager
-async def temporary_state(settings: Settings) -> AsyncIterator[Settings]:
-    """The same settings over a state folder of their own, which is removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="firkin-run-"))
-    try:
-        yield replace(settings, state_dir=folder, kill_on_exit=True)
-    finally:
-        await finish(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True), within_s=CLOSE_WITHIN_S)
-
-
-@asynccontextmanager
 async def open_runtime(
     *,
     driver: str = "namespaces",
@@ -98,8 +85,14 @@ async def open_runtime(
         async with _runtime(settings, policies) as runtime:
             yield runtime
         return
-    async with temporary_state(settings) as temporary, _runtime(temporary, policies) as runtime:
+    async with temporary_state(settings, close_abandoned) as temporary, _runtime(temporary, policies) as runtime:
         yield runtime
+
+
+async def close_abandoned(settings: Settings) -> None:
+    """End everything that a killed program left alive on its temporary state folder."""
+    async with open_backend(settings, kill_all=True):
+        pass
 
 
 @asynccontextmanager

@@ -13,7 +13,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from firkin import __version__
 from firkin.bootstrap.composition import ensure_template, open_backend
 from firkin.bootstrap.event_log import event, start_log
 from firkin.bootstrap.state_files import (
@@ -30,6 +29,7 @@ from firkin.e2b.server import serving
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
 from firkin.settings import Settings
+from firkin.version import VERSION
 
 GRACE_S = 5.0
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -42,7 +42,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     with _Stop().installed() as stop:
         try:
             async with open_backend(settings) as backend:
-                event("started", driver=settings.driver, state_dir=settings.state_dir, version=__version__)
+                event("started", driver=settings.driver, state_dir=settings.state_dir, version=VERSION)
                 template = await ensure_template(backend)
                 event("template ready", template=template.id, digest=template.digest)
                 await _serve_http(settings, backend, stop, announce)
@@ -91,7 +91,7 @@ def _record(settings: Settings, port: int, key: str) -> ServerRecord:
         api_key=key,
         domain=settings.domain,
         driver=settings.driver,
-        version=__version__,
+        version=VERSION,
     )
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from firkin.bootstrap.composition import ensure_template, open_backend, temporary_state
+from firkin.bootstrap.composition import close_abandoned, ensure_template, open_backend
 from firkin.bootstrap.driver_loading import load_driver
+from firkin.bootstrap.temporary_states import temporary_state
 from firkin.cli.failures import one_sentence
 from firkin.cli.findings import Finding, Status
 from firkin.cli.kernel_checks import kernel_findings
@@ -30,7 +31,7 @@ async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
             replace(each, status=Status.DEGRADED, needed=False) if each.status is Status.MISSING else each
             for each in findings
         ]
-    async with temporary_state(settings) as temporary:
+    async with temporary_state(settings, close_abandoned) as temporary:
         findings += await _driver_findings(temporary)
         if probe:
             findings.append(await _probe(temporary))

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from firkin.bootstrap.composition import BASE, ensure_template, open_backend, temporary_state
+from firkin.bootstrap.composition import BASE, close_abandoned, ensure_template, open_backend
+from firkin.bootstrap.temporary_states import temporary_state
 from firkin.cli.attachment import ExitCode, Output, attach, terminal_size
 from firkin.cli.failures import CommandFailure
 from firkin.law.backend import SandboxBackend
@@ -77,7 +78,10 @@ async def _backend(settings: Settings, request: OneShot) -> AsyncIterator[Sandbo
         async with open_backend(settings) as backend:
             yield backend
         return
-    async with temporary_state(settings) as temporary, open_backend(temporary, kill_all=True) as backend:
+    async with (
+        temporary_state(settings, close_abandoned) as temporary,
+        open_backend(temporary, kill_all=True) as backend,
+    ):
         yield backend
 
 

@@ -1,4 +1,4 @@
-"""Values as JSON text. The law's identifiers and paths are strings with a rule; on the wire they are strings."""
+"""Values as JSON text. The law's identifiers, paths and ports are strings and numbers with a rule; here the rule is gone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import msgspec
 def _plain(value: object) -> object:
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, Mapping):
         return {str(key): one for key, one in value.items()}
     raise NotImplementedError(f"{type(value).__name__} has no JSON form")

@@ -64,11 +64,9 @@ async def serving(app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.
 
 
 async def _started(server: _Server, running: asyncio.Task[None]) -> None:
-    up = asyncio.create_task(server.is_up.wait())
-    try:
+    async with children() as tasks:
+        up = tasks.start(server.is_up.wait(), name="http-server-up")
         await asyncio.wait({up, running}, timeout=_START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        up.cancel()
     if running.done():
         running.result()
     if not server.is_up.is_set():

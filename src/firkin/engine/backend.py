@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from firkin import __version__
 from firkin.engine.admission import HostGauge
 from firkin.engine.assembly import Ground, assemble
 from firkin.engine.clock import Clock, SystemClock
@@ -32,6 +31,7 @@ from firkin.law.errors import BackendFailure, RetryClass
 from firkin.law.ids import BackendName
 from firkin.law.policies import Policies
 from firkin.lifetimes import children, finish
+from firkin.version import VERSION
 
 CLOSE_WITHIN_S = 120.0
 
@@ -49,7 +49,7 @@ class LocalBackend:
         preparer: RootPreparer,
         state_dir: Path,
         clock: Clock | None = None,
-        version: str = __version__,
+        version: str = VERSION,
     ) -> None:
         self._driver = driver
         self._preparer = preparer

@@ -12,12 +12,16 @@ base chain cannot be undone by an accept in another one's.
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import os
 import subprocess
 import threading
+from pathlib import Path
 
 TABLE = "firkin"
 INTERFACE_PREFIX = "fk"
 POOL_NETWORK = "198.18.0.0/15"
+_USERS = Path("/run/firkin/firewall.users")
 
 # Special-purpose address blocks (IANA registry), which hold hosts, metadata services and neighbours.
 PRIVATE = (
@@ -72,15 +76,24 @@ class FirewallUnavailable(Exception):
 
 
 class Firewall:
-    """Commands to nft: by libnftables where it is there (0.1 ms), else by the program (5 ms). Thread-safe."""
+    """Commands to nft: by libnftables where it is there (0.1 ms), else by the program (5 ms). Thread-safe.
 
-    def __init__(self) -> None:
+    Every server holds the file `users` locked (shared) while it lives, so that
+    the last one can tell that it is the last.
+    """
+
+    def __init__(self, users: Path = _USERS) -> None:
         self._lock = threading.Lock()
+        self._users = users
+        self._user = -1
         self._library: ctypes.CDLL | None = None
         self._context: ctypes.c_void_p | None = None
 
     def install(self) -> None:
         """Make the table unless it is there."""
+        self._users.parent.mkdir(parents=True, exist_ok=True)
+        self._user = os.open(self._users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._user, fcntl.LOCK_SH)
         if not self._try(f"list table inet {TABLE}"):
             self._run(_RULES)
 
@@ -91,11 +104,18 @@ class Firewall:
         else:
             self._try(f'delete element inet {TABLE} online {{ "{interface}" }}')
 
-    def remove(self) -> None:
-        """Remove the table; no error when it is gone."""
+    def remove_if_last(self) -> None:
+        """Remove the table, unless another server still relies on it."""
+        try:
+            fcntl.flock(self._user, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
         self._try(f"delete table inet {TABLE}")
 
     def close(self) -> None:
+        if self._user >= 0:
+            os.close(self._user)
+            self._user = -1
         with self._lock:
             if self._library is not None and self._context is not None:
                 self._library.nft_ctx_free(self._context)

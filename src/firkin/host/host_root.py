@@ -147,26 +147,27 @@ _LAYOUT = 1  # raise it when what is written here changes: the digest tells old 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRoot:
-    """`shared` is what the driver must show read-only, parents before children."""
+    """`shared` is what the driver must show read-only, parents before children; `hidden` what of it must look empty."""
 
     config: ImageConfig
     shared: Mapping[str, str]
+    hidden: tuple[str, ...]
     digest: str
 
 
-async def build_host_root(root: Path, nothing: Path) -> HostRoot:
-    """Fill the empty folder `root`. The empty folder `nothing` covers what of /usr is the host's own business."""
-    made = await asyncio.to_thread(_build, root, nothing)
+async def build_host_root(root: Path) -> HostRoot:
+    """Fill the empty folder `root`."""
+    made = await asyncio.to_thread(_build, root)
     await _cache_libraries(root)
     return made
 
 
-def _build(root: Path, nothing: Path) -> HostRoot:
+def _build(root: Path) -> HostRoot:
     shell = "/bin/bash" if os.access("/bin/bash", os.X_OK) else "/bin/sh"
     with ConfinedTree.at(str(root)) as tree:
         for name, mode in _FOLDERS:
             tree.make_directory(name, mode)
-        shared = _show_system_folders(tree, nothing)
+        shared = _show_system_folders(tree)
         for name, (content, mode) in _FILES.items():
             tree.write(name, content.replace("{shell}", shell), mode)
         for name, target in _LINKS.items():
@@ -176,14 +177,12 @@ def _build(root: Path, nothing: Path) -> HostRoot:
         config = fit(tree)
         for name in (".profile", ".bashrc"):
             tree.write(f"home/user/{name}", _FILES[f"root/{name}"][0], owner=(_USER_ID, _USER_ID))
-    return HostRoot(config=config, shared=shared, digest=_digest())
+    return HostRoot(config=config, shared=shared, hidden=_private_folders(), digest=_digest())
 
 
-def _show_system_folders(tree: ConfinedTree, nothing: Path) -> dict[str, str]:
+def _show_system_folders(tree: ConfinedTree) -> dict[str, str]:
     """/usr, and /bin and its like as the host has them: links into /usr, or folders of their own."""
     shared = {"/usr": "/usr"}
-    if os.path.isdir(_LOCAL_SETTINGS) and not os.path.islink(_LOCAL_SETTINGS):
-        shared[_LOCAL_SETTINGS] = str(nothing)  # settings of the host, tokens among them
     for name in _SYSTEM_FOLDERS:
         path = f"/{name}"
         if os.path.islink(path):
@@ -192,6 +191,11 @@ def _show_system_folders(tree: ConfinedTree, nothing: Path) -> dict[str, str]:
             tree.make_directory(name)
             shared[path] = path
     return shared
+
+
+def _private_folders() -> tuple[str, ...]:
+    """What of /usr is the host's own business: local settings, tokens among them."""
+    return tuple(path for path in (_LOCAL_SETTINGS,) if os.path.isdir(path) and not os.path.islink(path))
 
 
 def _repeat_alternatives(tree: ConfinedTree) -> None:

@@ -92,10 +92,8 @@ class _Preparation:
         )
 
     async def _host(self) -> PreparedRoot:
-        nothing = self._into / "nothing"
-        nothing.mkdir(mode=0o755)
-        made = await build_host_root(self._root, nothing)
-        root = RootFilesystem(base=str(self._root), shared=made.shared)
+        made = await build_host_root(self._root)
+        root = RootFilesystem(base=str(self._root), shared=made.shared, hidden=made.hidden)
         return PreparedRoot(root=root, config=made.config, size_bytes=_file_bytes(self._root), digest=made.digest)
 
     async def _image(self, reference: str) -> Unpacked:

@@ -27,11 +27,13 @@ class RootFilesystem:
     """A prepared template's files, as host paths.
 
     `base` becomes ``/`` (copy-on-write). Each of `shared` is a host directory
-    shown read-only at the path inside: ``{"/usr": "/usr"}`` for the host template.
+    shown read-only at the path inside, in this order: ``{"/usr": "/usr"}`` for the
+    host template. Each of `hidden` is a directory inside that appears empty.
     """
 
     base: str
     shared: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

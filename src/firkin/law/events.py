@@ -57,6 +57,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFilter:
+    """`sandbox_id` None takes every event."""
+
     sandbox_id: SandboxId | None = None
 
     def matches(self, event: Event) -> bool:

@@ -48,6 +48,8 @@ _C = CapabilityName
 
 
 class TemplateClient:
+    """Templates: prepare once, make many sandboxes from them."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -65,6 +67,8 @@ class TemplateClient:
 
 
 class SandboxClient:
+    """Sandboxes as live handles."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -102,6 +106,8 @@ class SandboxClient:
 
 
 class ProcessClient:
+    """Programs of any sandbox, by its id."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -110,6 +116,8 @@ class ProcessClient:
 
 
 class FileClient:
+    """Files of any sandbox, by its id."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -118,6 +126,8 @@ class FileClient:
 
 
 class SnapshotClient:
+    """Snapshots: kept pasts of sandboxes."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -144,6 +154,8 @@ class SnapshotClient:
 
 
 class WarmPoolClient:
+    """Sandboxes that are made before they are asked for."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -168,6 +180,8 @@ class WarmPoolClient:
 
 
 class LogClient:
+    """What the backend has to say about its sandboxes."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -177,6 +191,8 @@ class LogClient:
 
 
 class MetricClient:
+    """Figures of the backend and of each sandbox."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 
@@ -190,6 +206,8 @@ class MetricClient:
 
 
 class EventClient:
+    """What happens, as it happens."""
+
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
 

@@ -12,6 +12,8 @@ from firkin.runtime.required import required
 
 
 class SandboxPorts:
+    """The ports of one sandbox."""
+
     def __init__(self, backend: SandboxBackend, sandbox_id: SandboxId) -> None:
         self._backend = backend
         self._sandbox_id = sandbox_id

@@ -18,6 +18,8 @@ CLOSE_WITHIN_S = 60.0
 
 
 class ShellPool:
+    """Shells that share the work; each keeps its own directory and variables."""
+
     def __init__(self, shells: Sequence[Shell]) -> None:
         self._shells = tuple(shells)
         self._next = 0

@@ -35,19 +35,24 @@ class DriverContract:
         raise NotImplementedError
 
     async def reopen(self, driver: Driver) -> Driver:
-        """The driver as a restarted server would have it, over the same substrate."""
+        """Close `driver` and return the started one that a restarted server would have, over the same substrate."""
         return driver
+
+    async def _restarted(self, driver: Driver) -> Driver:
+        self._current = await self.reopen(driver)
+        return self._current
 
     @pytest_asyncio.fixture
     async def driver(self) -> AsyncIterator[Driver]:
         driver = await self.make_driver()
         await driver.start()
+        self._current: Driver = driver
         try:
             yield driver
         finally:
-            await driver.sweep(keep=())
-            left = list(await driver.live())
-            await driver.aclose()
+            await self._current.sweep(keep=())
+            left = list(await self._current.live())
+            await self._current.aclose()
         assert left == [], f"instances outlived the test's sweep: {left}"
 
     # -- what it says of itself -----------------------------------------------------------------
@@ -192,7 +197,7 @@ class DriverContract:
         instance = await driver.boot(self.boot_plan(SandboxId("adopted")))
         async with await Conversation.open(await instance.dial()) as talk:
             await talk.run("sh", "-c", "echo kept > /tmp/kept")
-        later = await self.reopen(driver)
+        later = await self._restarted(driver)
         found = await later.adopt(instance.sandbox_id, instance.ref)
         assert found is not None
         async with await Conversation.open(await found.dial()) as talk:
@@ -203,7 +208,7 @@ class DriverContract:
     async def test_what_is_gone_is_not_adopted(self, driver: Driver) -> None:
         instance = await driver.boot(self.boot_plan(SandboxId("gone")))
         await instance.destroy()
-        later = await self.reopen(driver)
+        later = await self._restarted(driver)
         assert await later.adopt(instance.sandbox_id, instance.ref) is None
         assert await later.adopt(SandboxId("never"), InstanceRef(driver.name, {})) is None
 

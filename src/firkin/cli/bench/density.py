@@ -51,16 +51,16 @@ async def _memory_per_idle(stage: Stage, server: ServerClient) -> Series:
     await asyncio.sleep(_SETTLE_S)
     before = meminfo("MemAvailable")
     async with _alive(stage, server, count) as ids:
+        silent = [sandbox_id for sandbox_id in ids if not await _answers(server, sandbox_id)]
         await asyncio.sleep(_SETTLE_S)
         taken = before - meminfo("MemAvailable")
-        silent = [sandbox_id for sandbox_id in ids if not await _answers(server, sandbox_id)]
     return Series(
         metric="memory.idle_sandbox_mb",
         values=(taken / 1024 / count,),
         unit="MB",
         lifecycle=Lifecycle.RESOURCES,
         isolation=stage.isolation,
-        workload=f"fall of MemAvailable with {count} sandboxes alive, divided by {count}; each one answered",
+        workload=f"fall of MemAvailable with {count} sandboxes alive, divided by {count}; each has answered",
         target="3",
         failures=len(silent),
     )

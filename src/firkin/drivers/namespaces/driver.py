@@ -169,6 +169,7 @@ class NamespacesDriver:
             hostname=plan.hostname,
             hardened=plan.hardened,
             shared=list(plan.root.shared),
+            hidden=list(plan.root.hidden),
         )
 
     def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, path: str) -> InstanceRef:
@@ -264,7 +265,7 @@ class NamespacesDriver:
             self._trees.remove_if_empty()
             shutil.rmtree(self._sockets, ignore_errors=True)
             if not _anyone_left():
-                self._firewall.remove()
+                self._firewall.remove_if_last()
         self._firewall.close()
 
     def _disk(self, sandbox_id: SandboxId) -> Path:

@@ -11,10 +11,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import firkin
 from firkin.law.errors import BackendFailure
 
-_SOURCES = str(Path(firkin.__file__).parent.parent)
+_SOURCES = str(Path(__file__).parents[3])
 _MESSAGE = 1 << 20
 _START = "import sys; sys.path.insert(0, {sources!r}); from {module} import main; main({fd}, {parent})"
 

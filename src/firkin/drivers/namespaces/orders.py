@@ -21,6 +21,7 @@ class LaunchOrder:
         "disk_bytes",
         "first_uid",
         "hardened",
+        "hidden",
         "hostname",
         "loop",
         "memory_bytes",
@@ -42,6 +43,7 @@ class LaunchOrder:
     pids: int
     vcpus: int
     nofile: int
+    hidden: list[str]
     hostname: str
     hardened: bool
     shared: list[str]

@@ -85,6 +85,11 @@ def share(tree: int, path: str) -> None:
     _attach(tree, path.lstrip("/"))
 
 
+def empty(path: str) -> None:
+    """Show an empty directory at `path`, and not, as a mount of one would, where on the host it is."""
+    _attach(open_tree(EMPTY), path.lstrip("/"))
+
+
 def _attach(mounted: int, below: str) -> None:
     """Move a detached mount onto the directory `below` the root, following no symlink on the way."""
     place = os.open(ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -217,6 +217,8 @@ def _set_up(
     view.assemble(root, order.first_uid)
     for tree, path in zip(shared, order.shared, strict=True):
         view.share(storage.idmapped(tree, given["idmap_namespace"]), path)
+    for path in order.hidden:
+        view.empty(path)
     step[0] = "agent's group"
     trees.join_agent(order.sandbox_id)
     enter, leave = trees.doors(order.sandbox_id)

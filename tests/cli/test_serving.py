@@ -1,0 +1,249 @@
+"""The server as a process, and the commands that talk to it, over the memory driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import firkin
+from firkin.bootstrap.state_files import read_server_record
+
+READY = "firkin ready: http://127.0.0.1:"
+
+
+def start(state: Path, *more: str) -> tuple[subprocess.Popen[str], str]:
+    """A server on a free port, and its URL."""
+    argv = [sys.executable, "-m", "firkin.cli.main", "serve", "--driver", "memory", "--port", "0", *more]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("FIRKIN_", "E2B_"))}
+    process = subprocess.Popen(
+        [*argv, "--state-dir", str(state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 30)[0], "the server did not get ready"
+    line = process.stdout.readline().strip()
+    assert line.startswith(READY), (line, process.communicate(timeout=10))
+    return process, line.removeprefix("firkin ready: ")
+
+
+def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, str]:
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of a running server."""
+    folder = tmp_path_factory.mktemp("served") / "state"
+    process, _ = start(folder)
+    yield folder
+    code, out, err = stop(process)
+    assert (code, out) == (0, ""), err
+    assert "Traceback" not in err
+
+
+def created(state: Path, *more: str) -> str:
+    done = firkin("sandbox", "create", *more, state=state)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode().strip()
+
+
+def test_env_leads_the_official_sdk_to_the_server(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from e2b import Sandbox
+
+    for name, value in json.loads(firkin("env", "--json", state=state).stdout).items():
+        monkeypatch.setenv(name, value)
+    with Sandbox.create() as sandbox:
+        sandbox.files.write("/tmp/a", "hello")
+        assert sandbox.commands.run("cat /tmp/a").stdout == "hello"
+
+
+def test_env_prints_lines_that_a_shell_understands(state: Path) -> None:
+    lines = firkin("env", state=state).stdout
+    shown = subprocess.run(["sh"], input=lines + b'echo "$E2B_API_URL $E2B_API_KEY"', capture_output=True, check=True)
+    record = read_server_record(state)
+    assert record is not None
+    assert shown.stdout.decode().split() == [record.url, record.api_key]
+
+
+def test_a_sandbox_is_created_listed_used_inspected_and_killed(state: Path) -> None:
+    sandbox_id = created(state, "--metadata", "who=me", "--env", "A=1")
+    listed = json.loads(firkin("sandbox", "list", "--metadata", "who=me", "--json", state=state).stdout)
+    assert [each["sandboxID"] for each in listed] == [sandbox_id]
+    done = firkin("sandbox", "exec", sandbox_id, "--", "sh", "-c", "echo $A; echo err >&2; exit 3", state=state)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"1\n", b"err\n")
+    record = json.loads(firkin("sandbox", "inspect", sandbox_id, "--json", state=state).stdout)
+    assert record["state"] == "running"
+    assert record["journal"]
+    assert firkin("sandbox", "logs", sandbox_id, state=state).stdout
+    assert firkin("sandbox", "kill", sandbox_id, state=state).returncode == 0
+    assert firkin("sandbox", "kill", sandbox_id, state=state).returncode == 1
+
+
+def test_an_ended_sandbox_still_says_how_it_ended(state: Path) -> None:
+    sandbox_id = created(state)
+    firkin("sandbox", "kill", sandbox_id, state=state)
+    record = json.loads(firkin("sandbox", "inspect", sandbox_id, "--json", state=state).stdout)
+    assert "requested" in record["ended"]
+    assert record["journal"][-1]["message"].startswith("deleted")
+
+
+def test_exec_passes_input_through_to_its_end(state: Path) -> None:
+    sandbox_id = created(state)
+    data = bytes(range(256)) * 2000
+    done = firkin("sandbox", "exec", sandbox_id, "--", "cat", state=state, stdin=data)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == data
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
+def test_templates_are_prepared_listed_and_deleted_over_the_server(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "root/etc").mkdir(parents=True)
+    done = firkin("template", "prepare", str(tmp_path / "root"), "--id", "mine", state=state)
+    assert (done.returncode, done.stdout) == (0, b"mine\n"), done.stderr
+    rows = json.loads(firkin("template", "list", "--json", state=state).stdout)
+    assert {"base", "mine"} <= {row["id"] for row in rows}
+    assert firkin("template", "delete", "mine", state=state).returncode == 0
+    assert firkin("template", "delete", "mine", state=state).returncode == 1
+
+
+def test_a_template_that_cannot_be_made_says_why(state: Path) -> None:
+    done = firkin("template", "prepare", "/no/such/folder", "--id", "none", state=state)
+    assert done.returncode == 1
+    assert b"/no/such/folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "templates", b'{"id":"x","source":"local:/etc"}', 403),
+        ("DELETE", "templates/base", None, 403),
+        ("GET", "sandboxes/unknown/journal", None, 404),
+        ("GET", "sandboxes/UPPER/journal", None, 400),
+        ("GET", "nothing", None, 404),
+        ("GET", "info", None, 200),
+    ],
+)
+def test_an_api_key_alone_does_not_change_templates(
+    state: Path, method: str, path: str, body: bytes | None, status: int
+) -> None:
+    assert ask(state, method, path, body) == status
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"id":"x"}', b'{"id":"x","source":"host","more":1}'])
+def test_a_malformed_template_is_refused(state: Path, body: bytes) -> None:
+    from firkin.cli.discovery import operator_of
+
+    assert ask(state, "POST", "templates", body, operator_of(state)) == 400
+
+
+def ask(state: Path, method: str, path: str, body: bytes | None, operator: str | None = None) -> int:
+    record = read_server_record(state)
+    assert record is not None
+    request = urllib.request.Request(f"{record.url}/firkin/v1/{path}", data=body, method=method)
+    request.add_header("X-API-Key", record.api_key)
+    if operator is not None:
+        request.add_header("X-Firkin-Operator", operator)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            said = json.loads(error.read())
+            return error.code if said["message"] else 0
+
+
+def test_a_second_server_on_the_same_state_folder_is_refused(state: Path) -> None:
+    done = firkin("serve", "--driver", "memory", "--port", "0", state=state)
+    assert done.returncode == 1
+    assert b"in use by another" in done.stderr
+    assert firkin("env", state=state).returncode == 0
+
+
+def test_run_does_not_disturb_a_running_server(state: Path) -> None:
+    sandbox_id = created(state)
+    assert firkin("run", "--driver", "memory", "--", "true", state=state).returncode == 0
+    assert firkin("sandbox", "exec", sandbox_id, "--", "true", state=state).returncode == 0
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_order_and_its_record_goes(tmp_path: Path, number: int) -> None:
+    process, _ = start(tmp_path / "state")
+    code, out, err = stop(process, number)
+    assert (code, out) == (0, "")
+    assert "Traceback" not in err
+    assert read_server_record(tmp_path / "state") is None
+    assert firkin("env", state=tmp_path / "state").returncode == 1
+
+
+def test_the_log_is_one_event_a_line_without_the_key(tmp_path: Path) -> None:
+    process, _ = start(tmp_path / "state")
+    record = read_server_record(tmp_path / "state")
+    assert record is not None
+    _, _, err = stop(process)
+    assert all(line.startswith("time=") and " event=" in line for line in err.splitlines())
+    assert record.api_key not in err
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path, state: Path) -> None:
+    record = read_server_record(state)
+    assert record is not None
+    port = record.url.rpartition(":")[2]
+    done = firkin("serve", "--driver", "memory", "--port", port, "--log-level", "error", state=tmp_path / "other")
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"in use" in done.stderr
+
+
+def test_tenants_with_keys_of_their_own_do_not_see_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    process, url = start(folder, "--api-key", "alice:e2b_aaaaaaaa:1", "--api-key", "bob:e2b_bbbbbbbb")
+    try:
+        alice, bob = (["--url", url, "--api-key", key] for key in ("e2b_aaaaaaaa", "e2b_bbbbbbbb"))
+        sandbox_id = created(folder, *alice)
+        assert json.loads(firkin("sandbox", "list", "--json", *bob, state=tmp_path / "x").stdout) == []
+        assert firkin("sandbox", "kill", sandbox_id, *bob, state=tmp_path / "x").returncode == 1
+        assert firkin("sandbox", "create", *alice, state=folder).returncode == 1
+    finally:
+        stop(process)
+
+
+def test_ctrl_c_reaches_the_command_and_nothing_is_left(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path), "FIRKIN_STATE_DIR": str(tmp_path / "state")}
+    script = "echo started; sleep 60"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "firkin.cli.main", "run", "--driver", "memory", "--", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=env,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"started\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 20
+    assert not list(tmp_path.glob("firkin-run-*"))
+
+
+def test_the_benchmark_runs_and_reports_every_scenario(tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    done = firkin("bench", "--quick", "--driver", "memory", "--json", str(target), state=tmp_path / "state")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(target.read_text())
+    series = {each["metric"]: each for each in report["series"]}
+    assert {"start.cold_to_first_stdout_ms", "exec.direct_first_stdout_byte_ms", "cleanup.leftovers"} <= set(series)
+    assert all(each["tier"] and each["isolation"].startswith("none") for each in series.values())
+    assert series["cleanup.leftovers"]["note"]  # its counts are of the whole machine, on which others work too

@@ -1,0 +1,193 @@
+"""Changes of files are told once, in order, under the right name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from firkin.engine.guest_files import GuestFiles
+from firkin.engine.guest_link import GuestLink
+from firkin.engine.guest_processes import GuestProcesses
+from firkin.law.errors import FileFault, FilesystemFailure, NotFound
+from firkin.law.files import FileEvent, FileType, SandboxPath, WatchOptions, WriteOptions
+from firkin.law.processes import Command
+from tests.guest.conftest import RunningAgent
+
+RECURSIVE = WatchOptions(recursive=True)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> SandboxPath:
+    folder = tmp_path / "box"
+    folder.mkdir()
+    return SandboxPath(str(folder))
+
+
+def told(events: list[FileEvent]) -> list[str]:
+    return [f"{event.kind.value} {event.name}" for event in events]
+
+
+async def test_the_life_of_a_file_is_told_in_order(files: GuestFiles, box: SandboxPath) -> None:
+    watch = await files.watch(box, WatchOptions())
+    path = Path(box, "a")
+    path.write_bytes(b"x")
+    path.chmod(0o600)
+    path.rename(Path(box, "b"))
+    Path(box, "b").unlink()
+    events = ["create a", "write a", "chmod a", "rename a", "create b", "remove b"]
+    assert told(await watch.drain()) == events
+    assert await watch.drain() == []
+    await watch.aclose()
+
+
+async def test_events_come_without_being_drained(files: GuestFiles, box: SandboxPath) -> None:
+    watch = await files.watch(box, WatchOptions())
+    os.mknod(box.below("a"))
+    async with asyncio.timeout(10):
+        assert told([await anext(watch)]) == ["create a"]
+    await watch.aclose()
+
+
+async def test_a_write_by_a_program_is_told_as_soon_as_it_has_ended(
+    files: GuestFiles, processes: GuestProcesses, box: SandboxPath
+) -> None:
+    watch = await files.watch(box, WatchOptions())
+    for _ in range(20):
+        await processes.run(Command.shell(f"echo x > {box}/a; rm {box}/a"))
+        assert told(await watch.drain()) == ["create a", "write a", "remove a"]
+    await watch.aclose()
+
+
+async def test_entries_come_along_when_asked_for(files: GuestFiles, box: SandboxPath) -> None:
+    watch = await files.watch(box, WatchOptions(include_entry=True))
+    await files.write(box.below("a"), b"123", WriteOptions())
+    os.mknod(box.below("gone"))
+    os.unlink(box.below("gone"))
+    events = {(event.kind.value, event.name): event.entry for event in await watch.drain()}
+    entry = events["write", "a"]
+    assert entry is not None
+    assert (entry.path, entry.file_type, entry.size_bytes) == (box.below("a"), FileType.FILE, 3)
+    assert events["create", "gone"] is None
+    assert events["remove", "gone"] is None
+    await watch.aclose()
+
+
+async def test_only_a_recursive_watch_looks_below(files: GuestFiles, box: SandboxPath) -> None:
+    os.makedirs(box.below("x/y"))
+    flat, deep = await files.watch(box, WatchOptions()), await files.watch(box, RECURSIVE)
+    os.mknod(box.below("x/y/a"))
+    assert told(await flat.drain()) == []
+    assert told(await deep.drain()) == ["create x/y/a"]
+    await flat.aclose()
+    os.mknod(box.below("b"))
+    assert told(await deep.drain()) == ["create b"]
+    await deep.aclose()
+
+
+async def test_what_is_made_in_a_new_directory_is_told_once(files: GuestFiles, box: SandboxPath) -> None:
+    watch = await files.watch(box, RECURSIVE)
+    os.makedirs(box.below("x/y/z"))
+    os.mknod(box.below("x/a"))
+    os.mknod(box.below("x/y/z/b"))
+    events = told(await watch.drain())
+    assert sorted(events) == ["create x", "create x/a", "create x/y", "create x/y/z", "create x/y/z/b"]
+    os.mknod(box.below("x/y/z/c"))
+    os.unlink(box.below("x/a"))
+    assert told(await watch.drain()) == ["create x/y/z/c", "remove x/a"]
+    await watch.aclose()
+
+
+async def test_a_racing_tree_is_told_completely(files: GuestFiles, processes: GuestProcesses, box: SandboxPath) -> None:
+    watch = await files.watch(box, RECURSIVE)
+    script = f"cd {box}; for i in 1 2 3 4 5 6 7 8 9; do mkdir -p $i/a/b; : > $i/f; : > $i/a/f; : > $i/a/b/f; done"
+    await processes.run(Command.shell(script))
+    created = [event for event in told(await watch.drain()) if event.startswith("create")]
+    expected = [f"create {i}{rest}" for i in range(1, 10) for rest in ("", "/a", "/a/b", "/f", "/a/f", "/a/b/f")]
+    assert sorted(created) == sorted(expected)
+    await watch.aclose()
+
+
+async def test_a_renamed_directory_is_known_by_its_new_name(files: GuestFiles, box: SandboxPath) -> None:
+    os.makedirs(box.below("old/sub"))
+    watch = await files.watch(box, RECURSIVE)
+    os.rename(box.below("old"), box.below("new"))
+    os.mknod(box.below("new/sub/a"))
+    assert told(await watch.drain()) == ["rename old", "create new", "create new/sub/a"]
+    await watch.aclose()
+
+
+async def test_a_directory_that_moved_away_is_no_longer_told_of(
+    files: GuestFiles, box: SandboxPath, tmp_path: Path
+) -> None:
+    os.makedirs(box.below("x/sub"))
+    watch = await files.watch(box, RECURSIVE)
+    os.rename(box.below("x"), tmp_path / "away")
+    assert told(await watch.drain()) == ["rename x"]
+    seen = ["?"]
+    async with asyncio.timeout(10):
+        while seen:  # until the agent has given the directory up
+            os.mknod(tmp_path / "away" / "sub" / "a")
+            os.unlink(tmp_path / "away" / "sub" / "a")
+            seen = told(await watch.drain())
+    await watch.aclose()
+
+
+async def test_the_end_of_the_watched_directory_is_told(files: GuestFiles, box: SandboxPath) -> None:
+    watch = await files.watch(box, WatchOptions())
+    os.rmdir(box)
+    assert told(await watch.drain()) == ["remove ."]
+    await watch.aclose()
+
+
+async def test_two_watches_of_one_directory_are_independent(files: GuestFiles, box: SandboxPath) -> None:
+    first, second = await files.watch(box, WatchOptions()), await files.watch(box, WatchOptions())
+    os.mknod(box.below("a"))
+    assert told(await first.drain()) == told(await second.drain()) == ["create a"]
+    await first.aclose()
+    os.unlink(box.below("a"))
+    assert told(await second.drain()) == ["remove a"]
+    await second.aclose()
+
+
+async def test_all_watches_share_one_inotify_instance(files: GuestFiles, box: SandboxPath, agent: RunningAgent) -> None:
+    watches = [await files.watch(box, WatchOptions()) for _ in range(200)]
+    fds = os.listdir(f"/proc/{agent.pid}/fd")
+    targets = [os.readlink(f"/proc/{agent.pid}/fd/{fd}") for fd in fds]
+    assert targets.count("anon_inode:inotify") == 1
+    for watch in watches:
+        await watch.aclose()
+
+
+async def test_a_burst_of_changes_is_told_completely(files: GuestFiles, box: SandboxPath) -> None:
+    watch = await files.watch(box, WatchOptions())
+    for i in range(5000):
+        os.mknod(box.below(str(i)))
+    assert told(await watch.drain()) == [f"create {i}" for i in range(5000)]
+    await watch.aclose()
+
+
+async def test_only_directories_are_watched(files: GuestFiles, box: SandboxPath) -> None:
+    os.mknod(box.below("file"))
+    with pytest.raises(FilesystemFailure) as caught:
+        await files.watch(box.below("file"), WatchOptions())
+    assert caught.value.fault is FileFault.NOT_A_DIRECTORY
+    with pytest.raises(NotFound):
+        await files.watch(box.below("none"), WatchOptions())
+
+
+async def test_a_closed_watch_leaves_nothing_behind(
+    files: GuestFiles, link: GuestLink, box: SandboxPath, agent: RunningAgent
+) -> None:
+    os.makedirs(box.below("a/b/c"))
+    watch = await files.watch(box, RECURSIVE)
+    await watch.aclose()
+    await link.call("ping")
+    [info] = [
+        Path(f"/proc/{agent.pid}/fdinfo/{fd}").read_text()
+        for fd in os.listdir(f"/proc/{agent.pid}/fd")
+        if os.readlink(f"/proc/{agent.pid}/fd/{fd}") == "anon_inode:inotify"
+    ]
+    assert "inotify wd" not in info
