@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import firkin
 from firkin.bootstrap.state_files import read_server_record
+from tests.cli.test_commands import firkin
 
 READY = "firkin ready: http://127.0.0.1:"
 
 
-def start(state: Path, *more: str) -> tuple[subprocess.Popen[str], str]:
+def start(state: Path, *more: str, driver: str = "memory") -> tuple[subprocess.Popen[str], str]:
     """A server on a free port, and its URL."""
-    argv = [sys.executable, "-m", "firkin.cli.main", "serve", "--driver", "memory", "--port", "0", *more]
+    argv = [sys.executable, "-m", "firkin.cli.main", "serve", "--driver", driver, "--port", "0", *more]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("FIRKIN_", "E2B_"))}
     process = subprocess.Popen(
         [*argv, "--state-dir", str(state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env

@@ -15,6 +15,8 @@ from typing import TextIO
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+,-]+")
 
+_FACTS = re.compile(r"(?:^| )[a-z_]+=.*", re.DOTALL)
+
 log = logging.getLogger("firkin")
 
 
@@ -22,17 +24,27 @@ class KeyValueFormatter(logging.Formatter):
     """``time=… level=… logger=… event=… key=value …``; a value with spaces or quotes is written as JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
+        event, told = _split(record.getMessage())
         facts: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.getMessage(),
+            **({"event": event} if event else {}),
             **getattr(record, "facts", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
             facts["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
             facts["traceback"] = self.formatException(record.exc_info)
-        return " ".join(f"{key}={_value(value)}" for key, value in facts.items())
+        return " ".join([*(f"{key}={_value(value)}" for key, value in facts.items()), *told])
+
+
+def _split(message: str) -> tuple[str, list[str]]:
+    """A message's words, and the ``key=value`` part that it ends with, which stays as it is but on one line."""
+    match = _FACTS.search(message)
+    if match is None:
+        return message, []
+    told = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in match[0].strip())
+    return message[: match.start()].strip(), [told]
 
 
 def _value(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Values as JSON text. The law's identifiers, paths and ports are strings and numbers with a rule; here the rule is gone."""
+"""Values as JSON text. The law's identifiers, paths and ports are plain strings and numbers here."""
 
 from __future__ import annotations
 

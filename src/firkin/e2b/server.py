@@ -18,7 +18,7 @@ import uvicorn
 from firkin.e2b.exchange import AsgiApp
 from firkin.e2b.protocol import SandboxProtocol
 from firkin.law.errors import IoFailure
-from firkin.lifetimes import children
+from firkin.lifetimes import Children, children
 
 # The SDKs keep idle connections for 300 s; a server that closes first races with their next request.
 IDLE_CONNECTION_S = 620
@@ -54,7 +54,7 @@ async def serving(app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.
     async with children() as tasks:
         running = tasks.start(server.run_until_stopped(listener), name="http-server")
         try:
-            await _started(server, running)
+            await _started(server, running, tasks)
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
@@ -63,10 +63,9 @@ async def serving(app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.
             listener.close()
 
 
-async def _started(server: _Server, running: asyncio.Task[None]) -> None:
-    async with children() as tasks:
-        up = tasks.start(server.is_up.wait(), name="http-server-up")
-        await asyncio.wait({up, running}, timeout=_START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+async def _started(server: _Server, running: asyncio.Task[None], tasks: Children) -> None:
+    up = tasks.start(server.is_up.wait(), name="http-server-up")
+    await asyncio.wait({up, running}, timeout=_START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()
     if not server.is_up.is_set():

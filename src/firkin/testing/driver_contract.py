@@ -39,14 +39,14 @@ class DriverContract:
         return driver
 
     async def _restarted(self, driver: Driver) -> Driver:
-        self._current = await self.reopen(driver)
+        self._current: Driver = await self.reopen(driver)
         return self._current
 
     @pytest_asyncio.fixture
     async def driver(self) -> AsyncIterator[Driver]:
         driver = await self.make_driver()
         await driver.start()
-        self._current: Driver = driver
+        self._current = driver
         try:
             yield driver
         finally:

@@ -1,0 +1,248 @@
+"""stop, kill and delete are three things; races between them have one order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firkin.drivers.memory import MemoryDriver
+from firkin.drivers.memory.driver import MemoryInstance
+from firkin.engine import endings
+from firkin.law.capabilities import CapabilityName
+from firkin.law.driver import BootPlan
+from firkin.law.errors import (
+    DeadlineExceeded,
+    InvalidSpec,
+    NotFound,
+    SandboxUnavailable,
+    UnsupportedCapability,
+    WrongState,
+)
+from firkin.law.events import EventFilter, LifecycleChanged
+from firkin.law.ids import SandboxId, SnapshotId
+from firkin.law.processes import Command, Signal
+from firkin.law.sandboxes import (
+    AttachOptions,
+    DeleteOptions,
+    ForceAfter,
+    FromSnapshot,
+    Graceful,
+    Isolation,
+    Lifecycle,
+    OnTimeout,
+    SandboxFilter,
+    SandboxSpec,
+    VolumeMount,
+)
+from firkin.law.states import EndCause, SandboxState
+from tests.engine.conftest import SPEC, TEMPLATE, Engine, engine_over, eventually
+
+
+def _state(engine: Engine, sandbox_id: SandboxId) -> SandboxState | None:
+    resident = engine.node.roster.get(sandbox_id)
+    return resident and resident.info.state
+
+
+async def test_stop_keeps_the_record_and_the_files_until_delete(engine: Engine) -> None:
+    control = engine.backend.sandboxes
+    info = await control.create(SPEC)
+    stopped = await control.stop(info.id, Graceful(0.1))
+    assert (stopped.state, stopped.end_cause) == (SandboxState.STOPPED, EndCause.REQUESTED)
+    assert await engine.driver.held() == [info.id]
+    assert await engine.driver.live() == []
+    await control.delete(info.id, DeleteOptions())
+    assert await engine.leftovers() == []
+    with pytest.raises(NotFound, match="requested"):
+        await control.inspect(info.id)
+
+
+async def test_running_sandbox_is_deleted_only_by_force(engine: Engine) -> None:
+    control = engine.backend.sandboxes
+    info = await control.create(SPEC)
+    with pytest.raises(WrongState, match="is running"):
+        await control.delete(info.id, DeleteOptions())
+    await control.delete(info.id, DeleteOptions(force=True))
+    with pytest.raises(NotFound):
+        await control.delete(info.id, DeleteOptions(force=True))
+    assert await engine.leftovers() == []
+
+
+@pytest.mark.parametrize("signal", [Signal.KILL, Signal.TERM, Signal.INTERRUPT, 10])
+async def test_kill_ends_it_by_any_signal(engine: Engine, signal: Signal | int) -> None:
+    control = engine.backend.sandboxes
+    info = await control.create(SPEC)
+    await engine.backend.processes.start(info.id, Command.shell("sleep 100"))
+    killed = await control.kill(info.id, signal)
+    assert killed.state is SandboxState.STOPPED
+    assert await engine.driver.live() == []
+
+
+async def test_parallel_kills_agree(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    killed = await asyncio.gather(*(engine.backend.sandboxes.kill(info.id, Signal.KILL) for _ in range(10)))
+    assert len({(one.state, one.ended_at) for one in killed}) == 1
+    journal = await engine.node.records.journal(info.id)
+    assert [entry.became.value for entry in journal] == ["creating", "running", "stopped"]
+
+
+async def test_kill_cuts_a_graceful_stop_short(engine: Engine) -> None:
+    control = engine.backend.sandboxes
+    info = await control.create(SPEC)
+    await engine.backend.processes.start(info.id, Command.shell("trap '' TERM; sleep 100"))
+    stopping = asyncio.create_task(control.stop(info.id, ForceAfter(200)))
+    await eventually(lambda: _state(engine, info.id) is SandboxState.STOPPING)
+    async with asyncio.timeout(10):
+        await control.kill(info.id, Signal.KILL)
+        assert (await stopping).state is SandboxState.STOPPED
+
+
+async def test_walking_away_from_a_stop_does_not_undo_it(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    await engine.backend.processes.start(info.id, Command.shell("trap '' TERM; sleep 100"))
+    stopping = asyncio.create_task(engine.backend.sandboxes.stop(info.id, Graceful(0.2)))
+    await eventually(lambda: _state(engine, info.id) is SandboxState.STOPPING)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    await eventually(lambda: _state(engine, info.id) is SandboxState.STOPPED)
+
+
+async def test_instance_that_ends_by_itself_is_explained(engine: Engine) -> None:
+    events = await engine.backend.events.subscribe(EventFilter())
+    info = await engine.backend.sandboxes.create(SPEC)
+    await engine.driver.crash(info.id, EndCause.OUT_OF_MEMORY, "512 MiB were not enough")
+    await eventually(lambda: _state(engine, info.id) is SandboxState.FAILED)
+    seen = await engine.backend.sandboxes.inspect(info.id)
+    assert (seen.end_cause, seen.end_detail) == (EndCause.OUT_OF_MEMORY, "512 MiB were not enough")
+    with pytest.raises(WrongState, match="out of memory"):
+        await engine.backend.processes.run(info.id, Command.shell("true"))
+    kinds = [(await anext(events)).kind for _ in range(3)]
+    states = [kind.state for kind in kinds if isinstance(kind, LifecycleChanged)]
+    assert states == [SandboxState.CREATING, SandboxState.RUNNING, SandboxState.FAILED]
+    await eventually(lambda: engine.node.admission.sandboxes == 0)
+    await engine.backend.sandboxes.delete(info.id, DeleteOptions())
+    assert await engine.leftovers() == []
+
+
+class Hanging(MemoryDriver):
+    """One instance that cannot be ended until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = asyncio.Event()
+        self.victim: SandboxId | None = None
+
+    async def boot(self, plan: BootPlan) -> MemoryInstance:
+        instance = await super().boot(plan)
+        destroy = instance.destroy
+
+        async def hang() -> None:
+            if instance.sandbox_id == self.victim:
+                await self.let_go.wait()
+            await destroy()
+
+        instance.destroy = hang  # type: ignore[method-assign]
+        return instance
+
+
+async def test_hung_sandbox_holds_up_neither_others_nor_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "DESTROY_WITHIN_S", 0.3)
+    driver = Hanging()
+    async with engine_over(tmp_path / "state", driver=driver) as engine:
+        control = engine.backend.sandboxes
+        hung, other = await control.create(SPEC), await control.create(SPEC)
+        driver.victim = hung.id
+        killing = asyncio.create_task(control.kill(hung.id, Signal.KILL))
+        await eventually(lambda: engine.node.roster.get(hung.id).lock.locked())  # type: ignore[union-attr]
+        assert len(await control.list(SandboxFilter())) == 2
+        assert (await control.kill(other.id, Signal.KILL)).state is SandboxState.STOPPED
+        with pytest.raises(DeadlineExceeded):
+            await killing
+        assert (await control.inspect(hung.id)).end_cause is EndCause.DRIVER_FAILED
+        driver.let_go.set()
+        await control.delete(hung.id, DeleteOptions())
+        assert await engine.driver.live() == []
+
+
+async def test_attach_asks_the_agent(engine: Engine) -> None:
+    control = engine.backend.sandboxes
+    info = await control.create(SPEC)
+    assert (await control.attach(info.id, AttachOptions(require_running=True))).id == info.id
+    await control.kill(info.id, Signal.KILL)
+    assert (await control.attach(info.id, AttachOptions())).state is SandboxState.STOPPED
+    with pytest.raises(WrongState):
+        await control.attach(info.id, AttachOptions(require_running=True))
+
+
+async def test_lost_connection_is_dialled_again_once_for_all(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    resident = engine.node.roster.get(info.id)
+    assert resident is not None
+    assert resident.inside is not None
+    await resident.inside.link.aclose()
+    outputs = await asyncio.gather(*(engine.backend.processes.run(info.id, Command.shell("echo x")) for _ in range(5)))
+    assert {output.stdout for output in outputs} == {b"x\n"}
+
+
+async def test_ended_instance_cannot_be_reached(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    resident = engine.node.roster.get(info.id)
+    assert resident is not None
+    await engine.backend.sandboxes.kill(info.id, Signal.KILL)
+    with pytest.raises(SandboxUnavailable, match="it has ended"):
+        await engine.node.links.connect(resident)
+
+
+@pytest.mark.parametrize(
+    ("fields", "capability"),
+    [
+        ({"volumes": (VolumeMount(name="data", path="/data"),)}, CapabilityName.RUNTIME_CREATE),
+        ({"isolation": Isolation.GVISOR}, CapabilityName.RUNTIME_CREATE),
+        ({"lifecycle": Lifecycle(on_timeout=OnTimeout.PAUSE)}, CapabilityName.PAUSE_CAPTURE),
+        ({"lifecycle": Lifecycle(auto_resume=True)}, CapabilityName.PAUSE_RESUME),
+    ],
+)
+async def test_what_is_not_done_is_refused(
+    engine: Engine, fields: dict[str, object], capability: CapabilityName
+) -> None:
+    with pytest.raises(UnsupportedCapability) as refused:
+        await engine.backend.sandboxes.create(SandboxSpec.from_template(TEMPLATE, **fields))
+    assert refused.value.capability is capability
+    assert await engine.leftovers() == []
+
+
+async def test_snapshot_sources_are_refused(engine: Engine) -> None:
+    with pytest.raises(UnsupportedCapability) as refused:
+        await engine.backend.sandboxes.create(SandboxSpec(source=FromSnapshot(SnapshotId("s"))))
+    assert refused.value.capability is CapabilityName.SNAPSHOT_RESTORE
+
+
+@pytest.mark.parametrize("grace_s", [-1.0, 1e9, float("nan")])
+async def test_impossible_grace_is_refused(engine: Engine, grace_s: float) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    with pytest.raises(InvalidSpec, match="grace"):
+        await engine.backend.sandboxes.stop(info.id, Graceful(grace_s))
+
+
+async def test_sandbox_environment_lies_under_each_command(engine: Engine) -> None:
+    spec = SandboxSpec.from_template(TEMPLATE, env={"A": "sandbox", "B": "sandbox"})
+    info = await engine.backend.sandboxes.create(spec)
+    command = replace(Command.shell('echo "$A $B"'), env={"B": "command"})
+    assert (await engine.backend.processes.run(info.id, command)).stdout == b"sandbox command\n"
+
+
+async def test_filters_and_order_of_the_list(engine: Engine) -> None:
+    control = engine.backend.sandboxes
+    infos = [
+        await control.create(SandboxSpec.from_template(TEMPLATE, metadata={"n": str(n % 2)}, owner="ann"))
+        for n in range(4)
+    ]
+    newest_first = [info.id for info in reversed(infos)]
+    assert [info.id for info in await control.list(SandboxFilter(owner="ann"))] == newest_first
+    assert len(await control.list(SandboxFilter(metadata={"n": "1"}))) == 2
+    assert await control.list(SandboxFilter(owner="bob")) == []
