@@ -22,14 +22,6 @@ async def test_directory_and_variables_persist(sandbox: Sandbox) -> None:
         assert (output.stdout, output.stderr, output.status) == (b"/tmp\nkept\n", b"", Exited(0))
 
 
-async def test_output_streams_as_it_comes(sandbox: Sandbox) -> None:
-    async with (
-        await sandbox.shell() as shell,
-        aclosing(shell.stream("echo first; read x < /tmp/gate; echo never")) as events,
-    ):
-        assert await anext(events) == Stdout(b"first\n")
-
-
 async def test_first_line_arrives_while_the_command_still_runs(sandbox: Sandbox) -> None:
     async with await sandbox.shell() as shell:
         async with aclosing(shell.stream("echo out; sleep 100")) as events:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +28,7 @@ def test_output_before_the_marker_comes_out_unchanged(output: bytes, cuts: list[
     whole = output + MARKER + b"later noise"
     places = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
     reader = MarkerReader(NONCE)
-    seen = b"".join(reader.feed(whole[start:end]) for start, end in zip(places, places[1:], strict=False))
+    seen = b"".join(reader.feed(whole[start:end]) for start, end in itertools.pairwise(places))
     assert (seen, reader.status) == (output, 7)
 
 
@@ -50,8 +53,6 @@ def test_end_without_a_marker_gives_what_was_held() -> None:
 
 @pytest.mark.parametrize("text", ["it's", "", "a b", "$HOME `id` \\", "new\nline", "''"])
 def test_quoted_text_is_one_word(text: str) -> None:
-    import shlex
-
     assert shlex.split(quote(text)) == [text]
 
 

@@ -60,7 +60,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         templates=TemplateRegistry(
             ground.place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer
         ),
-        links=Links(roster, ground.offer, ground.driver.name),
+        links=Links(roster, ground.offer),
         exposures=PortExposures(ground.children),
         figures=Figures(),
     )

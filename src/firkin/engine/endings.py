@@ -92,8 +92,8 @@ async def delete(node: Node, resident: Resident, why: Why, *, force: bool) -> No
         _count(node, why)
     async with substrate("delete the sandbox", node.driver.name, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id):
         await node.driver.discard(resident.id)
+    leave(node, resident)  # before the commit: whoever sees the files gone must not meet the sandbox any more
     await node.ledger.note(resident, Act.DELETE, why=Why(cause=why.cause, actor=why.actor))
-    leave(node, resident)
 
 
 def leave(node: Node, resident: Resident) -> None:

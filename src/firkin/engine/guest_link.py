@@ -265,6 +265,7 @@ class GuestLink:
         self.closed = asyncio.Event()
         self._channel = channel
         self._children = Children()
+        self._reading: asyncio.Task[None] | None = None
         self._streams: dict[int, LinkStream] = {}
         self._last_id = 0
         self._out: list[bytes] = []
@@ -279,7 +280,7 @@ class GuestLink:
         Raises `SandboxUnavailable`, or `DeadlineExceeded` after `within_s` seconds.
         """
         link = cls(channel, sandbox_id)
-        link.start(link._read(), name=f"guest link {sandbox_id}")
+        link._reading = link._children.start(link._read(), name=f"guest link {sandbox_id}")
         try:
             async with asyncio.timeout(within_s):
                 await link._greeted
@@ -372,6 +373,7 @@ class GuestLink:
             reason = f"the connection to its agent broke ({type(error).__name__})"
         finally:
             self._lose(reason)
+            await self._channel.aclose()
 
     def _route(self, kind: int, id: int, payload: bytes) -> None:
         if kind == HELLO:
@@ -403,6 +405,8 @@ class GuestLink:
         if not self._greeted.done():
             self._greeted.set_result(None)
         self.closed.set()
+        if self._reading is not None and self._reading is not asyncio.current_task():
+            self._reading.cancel()  # it closes the channel
 
     async def aclose(self) -> None:
         """End the conversation; programs inside live on. Idempotent."""

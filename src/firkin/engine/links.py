@@ -6,6 +6,7 @@ which is how a restarted server comes back to what it left running.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,9 +16,8 @@ from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_ports import GuestPorts
 from firkin.engine.guest_processes import GuestProcesses
 from firkin.engine.roster import Resident, Roster
-from firkin.engine.substrate import substrate
 from firkin.law.capabilities import Capabilities, CapabilityName
-from firkin.law.errors import SandboxUnavailable
+from firkin.law.errors import DeadlineExceeded, SandboxUnavailable
 from firkin.law.ids import SandboxId
 
 DIAL_WITHIN_S = 10.0
@@ -36,10 +36,9 @@ class Inside:
 
 
 class Links:
-    def __init__(self, roster: Roster, offer: Capabilities, driver: str) -> None:
+    def __init__(self, roster: Roster, offer: Capabilities) -> None:
         self._roster = roster
         self._offer = offer
-        self._driver = driver
 
     async def enter(self, sandbox_id: SandboxId, operation: str, *needs: CapabilityName) -> Inside:
         """The inside of a running sandbox. `NotFound`, `WrongState`, `UnsupportedCapability`, `SandboxUnavailable`."""
@@ -68,17 +67,33 @@ class Links:
             await inside.link.call("ping", {}, within_s=PING_WITHIN_S)
 
     async def drop(self, resident: Resident) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection for good: who is inside or on the way gets `SandboxUnavailable`."""
+        resident.leaving = True
+        if resident.dial_limit is not None and not resident.dial_limit.expired():
+            resident.dial_limit.reschedule(asyncio.get_running_loop().time())
         inside, resident.inside = resident.inside, None
         if inside is not None:
             await inside.link.aclose()
 
     async def _dial(self, resident: Resident) -> Inside:
         instance, info = resident.instance, resident.info
-        if instance is None:
-            raise SandboxUnavailable("reach the agent", resident.id, "it has ended")
-        async with substrate("reach the agent", self._driver, within_s=DIAL_WITHIN_S, sandbox_id=resident.id):
-            link = await GuestLink.open(await instance.dial(), resident.id, within_s=DIAL_WITHIN_S / 2)
+        if instance is None or resident.leaving:
+            raise _ended(resident)
+        resident.dial_limit = limit = asyncio.timeout(DIAL_WITHIN_S)
+        try:
+            async with limit:
+                link = await GuestLink.open(await instance.dial(), resident.id, within_s=DIAL_WITHIN_S / 2)
+        except TimeoutError as error:
+            if resident.leaving:
+                raise _ended(resident) from error
+            raise DeadlineExceeded("reach the agent", DIAL_WITHIN_S, sandbox_id=resident.id) from error
+        except OSError as error:
+            raise SandboxUnavailable("reach the agent", resident.id, f"its agent cannot be reached: {error}") from error
+        finally:
+            resident.dial_limit = None
+        if resident.leaving:
+            await link.aclose()
+            raise _ended(resident)
         user, workdir = info.default_user, info.default_workdir
         return Inside(
             link=link,
@@ -87,3 +102,7 @@ class Links:
             ports=GuestPorts(link),
             env={**resident.origin.base_env, **info.env},
         )
+
+
+def _ended(resident: Resident) -> SandboxUnavailable:
+    return SandboxUnavailable("reach the agent", resident.id, "it has ended")

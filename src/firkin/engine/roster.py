@@ -32,7 +32,8 @@ LOCK_WITHIN_S = 60.0
 class Resident:
     """One sandbox as it is now. `info` is replaced, never changed in place.
 
-    `instance` is set while there is something to destroy; `renewals` tells an
+    `instance` is set while there is something to destroy; once it is `leaving`
+    nobody is let in, and a dial under way is cut short by its `dial_limit`; `renewals` tells an
     expiry that fired from the renewal that overtook it; `hurry` cuts a graceful
     stop short; `sampled` is the last
     (monotonic time, CPU µs) seen.
@@ -45,6 +46,8 @@ class Resident:
     inside: Inside | None = None
     reservation: Reservation | None = None
     template: TemplateUse | None = None
+    leaving: bool = False
+    dial_limit: asyncio.Timeout | None = None
     renewals: int = 0
     sampled: tuple[float, int] | None = None
     hurry: asyncio.Event = field(default_factory=asyncio.Event)

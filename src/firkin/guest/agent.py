@@ -56,7 +56,8 @@ def serve(listener_fd: int, *, spawn: SpawnPlan, ready: Callable[[], None]) -> N
     gc.enable()
     ready()
     while True:
-        agent.loop.turn()
+        with suppress(Exception):  # out of memory in the loop itself: the next turn may have some
+            agent.loop.turn()
 
 
 class _Agent:

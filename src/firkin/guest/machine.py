@@ -26,7 +26,7 @@ _REAPED_A_TURN = 1000
 
 
 class MachineOperations:
-    """`hello` is what every host is greeted with: ``boot`` differs after every start of an agent."""
+    """`hello` is what every host is greeted with: ``boot`` is new with every agent and with every new identity."""
 
     __slots__ = ("_ending", "_kill_at", "_loop", "_processes", "hello")
 

@@ -7,7 +7,7 @@ import os
 from firkin.guest.connections import Taker
 from firkin.guest.faults import Refused
 from firkin.guest.processes import Process, Processes
-from firkin.guest.sinks import Feeder
+from firkin.guest.sinks import Feeder, Sink
 from firkin.guest.spawn import Program, Spawner, resize
 from firkin.wire import codec
 from firkin.wire.frames import WireError
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 class _Input(Taker, Feeder):
     """Bytes for a program's standard input; answered once all are in the pipe."""
 
-    __slots__ = ("_process", "_stream")
+    __slots__ = ("_pending", "_sink", "_stream")
 
-    def __init__(self, stream: Stream, process: Process) -> None:
+    def __init__(self, stream: Stream, sink: Sink) -> None:
         self._stream = stream
-        self._process = process
+        self._sink = sink
+        self._pending = 0
 
     def data(self, payload: bytes) -> None:
-        if self._process.stdin is None:
-            self.broken()
-        else:
-            self._process.stdin.push(payload, self)
+        self._pending += len(payload)
+        self._sink.push(payload, self)
 
     def eof(self) -> None:
-        if self._process.stdin is None:
-            self.broken()
-        else:
-            self._process.stdin.mark(self)
+        if self._pending:
+            self._sink.mark(self)
+        else:  # it is all in the pipe, even if the program has read it and ended meanwhile
+            self.finished()
 
     def written(self, amount: int) -> None:
+        self._pending -= amount
         self._stream.grant(amount)
 
     def finished(self) -> None:
@@ -122,9 +122,10 @@ class ProcessOperations:
 
     def input(self, stream: Stream, args: Object) -> None:
         process = self._process(args, alive=True)
-        if process.stdin is None or not process.stdin.open or process.stdin.ending:
+        sink = process.stdin
+        if sink is None or not sink.open or sink.ending:
             raise Refused("stdin_closed", "stdin is not enabled or closed")
-        stream.taker = _Input(stream, process)
+        stream.taker = _Input(stream, sink)
 
     def close_stdin(self, stream: Stream, args: Object) -> None:
         process = self._process(args)

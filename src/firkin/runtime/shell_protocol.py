@@ -31,16 +31,17 @@ def text_of(mode: CommandMode) -> str:
 def script(text: str, nonce: str, *, cwd: str | None = None, env: Mapping[str, str] | None = None) -> bytes:
     """The line that runs `text` and marks its end.
 
-    ``command`` keeps a syntax error inside ``eval`` from ending the shell. With a
+    ``command`` keeps a syntax error inside ``eval`` from ending the shell, and the
+    user's own functions and aliases out of the marks. With a
     `cwd` or `env` of its own the command runs in a subshell, so both end with it.
     """
-    run = f"command eval {quote(text)}"
+    run = f"\\command eval {quote(text)}"
     if cwd is not None or env:
         steps = [f"export {_checked(name)}={quote(value)}" for name, value in (env or {}).items()]
         if cwd is not None:
             steps.insert(0, f"cd {quote(cwd)}")
         run = f"( {' && '.join([*steps, run])} )"
-    marks = f"printf '\\036{nonce}%03d\\036' \"$?\"; printf '\\036{nonce}000\\036' >&2"
+    marks = f"\\command printf '\\036{nonce}%03d\\036' \"$?\"; \\command printf '\\036{nonce}000\\036' >&2"
     return f"{run} </dev/null; {marks}\n".encode("utf-8", "surrogateescape")
 
 

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from firkin.host import cgroups
-from firkin.host.disks import add_loop_device, remove_loop_device
 from firkin.host.namespaces import idmap_namespace
 from firkin.host.syscalls import ATTR_IDMAP, MACHINE, NewFilesystem, mount_setattr, open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 
 _C = CapabilityName
-_PROBE_LOOP = 5119
 _PROBE_UID = 0x70000000
 
 _OFFERED = (
@@ -124,12 +122,11 @@ def _overlays(_: Path) -> str | None:
 
 
 def _loop_devices(_: Path) -> str | None:
-    """Making a loop device"""
+    """Opening the loop device control"""
     try:
-        add_loop_device(_PROBE_LOOP)
+        os.close(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         return f"Loop devices cannot be made ({error.strerror}); load the module: modprobe loop"
-    remove_loop_device(_PROBE_LOOP)
     return None
 
 
