@@ -45,8 +45,8 @@ class Server:
 
     async def start(self, *extra: str) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).parent / "firkin"), "serve", "--state-dir", str(self._state), "--port", str(self.port),
-            "--api-key", KEY, *extra, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            str(Path(sys.executable).parent / "firkin"), "serve",
+            "--state-dir", str(self._state), "--port", str(self.port), "--api-key", KEY, *extra, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         assert self._process.stdout is not None
         async with asyncio.timeout(60):
