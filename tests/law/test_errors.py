@@ -49,7 +49,8 @@ def test_the_text_is_one_sentence_for_people(error: FirkinError, text: str) -> N
 
 
 def test_every_kind_of_error_is_listed_here() -> None:
-    assert {type(error) for error, _ in EVERY} == set(FirkinError.__subclasses__())
+    ours = {kind for kind in FirkinError.__subclasses__() if kind.__module__.startswith("firkin.law.")}
+    assert {type(error) for error, _ in EVERY} == ours
 
 
 def test_capacity_may_be_tried_again_and_a_bad_spec_may_not() -> None:

@@ -44,10 +44,11 @@ class Server:
         return {"api_key": KEY, "api_url": self.url, "sandbox_url": self.url}
 
     async def start(self, *extra: str) -> None:
+        program = str(Path(sys.executable).parent / "firkin")
+        place = ("--state-dir", str(self._state), "--port", str(self.port), "--api-key", KEY)
         self._process = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).parent / "firkin"), "serve",
-            "--state-dir", str(self._state), "--port", str(self.port), "--api-key", KEY, *extra, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            program, "serve", *place, *extra, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
         assert self._process.stdout is not None
         async with asyncio.timeout(60):
             line = (await self._process.stdout.readline()).decode()

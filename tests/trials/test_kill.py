@@ -43,7 +43,7 @@ async def test_sandboxes_outlive_fifty_killed_launchers(server: Server) -> None:
 
 async def ticking(server: Server) -> str:
     sandbox = await AsyncSandbox.create("base", timeout=3600, **server.sdk)
-    await sandbox.commands.run(TICK, background=True)
+    await sandbox.commands.run(TICK, background=True, timeout=0)
     return sandbox.sandbox_id
 
 

@@ -6,13 +6,12 @@ where no module can be found: everything it may ever need is imported above.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.py's enums cost 200 KB of pages a sandbox
 import _socket
 import errno
-import fcntl
 import gc
 import os
 import resource
-import signal
 from contextlib import suppress
 
 from firkin.guest import syscalls
@@ -44,30 +43,21 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 def serve(listener_fd: int, *, spawn: SpawnPlan, ready: Callable[[], None]) -> NoReturn:
-    """Answer every host that connects to the listening socket `listener_fd`, for ever.
-
-    `ready` is called once connections are accepted. Standard input and output
-    must be /dev/null.
-    """
-    os.umask(UMASK)
-    _set_close_on_exec()
-    _set_limits(spawn)
-    agent = _Agent(listener_fd, spawn)
-    gc.enable()
-    ready()
-    while True:
-        with suppress(Exception):  # out of memory in the loop itself: the next turn may have some
-            agent.loop.turn()
+    """As `Agent().serve`, for a process that becomes one agent only."""
+    Agent().serve(listener_fd, spawn=spawn, ready=ready)
 
 
-class _Agent:
-    __slots__ = ("_listener", "_machine", "_operations", "_spare", "_wakeup", "loop")
+class Agent:
+    """Built before the fork, without a single descriptor, so that its pages stay shared; opened after it."""
 
-    def __init__(self, listener_fd: int, spawn: SpawnPlan) -> None:
+    __slots__ = ("_entries", "_listener", "_machine", "_operations", "_spare", "_spawner", "_wakeup", "loop")
+
+    def __init__(self) -> None:
         self.loop = Loop()
         accounts = Accounts()
-        entries = Entries(accounts)
-        processes = ProcessOperations(self.loop, accounts, Spawner(spawn))
+        self._entries = entries = Entries(accounts)
+        self._spawner = Spawner()
+        processes = ProcessOperations(self.loop, accounts, self._spawner)
         self._machine = MachineOperations(self.loop, processes)
         self._operations: dict[str, Callable[[Stream, Object], None]] = {}
         for part in (
@@ -79,6 +69,28 @@ class _Agent:
             SocketOperations(self.loop),
         ):
             self._operations.update(part.operations())
+
+    def serve(self, listener_fd: int, *, spawn: SpawnPlan, ready: Callable[[], None]) -> NoReturn:
+        """Answer every host that connects to the listening socket `listener_fd`, for ever.
+
+        `ready` is called once connections are accepted. Standard input and output
+        must be /dev/null.
+        """
+        os.umask(UMASK)
+        _set_close_on_exec()
+        _set_limits(spawn)
+        self._begin(listener_fd, spawn)
+        gc.enable()
+        ready()
+        while True:
+            with suppress(Exception):  # out of memory in the loop itself: the next turn may have some
+                self.loop.turn()
+
+    def _begin(self, listener_fd: int, spawn: SpawnPlan) -> None:
+        self.loop.begin()
+        self._entries.begin()
+        self._spawner.begin(spawn)
+        self._machine.begin()
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._wakeup = _wake_on_child()
         self.loop.watch(self._wakeup, READ, self._child_ended)
@@ -131,17 +143,17 @@ def _wake_on_child() -> int:
     Every other signal gets its default action, which the kernel denies to PID 1:
     a Python handler would make it mortal.
     """
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGCHLD):
+    for number in range(1, _signal.NSIG):
+        if number not in (_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGPIPE, _signal.SIGCHLD):
             try:
-                signal.signal(number, signal.SIG_DFL)
+                _signal.signal(number, _signal.SIG_DFL)
             except (OSError, ValueError):  # the two that the C library keeps for itself
                 continue
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, _nothing)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGCHLD, _nothing)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     return reading
 
 
@@ -151,13 +163,8 @@ def _nothing(_number: int, _frame: object) -> None:
 
 def _set_close_on_exec() -> None:
     """Whoever forked us may have forgotten one, and what is open here must not be open in any program."""
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2:
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-            except OSError:  # the listing's own
-                continue
+    with suppress(OSError):  # before Linux 5.11; every descriptor of ours is opened close-on-exec anyway
+        syscalls.close_on_exec(3)
 
 
 def _set_limits(spawn: SpawnPlan) -> None:

@@ -35,6 +35,11 @@ class Entries:
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
+        self._proc_device = -1
+        self._open: Callable[[str, int, int], int] = os.open
+
+    def begin(self) -> None:
+        """Find out what this root and this kernel are like."""
         self._proc_device = _device("/proc")
         self._open = _opener()
 

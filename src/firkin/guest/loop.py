@@ -85,12 +85,15 @@ class Loop:
     __slots__ = ("_callbacks", "_ends", "_epoll", "_interest", "_jobs", "_timers")
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._interest: dict[int, int] = {}
         self._timers: list[Timer] = []
         self._jobs: deque[Job] = deque()
         self._ends: list[Callable[[], None]] = []
+
+    def begin(self) -> None:
+        """Open the descriptor; nothing can be watched before."""
+        self._epoll = select.epoll()
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback` while any of `events` holds; 0 is deaf, also to hang-ups."""

@@ -35,7 +35,10 @@ class MachineOperations:
         self._processes = processes
         self._ending: list[Stream] = []
         self._kill_at = 0.0
-        self.hello: Object = {"protocol": PROTOCOL, "boot": os.urandom(16).hex(), "pid": os.getpid()}
+        self.hello: Object = {}
+
+    def begin(self) -> None:
+        self.hello = {"protocol": PROTOCOL, "boot": os.urandom(16).hex(), "pid": os.getpid()}
 
     def operations(self) -> dict[str, Callable[[Stream, Object], None]]:
         return {

@@ -107,7 +107,8 @@ class Spawner:
 
     __slots__ = ("_capabilities", "_devnull", "_euid", "_groups", "_plan")
 
-    def __init__(self, plan: SpawnPlan) -> None:
+    def begin(self, plan: SpawnPlan) -> None:
+        """Learn who this process has become and open what every spawn needs."""
         self._plan = plan
         self._euid = os.geteuid()
         self._groups = os.getgroups()

@@ -22,6 +22,8 @@ _long = ctypes.c_long
 _MACHINE = os.uname().machine
 _CAPGET, _CAPSET = (90, 91) if _MACHINE in ("aarch64", "riscv64") else (125, 126)
 _OPENAT2 = 437  # the same number on every architecture
+_CLOSE_RANGE = 436
+_CLOSE_RANGE_CLOEXEC = 4
 _AT_FDCWD = -100
 _RESOLVE_NO_MAGICLINKS = 0x02
 _CAPABILITY_V3 = 0x20080522
@@ -55,6 +57,11 @@ def capabilities() -> ctypes.Array[ctypes.c_uint32]:
 def set_capabilities(sets: ctypes.Array[ctypes.c_uint32]) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_V3, 0)
     _check(_syscall(_long(_CAPSET), header, sets))
+
+
+def close_on_exec(first: int) -> None:
+    """Mark every open descriptor from `first` on."""
+    _check(_syscall(_long(_CLOSE_RANGE), _long(first), _long(0x7FFFFFFF), _long(_CLOSE_RANGE_CLOEXEC)))
 
 
 def open_plain(path: str, flags: int, mode: int = 0) -> int:

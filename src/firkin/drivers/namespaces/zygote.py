@@ -29,7 +29,7 @@ from typing import NoReturn
 
 from firkin.drivers.namespaces import confinement, storage, view
 from firkin.drivers.namespaces.orders import DESCRIPTORS, Failure, LaunchOrder
-from firkin.guest import agent
+from firkin.guest.agent import Agent
 from firkin.guest.spawn import SpawnPlan
 from firkin.host import cgroups, syscalls
 from firkin.host.syscalls import (
@@ -54,13 +54,14 @@ NAME = b"firkin-agent"
 class Workshop:
     """What every launch needs, opened once: cgroup trees, the disks' folder, the filter, the own pid namespace."""
 
-    __slots__ = ("detached", "disks", "last_capability", "own_pid_namespace", "program", "trees")
+    __slots__ = ("agent", "detached", "disks", "last_capability", "own_pid_namespace", "program", "trees")
 
     def __init__(self, trees: cgroups.Trees, disks: int, program: syscalls.SeccompProgram, detached: bool) -> None:
         self.trees = trees
         self.disks = disks
         self.program = program
         self.detached = detached
+        self.agent = Agent()
         self.last_capability = syscalls.last_capability()
         self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -188,7 +189,7 @@ def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoR
             os.write(report, b"+")  # the server gone by now: BrokenPipeError ends this launch
             os.close(report)
 
-        agent.serve(given["listener"], spawn=plan, ready=ready)
+        workshop.agent.serve(given["listener"], spawn=plan, ready=ready)
     except BaseException as error:  # noqa: BLE001 — the root of this process: report and end
         text = traceback.format_exc() if not isinstance(error, OSError) else str(error)
         with suppress(OSError):
