@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from firkin.drivers.namespaces.leases import BLOCK
+from firkin.drivers.namespaces.numbers import SlotNumbers
 
 _PATIENCE_S = 15.0
 
@@ -16,10 +21,27 @@ def _mounts() -> set[str]:
     return {line.split(" - ")[0].split(" ", 3)[3] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
+def _others() -> tuple[set[str], set[int]]:
+    """Labels and slots of servers that run beside the tests: what they do is their own business."""
+    labels: set[str] = set()
+    slots: set[int] = set()
+    for lease in Path("/run/firkin/slots").glob("*.json"):
+        try:
+            with lease.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            labels.add(json.loads(lease.read_text() or "{}").get("label", ""))
+            slots.update(range(int(lease.stem) * BLOCK, (int(lease.stem) + 1) * BLOCK))
+        except FileNotFoundError:
+            continue
+    return labels, slots
+
+
 def _cgroups() -> set[str]:
     trees = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
     servers = [server for tree in trees for server in _folders(tree / "firkin")]
-    return {str(box) for server in servers for box in _folders(server)}
+    labels, _ = _others()
+    return {str(box) for server in servers if server.name not in labels for box in _folders(server)}
 
 
 def _folders(path: Path) -> list[Path]:
@@ -30,20 +52,27 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _interfaces() -> set[str]:
-    return {name for name in os.listdir("/sys/class/net") if name.startswith("fk")}
+    _, slots = _others()
+    return {
+        name
+        for name in os.listdir("/sys/class/net")
+        if name.startswith("fk") and not (name[2:].isdigit() and int(name[2:]) in slots)
+    }
 
 
 def _bound_loops() -> set[str]:
+    _, slots = _others()
+    foreign = {f"loop{SlotNumbers(slot).loop}" for slot in slots}
     return {
         name
         for name in os.listdir("/sys/block")
-        if name.startswith("loop") and os.path.exists(f"/sys/block/{name}/loop/backing_file")
+        if name.startswith("loop") and name not in foreign and os.path.exists(f"/sys/block/{name}/loop/backing_file")
     }
 
 
 def _processes() -> set[str]:
-    """Ours, and everything below us."""
-    mine: set[str] = set()
+    """Ours, everything below us, and every agent that no other server owns."""
+    labels, _ = _others()
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for entry in os.listdir("/proc"):
@@ -54,13 +83,20 @@ def _processes() -> set[str]:
                 continue
             names[int(entry)] = stat.split("(", 1)[1].rsplit(")", 1)[0]
             parents[int(entry)] = int(stat.rsplit(")", 1)[1].split()[1])
-    for pid, name in names.items():
-        ancestor = pid
-        while ancestor > 1 and ancestor != os.getpid():
-            ancestor = parents.get(ancestor, 0)
-        if (ancestor == os.getpid() and pid != os.getpid()) or name.startswith("firkin-agent"):
-            mine.add(f"{pid} {name}")
-    return mine
+    return {f"{pid} {name}" for pid, name in names.items() if _is_ours(pid, name, parents, labels)}
+
+
+def _is_ours(pid: int, name: str, parents: dict[int, int], labels: set[str]) -> bool:
+    ancestor = parents[pid]
+    while ancestor > 1 and ancestor != os.getpid():
+        ancestor = parents.get(ancestor, 0)
+    if ancestor == os.getpid():
+        return True
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return False
+    return name.startswith("firkin-agent") and "/firkin/" in groups and not any(f"/{one}/" in groups for one in labels)
 
 
 def _temporary_files() -> set[str]:
@@ -68,8 +104,9 @@ def _temporary_files() -> set[str]:
 
 
 def _sockets() -> set[str]:
-    run = Path("/run/firkin")
-    return {str(path) for path in run.glob("*/*") if path.parent.name != "slots"} if run.exists() else set()
+    labels, _ = _others()
+    paths = Path("/run/firkin").glob("*/*") if Path("/run/firkin").exists() else []
+    return {str(path) for path in paths if path.parent.name != "slots" and path.parent.name not in labels}
 
 
 _CENSUS = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,9 +77,9 @@ class BackendWithLoopback:
         return getattr(self._inner, name)
 
 
-async def _serve(server: RunningServer, state_dir: Path) -> None:
+async def _serve(server: RunningServer, make_backend: Callable[[], LocalBackend]) -> None:
     server.loop, server.stop = asyncio.get_running_loop(), asyncio.Event()
-    backend = LocalBackend(driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=state_dir)
+    backend = make_backend()
     await backend.start(Policies(deadlines=DeadlinePolicy(max_timeout_s=None)))
     try:
         await backend.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
@@ -93,9 +93,9 @@ async def _serve(server: RunningServer, state_dir: Path) -> None:
         await backend.aclose(kill_all=True)
 
 
-def _run(server: RunningServer, state_dir: Path) -> None:
+def _run(server: RunningServer, make_backend: Callable[[], LocalBackend]) -> None:
     try:
-        asyncio.run(_serve(server, state_dir))
+        asyncio.run(_serve(server, make_backend))
     except BaseException as error:  # noqa: BLE001 — handed to the fixture, which raises it
         server.failure = error
     finally:
@@ -104,8 +104,18 @@ def _run(server: RunningServer, state_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    state_dir = tmp_path_factory.mktemp("state") / "firkin"
+    with in_a_thread(
+        lambda: LocalBackend(driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=state_dir)
+    ) as running:
+        yield running
+
+
+@contextmanager
+def in_a_thread(make_backend: Callable[[], LocalBackend]) -> Iterator[RunningServer]:
+    """Serve until the block ends, in a thread with a loop of its own: the SDK under test may block."""
     running = RunningServer()
-    thread = threading.Thread(target=_run, args=(running, tmp_path_factory.mktemp("state") / "firkin"), daemon=True)
+    thread = threading.Thread(target=_run, args=(running, make_backend), daemon=True)
     thread.start()
     running.up.wait(30)
     if running.failure is not None:
