@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -16,6 +17,7 @@ import pytest_asyncio
 from firkin import Runtime, Sandbox
 from firkin.law.network import NetworkPolicy
 from firkin.law.ports import Port
+from firkin.law.processes import Argv, Command
 from firkin.law.sandboxes import SandboxSpec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -149,3 +151,30 @@ async def listening(sandbox: Sandbox, port: int) -> None:
     async with asyncio.timeout(10):
         while not any(binding.guest == port for binding in await sandbox.ports.list()):  # noqa: ASYNC110 — a guest's port
             await asyncio.sleep(0.05)
+
+
+SPOOF = """
+import socket, struct
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+addresses = socket.inet_aton("{source}") + socket.inet_aton("9.9.9.9")
+head = struct.pack("!BBHHHBBH", 0x45, 0, 28, 1, 0, 64, 17, 0) + addresses
+for _ in range(20):
+    raw.sendto(head + struct.pack("!HHHH", 4000, 4001, 8, 0), ("9.9.9.9", 0))
+print("sent")
+"""
+
+
+async def test_another_address_than_its_own_is_dropped(online: Sandbox, public_host: str) -> None:
+    own = (await online.exec("hostname -I || ip -4 -o addr show eth0")).stdout.split()[0].decode()
+    neighbour = own.rsplit(".", 1)[0] + "." + str((int(own.rsplit(".", 1)[1]) + 4) % 252)
+    before = _packets("tpub0")
+    for source in (neighbour, "9.9.9.200", "127.0.0.1"):
+        sent = await online.exec(
+            Command(mode=Argv("/usr/bin/python3", ("-c", SPOOF.format(source=source))), user="root")
+        )
+        assert sent.stdout == b"sent\n"
+    assert _packets("tpub0") - before < 20
+
+
+def _packets(interface: str) -> int:
+    return int(Path(f"/sys/class/net/{interface}/statistics/tx_packets").read_text())

@@ -16,6 +16,7 @@ import fcntl
 import os
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 TABLE = "firkin"
@@ -171,6 +172,15 @@ def _by_program(command: str) -> str | None:
 def allow_forwarding(interface: str) -> None:
     """Let the kernel route what comes in on `interface` (only that one, not the whole machine)."""
     with open(f"/proc/sys/net/ipv4/conf/{interface}/forwarding", "w") as file:
+        file.write("1")
+
+
+def guard_interface(interface: str) -> None:
+    """Route what comes in on a sandbox's interface, but only from the sandbox's own address, and no IPv6 at all."""
+    allow_forwarding(interface)
+    with open(f"/proc/sys/net/ipv4/conf/{interface}/rp_filter", "w") as file:
+        file.write("1")
+    with suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w") as file:
         file.write("1")
 
 

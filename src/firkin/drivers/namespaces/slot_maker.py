@@ -64,8 +64,8 @@ def _wire(numbers: SlotNumbers, wires: netlink.Netlink, own_network: int, networ
         wires.delete_link(numbers.interface)
         wires.add_veth(numbers.interface, "eth0", network)
     wires.add_address(numbers.interface, numbers.host_address, numbers.prefix)
+    firewall.guard_interface(numbers.interface)
     wires.set_up(numbers.interface)
-    firewall.allow_forwarding(numbers.interface)
     syscalls.setns(network, syscalls.CLONE_NEWNET)
     try:
         inside = netlink.Netlink()
