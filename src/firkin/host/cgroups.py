@@ -15,6 +15,7 @@ and works on directory descriptors, so that a launcher without a view of
 from __future__ import annotations
 
 import os
+from typing import Any  # the JSON of `Layout.as_object`
 
 AGENT_RESERVE_BYTES = 24 * 1024 * 1024
 AGENT_RESERVE_PIDS = 8
@@ -44,6 +45,14 @@ class Layout:
         self.version = version
         self.roots = roots
         self.controllers = controllers
+
+    def as_object(self) -> dict[str, object]:
+        """Plain data, for another process of ours."""
+        return {"version": self.version, "roots": self.roots, "controllers": sorted(self.controllers)}
+
+    @classmethod
+    def from_object(cls, plain: dict[str, Any]) -> Layout:
+        return cls(plain["version"], plain["roots"], frozenset(plain["controllers"]))
 
 
 def detect() -> Layout:

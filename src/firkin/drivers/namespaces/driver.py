@@ -49,11 +49,14 @@ _ATTEMPTS = 4
 class NamespacesDriver:
     """Implements the law's `Driver`. `state_dir` holds disks and caches; sockets live below /run/firkin."""
 
-    def __init__(self, state_dir: Path, options: NamespacesOptions | None = None) -> None:
+    def __init__(
+        self, state_dir: Path, options: NamespacesOptions | None = None, layout: cgroups.Layout | None = None
+    ) -> None:
+        """`layout` says where control groups are; by default that is found out."""
         self._state = state_dir
         self._options = options or NamespacesOptions()
         self._label = _label(state_dir)
-        self._trees = cgroups.Trees(cgroups.detect(), self._label)
+        self._trees = cgroups.Trees(layout or cgroups.detect(), self._label)
         self._disks = state_dir / "disks"
         self._sockets = _RUN / self._label
         self._bases = BaseDisks(self._disks)
@@ -94,6 +97,7 @@ class NamespacesDriver:
         self._launcher = Launcher(
             {
                 "label": self._label,
+                "groups": self._trees.layout.as_object(),
                 "disks": str(self._disks),
                 "scratch": str(self._state / "launcher"),
                 "filter": str(max(caches.glob("seccomp-*.bpf"), key=os.path.getmtime)),

@@ -25,7 +25,7 @@ import socket
 import sys
 import traceback
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from firkin.drivers.namespaces import confinement, storage, view
 from firkin.drivers.namespaces.orders import DESCRIPTORS, Failure, LaunchOrder
@@ -81,13 +81,14 @@ def main(control: int, parent: int) -> None:
     _serve(channel, workshop)
 
 
-def _prepare(setup: dict[str, object]) -> Workshop:
-    trees = cgroups.Trees(cgroups.detect(), str(setup["label"]))
+def _prepare(setup: dict[str, Any]) -> Workshop:  # the JSON that `Launcher` sends
+    layout = cgroups.Layout.from_object(setup["groups"])
+    trees = cgroups.Trees(layout, setup["label"])
     trees.open()
-    disks = os.open(str(setup["disks"]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with open(str(setup["filter"]), "rb") as file:
+    disks = os.open(setup["disks"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with open(setup["filter"], "rb") as file:
         program = syscalls.SeccompProgram(file.read())
-    return Workshop(trees, disks, program, bool(setup["detached"]))
+    return Workshop(trees, disks, program, setup["detached"])
 
 
 def _own_root(scratch: str) -> None:
