@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,8 @@ class RunningAgent:
         return int(children[0]) if os.geteuid() == 0 and children else None
 
     def stop(self) -> None:
+        with suppress(ProcessLookupError):  # itself: a change of user clears the death signal that --kill-child sets
+            os.kill(self.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
 

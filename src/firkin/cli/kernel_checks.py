@@ -15,7 +15,7 @@ _DETACHED_OVERLAY = (6, 13)
 _IDMAPPED_OVERLAY = (5, 19)
 _CONTROLLERS = ("cpu", "memory", "pids", "freezer")
 _WANTED_FILES = 4096
-_WANTED_INOTIFY = 128
+_WANTED_INOTIFY = 1024
 
 
 def kernel_findings() -> Iterator[Finding]:
@@ -139,9 +139,9 @@ def _limits() -> Iterator[Finding]:
     yield found(
         "inotify",
         int(instances) >= _WANTED_INOTIFY,
-        f"{instances} instances, {_read('/proc/sys/fs/inotify/max_user_watches')} watches a user",
-        why="watching directories inside sandboxes",
-        mend="sysctl -w fs.inotify.max_user_instances=1024",
+        f"{instances} instances for all sandboxes, of which one may take 16",
+        why="watching directories inside sandboxes; when all are taken, no other sandbox can watch",
+        mend="sysctl -w fs.inotify.max_user_instances=8192",
     )
     pids = _read("/proc/sys/kernel/pid_max") or "0"
     yield found(
@@ -171,7 +171,7 @@ def _kvm() -> Finding:
     return found(
         "kvm",
         os.access("/dev/kvm", os.R_OK | os.W_OK),
-        "/dev/kvm can be opened" if os.path.exists("/dev/kvm") else "no /dev/kvm",
+        "/dev/kvm can be opened; whether a guest boots under it is not tried" if os.path.exists("/dev/kvm") else "no /dev/kvm",
         why="only for microVMs, which are not offered yet",
         mend="none needed today",
     )

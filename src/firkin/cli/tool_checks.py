@@ -18,7 +18,6 @@ _USED = (
     ("sudo", "sudo", "lets the default user of host-based templates become root inside", False),
     ("python3", "python3", "Python inside host-based templates", False),
     ("skopeo", "skopeo", "fetches images from registries and archives", False),
-    ("umoci", "umoci", "unpacks images", False),
     ("mmdebstrap", "mmdebstrap", "builds the recipe 'debian'", False),
 )
 _PEERS = (("docker", "docker.io"), ("podman", "podman"), ("bwrap", "bubblewrap"), ("runc", "runc"), ("crun", "crun"))
