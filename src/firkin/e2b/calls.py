@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,16 +23,18 @@ from firkin.e2b.connect_codec import (
     timeout_s,
 )
 from firkin.e2b.directory import SandboxDirectory
-from firkin.e2b.exchange import JSON, Exchange, Header, Refused
+from firkin.e2b.exchange import JSON, ClientGone, Exchange, Header, Refused
 from firkin.e2b.json_text import encode
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import FilesystemControl, ProcessControl
 from firkin.law.ids import SandboxId
 from firkin.law.processes import GuestUser
 from firkin.law.sandboxes import SandboxInfo
+from firkin.lifetimes import children
 
 T = TypeVar("T")
 STREAM_HEADERS: tuple[Header, ...] = ((b"content-type", STREAM_TYPE),)
+DEADLINE_PASSED = "the deadline of the call has passed"
 _DEFAULT_KEEPALIVE_S = 90
 
 
@@ -84,6 +89,32 @@ class RpcCall:
         if len(requests) != 1:
             raise RpcError(Code.INVALID_ARGUMENT, f"expected one request message, got {len(requests)}")
         return decode(requests[0].payload, decoder)
+
+    async def while_connected(self, work: Coroutine[Any, Any, None]) -> None:
+        """`work`, which may wait for a program in the sandbox; given up when the client leaves (`ClientGone`)."""
+        connection = self.exchange.connection
+        if connection is None:
+            await work
+            return
+        async with children() as tasks:
+            working = tasks.start(work, name="call")
+            gone = tasks.start(connection.closed(), name="call-client")
+            await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ClientGone
+            working.result()
+
+    @contextlib.asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """The block must end before the client's own deadline. Raises `RpcError` when it does not."""
+        limit = asyncio.timeout(self.deadline_s)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise RpcError(Code.DEADLINE_EXCEEDED, DEADLINE_PASSED) from None
 
     async def answer(self, value: object) -> None:
         await self.exchange.answer(200, value if isinstance(value, bytes) else encode(value), [JSON])

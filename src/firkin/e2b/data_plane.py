@@ -13,7 +13,7 @@ from firkin.e2b.envd_downloads import Download
 from firkin.e2b.envd_uploads import Upload, compose
 from firkin.e2b.envd_watch import Watching
 from firkin.e2b.error_map import as_file_refusal, as_rpc_error, dead_sandbox, is_gone
-from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.exchange import ClientGone, Exchange, Refused
 from firkin.e2b.file_access import FileCaller, check_file_access, check_query, check_token, signed_link
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import FilesystemControl
@@ -71,7 +71,12 @@ class DataPlane:
         check_token(exchange, info, self._directory)
         check_content_type(exchange, streaming=streaming)
         try:
-            await handler(read_call(exchange, info, self._directory, self._settings))
+            call = read_call(exchange, info, self._directory, self._settings)
+            if streaming:
+                await handler(call)  # a stream says itself that its deadline has passed
+            else:
+                async with call.deadline():
+                    await handler(call)
         except RpcError as error:
             await _tell(exchange, error, streaming=streaming)
         except FirkinError as error:
@@ -161,6 +166,8 @@ def _unary_calls(watching: Watching) -> dict[str, RpcHandler]:
 
 async def _tell(exchange: Exchange, error: RpcError, *, streaming: bool) -> None:
     if not streaming:
+        if exchange.started:
+            raise ClientGone from error  # half an answer was not taken in time: there is no other to give
         await answer_rpc_error(exchange, error)
         return
     if not exchange.started:

@@ -34,7 +34,7 @@ from firkin.law.processes import (
 
 _KEEPALIVE = envelope(b'{"event":{"keepalive":{}}}')
 _DATA_END = b'"}}}'
-_STREAM_IDLE_S = 300.0
+_STREAM_IDLE_S = 3600.0  # a person may type into it, and not every client sends keepalives
 _SIGNALS: dict[str | int, Signal] = {
     "SIGNAL_SIGTERM": Signal.TERM,
     "SIGNAL_SIGKILL": Signal.KILL,
@@ -108,13 +108,11 @@ class _InputData(_Message):
 
 
 class _StreamInput(_Message):
+    """One of these. A ``oneof`` leaves no trace in the JSON: its cases are fields of the message."""
+
     start: _Selected | None = None
     data: _InputData | None = None
     keepalive: _Nothing | None = None
-
-
-class _StreamInputEvent(_Message):
-    event: _StreamInput | None = None
 
 
 _START = msgspec.json.Decoder(_Start, strict=False)
@@ -123,7 +121,7 @@ _NOTHING = msgspec.json.Decoder(_Nothing)
 _SEND_INPUT = msgspec.json.Decoder(_SendInput, strict=False)
 _SEND_SIGNAL = msgspec.json.Decoder(_SendSignal)
 _UPDATE = msgspec.json.Decoder(_Update, strict=False)
-_STREAM_INPUT = msgspec.json.Decoder(_StreamInputEvent, strict=False)
+_STREAM_INPUT = msgspec.json.Decoder(_StreamInput, strict=False)
 
 
 async def start(call: RpcCall) -> None:
@@ -234,26 +232,30 @@ async def _write(call: RpcCall, selector: ProcessSelector, given: _Input | None)
     data = None if given is None else given.stdin if given.stdin is not None else given.pty
     if data is None:
         raise RpcError(Code.INVALID_ARGUMENT, "input needs stdin or pty")
-    await call.processes.send_input(call.sandbox_id, selector, data)
+    await call.while_connected(call.processes.send_input(call.sandbox_id, selector, data))
 
 
 async def stream_input(call: RpcCall) -> None:
     """A stream of input: first the program, then data and keepalives."""
+    async with call.deadline():
+        with call.directory.holding(call.sandbox_id, call.exchange.connection):
+            await _take_stream(call)
+    await call.exchange.answer(200, envelope(b"{}") + end_of_stream(), STREAM_HEADERS)
+
+
+async def _take_stream(call: RpcCall) -> None:
     reader = EnvelopeReader(call.settings.max_rpc_bytes)
     selector: ProcessSelector | None = None
-    with call.directory.holding(call.sandbox_id, call.exchange.connection):
-        async for chunk in call.exchange.chunks(idle_s=_STREAM_IDLE_S):
-            for message in reader.feed(chunk):
-                if not message.ends_stream:
-                    selector = await _take_input(call, decode(message.payload, _STREAM_INPUT), selector)
-        reader.finish()
-        await call.exchange.answer(200, envelope(b"{}") + end_of_stream(), STREAM_HEADERS)
+    async for chunk in call.exchange.chunks(idle_s=_STREAM_IDLE_S):
+        for message in reader.feed(chunk):
+            if not message.ends_stream:
+                selector = await _take_input(call, decode(message.payload, _STREAM_INPUT), selector)
+    reader.finish()
 
 
 async def _take_input(
-    call: RpcCall, message: _StreamInputEvent, selector: ProcessSelector | None
+    call: RpcCall, event: _StreamInput, selector: ProcessSelector | None
 ) -> ProcessSelector | None:
-    event = message.event or _StreamInput()
     if event.start is not None:
         return _selector(event.start.process)
     if event.data is not None:

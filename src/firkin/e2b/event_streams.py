@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, Protocol, TypeVar
 
-from firkin.e2b.calls import STREAM_HEADERS, RpcCall
+from firkin.e2b.calls import DEADLINE_PASSED, STREAM_HEADERS, RpcCall
 from firkin.e2b.connect_codec import Code, RpcError, end_of_stream
 from firkin.e2b.error_map import as_rpc_error, is_gone
 from firkin.law.errors import FirkinError, SandboxUnavailable
@@ -104,7 +104,7 @@ class EventStream(Generic[T]):
                     if data:
                         await exchange.write(data)
         except TimeoutError:
-            end = _End(RpcError(Code.DEADLINE_EXCEEDED, "the deadline of the call has passed"))
+            end = _End(RpcError(Code.DEADLINE_EXCEEDED, DEADLINE_PASSED))
         await self._finish(end)
 
     async def _next(self) -> bytes | _End:

@@ -117,6 +117,7 @@ class ClientConnection:
         self._received = bytearray()
         self._arrived = asyncio.Event()
         self._finished = False
+        self._closed = asyncio.Event()
         self.upgraded = False
 
     def reset(self) -> None:
@@ -133,6 +134,10 @@ class ClientConnection:
         cycle.response_started = cycle.response_complete = True
         self._protocol._unset_keepalive_if_required()
         self._protocol.transport.write(head)
+
+    async def closed(self) -> None:
+        """Return when the connection has ended."""
+        await self._closed.wait()
 
     async def read(self, limit: int = 65536) -> bytes:
         while not self._received and not self._finished:
@@ -173,3 +178,4 @@ class ClientConnection:
     def lost(self) -> None:
         self._finished = True
         self._arrived.set()
+        self._closed.set()

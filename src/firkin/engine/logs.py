@@ -14,7 +14,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.logs import LogEntry, LogFilter, LogLevel, LogSource
 
 ENTRIES_KEPT = 1000
-SANDBOXES_KEPT = 4096
+SANDBOXES_KEPT = 256
 
 
 class LogStore:
