@@ -171,7 +171,7 @@ def _kvm() -> Finding:
     return found(
         "kvm",
         os.access("/dev/kvm", os.R_OK | os.W_OK),
-        "/dev/kvm can be opened; whether a guest boots under it is not tried" if os.path.exists("/dev/kvm") else "no /dev/kvm",
+        "can be opened; whether a guest boots is not tried" if os.path.exists("/dev/kvm") else "no /dev/kvm",
         why="only for microVMs, which are not offered yet",
         mend="none needed today",
     )

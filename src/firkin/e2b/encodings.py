@@ -11,6 +11,7 @@ from firkin.e2b.exchange import Refused
 _GZIP = 16 + zlib.MAX_WBITS
 _CHUNK = 256 * 1024
 _INLINE = 16 * 1024
+_WORTHWHILE = 0.95
 _LEVEL = 1  # a sandbox's files travel over a local or fast link: little is gained by trying harder
 
 
@@ -58,13 +59,21 @@ def check_content_encoding(header: str | None) -> bool:
 
 
 async def gzipped(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
+    """As gzip; bytes that do not get smaller (judged by the first chunk) are only wrapped."""
+    compressor: zlib._Compress | None = None
     async for chunk in chunks:
+        compressor = compressor or zlib.compressobj(_level(chunk), zlib.DEFLATED, _GZIP)
         small = len(chunk) <= _INLINE
         data = compressor.compress(chunk) if small else await asyncio.to_thread(compressor.compress, chunk)
         if data:
             yield data
-    yield compressor.flush()
+    yield (compressor or zlib.compressobj(0, zlib.DEFLATED, _GZIP)).flush()
+
+
+def _level(first: bytes) -> int:
+    """Images, archives and the like would cost a core's time and gain nothing."""
+    sample = first[:_INLINE]
+    return _LEVEL if len(zlib.compress(sample, _LEVEL)) < _WORTHWHILE * len(sample) else 0
 
 
 async def gunzipped(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -96,7 +96,7 @@ def entry_json(entry: FileEntry) -> dict[str, object]:
     shown = entry.target_type if link else entry.file_type
     mode = entry.target_mode if link and entry.target_mode is not None else entry.mode
     described: dict[str, object] = {
-        "name": entry.name,
+        "name": entry.name or "/",
         "type": "FILE_TYPE_UNSPECIFIED" if shown is None else _TYPES.get(shown, "FILE_TYPE_UNSPECIFIED"),
         "path": str(entry.path),
         "size": str(entry.size_bytes),

@@ -253,9 +253,7 @@ async def _take_stream(call: RpcCall) -> None:
     reader.finish()
 
 
-async def _take_input(
-    call: RpcCall, event: _StreamInput, selector: ProcessSelector | None
-) -> ProcessSelector | None:
+async def _take_input(call: RpcCall, event: _StreamInput, selector: ProcessSelector | None) -> ProcessSelector | None:
     if event.start is not None:
         return _selector(event.start.process)
     if event.data is not None:

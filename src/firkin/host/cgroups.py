@@ -245,6 +245,7 @@ class Trees:
 
 
 _LEAVES = ("", "/agent", "/user")
+_OPTIONAL = ("memory.memsw.limit_in_bytes", "memory.swap.max", "memory.kmem.tcp.limit_in_bytes")
 
 
 def _settings_v1(controller: str, limits: Limits) -> list[tuple[str, str]]:
@@ -257,6 +258,7 @@ def _settings_v1(controller: str, limits: Limits) -> list[tuple[str, str]]:
                 ("memory.memsw.limit_in_bytes", whole),
                 ("user/memory.limit_in_bytes", user),
                 ("user/memory.memsw.limit_in_bytes", user),
+                ("user/memory.kmem.tcp.limit_in_bytes", str(limits.memory_bytes // 4)),
             ]
         case "pids":
             return [("pids.max", str(limits.pids + AGENT_RESERVE_PIDS)), ("user/pids.max", str(limits.pids))]
@@ -304,7 +306,7 @@ def _write_optional(folder: int, path: str, value: str) -> None:
     try:
         _write(folder, path, value)
     except FileNotFoundError:
-        if not path.endswith(("memory.memsw.limit_in_bytes", "memory.swap.max")):
+        if not path.endswith(_OPTIONAL):
             raise
 
 

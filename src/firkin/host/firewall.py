@@ -1,9 +1,12 @@
 """Which sandboxes may reach the internet: one nft table, one set, one element a sandbox.
 
 Every sandbox's host-side interface is called ``fk…``. From it: the host itself
-answers nothing but replies to what the host began; private, link-local,
-metadata, multicast and other sandboxes' addresses are dropped; IPv6 is dropped;
-and everything else is dropped too unless the interface is in ``online``.
+answers nothing at all (who wants to reach a service inside goes through the
+agent); private, link-local, metadata, multicast and other sandboxes' addresses
+are dropped, and so is what claims to come from another address; IPv6 is
+dropped; and everything else is dropped too unless the interface is in
+``online``, which also bounds how many entries one sandbox may hold in the
+machine's connection table.
 
 The table is shared by all Firkin servers of a machine, because a drop in one
 base chain cannot be undone by an accept in another one's.
@@ -19,9 +22,14 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from firkin.host.conntrack import delete_connections
+
 TABLE = "firkin"
 INTERFACE_PREFIX = "fk"
 POOL_NETWORK = "198.18.0.0/15"
+FLOWS = 4096  # connections of one sandbox, of a machine's 65,536 or more
+_VERSION = "version_2"  # a chain that only says which rules these are; count up with every change of them
+_MARK = 0x66690000  # connection marks of ours: this and the slot's number
 _USERS = Path("/run/firkin/firewall.users")
 
 # Special-purpose address blocks (IANA registry), which hold hosts, metadata services and neighbours.
@@ -44,16 +52,22 @@ PRIVATE = (
 _RULES = f"""
 table inet {TABLE} {{
     set online {{ type ifname; }}
+    set flows {{ type ipv4_addr; flags dynamic; size 65535; }}
+    map marks {{ type ifname : mark; }}
+    chain {_VERSION} {{ }}
     set private {{ type ipv4_addr; flags interval; elements = {{ {", ".join(PRIVATE)} }} }}
     chain input {{
         type filter hook input priority -5; policy accept;
-        iifname "{INTERFACE_PREFIX}*" ct state established,related accept
         iifname "{INTERFACE_PREFIX}*" drop
+    }}
+    chain spoofed {{
+        type filter hook prerouting priority -150; policy accept;
+        iifname "{INTERFACE_PREFIX}*" fib saddr . iif oif missing drop
     }}
     chain forward {{
         type filter hook forward priority -5; policy accept;
         iifname "{INTERFACE_PREFIX}*" jump outbound
-        oifname "{INTERFACE_PREFIX}*" ct state established,related accept
+        oifname @online ct state established,related accept
         oifname "{INTERFACE_PREFIX}*" drop
     }}
     chain outbound {{
@@ -61,8 +75,10 @@ table inet {TABLE} {{
         ip saddr != {POOL_NETWORK} drop
         ip daddr @private drop
         fib daddr type local drop
-        iifname @online accept
-        drop
+        iifname != @online drop
+        ct state new add @flows {{ ip saddr ct count over {FLOWS} }} drop
+        ct state new ct mark set iifname map @marks
+        accept
     }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
@@ -91,12 +107,34 @@ class Firewall:
         self._context: ctypes.c_void_p | None = None
 
     def install(self) -> None:
-        """Make the table unless it is there."""
+        """Make the table unless it is there, in this version."""
         self._users.parent.mkdir(parents=True, exist_ok=True)
         self._user = os.open(self._users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._user, fcntl.LOCK_SH)
-        if not self._try(f"list table inet {TABLE}"):
+        if not self._try(f"list chain inet {TABLE} {_VERSION}"):
+            self._try(f"delete table inet {TABLE}")
             self._run(_RULES)
+
+    def introduce(self, interface: str, slot: int) -> None:
+        """A new interface: no internet, whatever an earlier server that was killed left about that name."""
+        self._run(
+            f'add element inet {TABLE} online {{ "{interface}" }}; '
+            f'delete element inet {TABLE} online {{ "{interface}" }}; '
+            f'add element inet {TABLE} marks {{ "{interface}" : {_MARK | slot} }}'
+        )
+
+    def readmit(self, interface: str, slot: int, online: bool) -> None:
+        """The interface of a sandbox that lives on from an earlier server: as it was."""
+        self._run(f'add element inet {TABLE} marks {{ "{interface}" : {_MARK | slot} }}')
+        self.set_online(interface, online)
+
+    def dismiss(self, interface: str, slot: int) -> None:
+        """The interface goes: forget it."""
+        self._try(f'delete element inet {TABLE} marks {{ "{interface}" : {_MARK | slot} }}')
+
+    def forget_flows(self, slot: int) -> None:
+        """Drop the connections of the slot's last tenant, so that no late answer reaches the next one."""
+        delete_connections(_MARK | slot)
 
     def set_online(self, interface: str, online: bool) -> None:
         """Let `interface` out, or no longer. Idempotent."""
@@ -179,6 +217,8 @@ def guard_interface(interface: str) -> None:
     """Route what comes in on a sandbox's interface, but only from the sandbox's own address, and no IPv6 at all."""
     allow_forwarding(interface)
     with open(f"/proc/sys/net/ipv4/conf/{interface}/rp_filter", "w") as file:
+        file.write("1")
+    with open(f"/proc/sys/net/ipv4/conf/{interface}/arp_ignore", "w") as file:
         file.write("1")
     with suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w") as file:
         file.write("1")

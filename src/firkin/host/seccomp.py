@@ -7,8 +7,12 @@ keys, no bpf, no io_uring, no perf, no userfaultfd, no handles, no kexec, no
 clock, no host name. `clone3` answers ENOSYS, because its flags cannot be seen
 by a filter and libc then falls back to `clone`, whose flags can.
 
+Only the machine's own 64-bit calls are known: 32-bit programs do not run, because
+their calls reach the same kernel by numbers and multiplexers that a rule about
+arguments cannot see through.
+
 The agent's own process (PID 1 inside) may not be slowed from inside: changing
-its limits, affinity or priority answers EPERM.
+its limits, affinity, scheduling or priority answers EPERM.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import hashlib
 import os
 from pathlib import Path
 
-PROFILE_VERSION = 3
+PROFILE_VERSION = 4  # raise it with every change of a rule: compiled filters are kept under it
 
 _ALLOW = 0x7FFF0000
 _EPERM = 0x00050000 | 1
@@ -28,10 +32,10 @@ _CMP_NE, _CMP_EQ, _CMP_MASKED_EQ = 1, 4, 7
 _ATTR_BAD_ARCH, _ATTR_OPTIMIZE = 2, 8
 _NAMESPACE_FLAGS = 0x7E020000
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-# AF_ALG (38) and AF_VSOCK (40): kernel surface and a road to a hypervisor that no sandbox needs.
-_DENIED_FAMILIES = frozenset({38, 40})
+# AF_PACKET (17) and AF_XDP (44) hold memory that no limit counts; AF_ALG (38) and AF_VSOCK (40) are kernel surface
+# and a road to a hypervisor. No sandbox needs them.
+_DENIED_FAMILIES = frozenset({17, 38, 40, 44})
 _LAST_FAMILY = 45
-_EXTRA_ARCHES = {"x86_64": ("x86", "x32"), "aarch64": ("arm",)}
 
 ALLOWED = """
 accept accept4 access alarm arch_prctl bind brk cachestat capget capset chdir chmod chown chown32 chroot
@@ -45,7 +49,7 @@ getcpu getcwd getdents getdents64 getegid getegid32 geteuid geteuid32 getgid get
 getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresgid32 getresuid
 getresuid32 getrlimit get_robust_list getrusage getsid getsockname getsockopt get_thread_area gettid gettimeofday
 getuid getuid32 getxattr inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel ioctl io_destroy
-io_getevents io_pgetevents io_pgetevents_time64 ioprio_get ioprio_set io_setup io_submit ipc kill landlock_add_rule
+io_getevents io_pgetevents io_pgetevents_time64 ioprio_get io_submit ipc kill landlock_add_rule
 landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listxattr llistxattr
 _llseek lremovexattr lseek lsetxattr lstat lstat64 madvise map_shadow_stack membarrier memfd_create memfd_secret
 mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mmap2 mprotect mq_getsetattr mq_notify mq_open
@@ -57,20 +61,35 @@ recv recvfrom recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr rena
 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend
 rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo sched_getaffinity sched_getattr sched_getparam
 sched_get_priority_max sched_get_priority_min sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64
-sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop
-semtimedop_time64 send sendfile sendfile64 sendmmsg sendmsg sendto setfsgid setfsgid32 setfsuid setfsuid32 setgid
-setgid32 setgroups setgroups32 setitimer setpgid setregid setregid32 setresgid setresgid32 setresuid setresuid32
-setreuid setreuid32 setrlimit set_robust_list setsid setsockopt set_thread_area set_tid_address setuid setuid32
-setxattr shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 sigprocmask sigreturn socketcall
-socketpair splice stat stat64 statfs statfs64 statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill
-time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64
-timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate truncate64
-ugetrlimit umask uname unlink unlinkat utime utimensat utimensat_time64 utimes vfork wait4 waitid waitpid write
-writev
+sched_yield seccomp select semctl semget semop semtimedop semtimedop_time64 send sendfile sendfile64 sendmmsg
+sendmsg sendto setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid
+setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit set_robust_list setsid
+setsockopt set_thread_area set_tid_address setuid setuid32 setxattr shmat shmctl shmdt shmget shutdown sigaltstack
+signalfd signalfd4 sigprocmask sigreturn socketpair splice stat stat64 statfs statfs64 statx symlink symlinkat sync
+sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime
+timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime
+timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat utime utimensat
+utimensat_time64 utimes vfork wait4 waitid waitpid write writev
 """.split()  # noqa: SIM905 — four hundred names read better as a block of text
 
-# PID 1 is the agent: these take a process as their first argument and 0 means the caller.
-_NOT_ON_AGENT = ("prlimit64", "sched_setaffinity")
+# PID 1 is the agent. Calls that change another process, and which argument names it; 0 means the caller.
+_ON_A_PROCESS = {
+    "prlimit64": 0,
+    "sched_setaffinity": 0,
+    "sched_setattr": 0,
+    "sched_setparam": 0,
+    "sched_setscheduler": 0,
+    "setpriority": 1,
+    "ioprio_set": 1,
+}
+# The first argument of those that can also name a group or a user: one process only.
+_ONE_PROCESS = {"setpriority": 0, "ioprio_set": 1}
+
+
+# The kernel reads 32 bits of a process id and a filter compares 64: "not 1" has to be said of the low half alone,
+# as "all zero, or any bit but the lowest set".
+_LOW = 0xFFFFFFFF
+_ANY_BUT_ONE = ((_LOW, 0), *((1 << bit, 1 << bit) for bit in range(1, 32)))
 
 
 class _Argument(ctypes.Structure):
@@ -86,22 +105,19 @@ class SeccompUnavailable(Exception):
     """libseccomp is missing or refused the profile; the text says which."""
 
 
-def cached_filter(folder: Path) -> bytes:
-    """The compiled filter for this machine, from `folder` or compiled now (about 10 ms) and kept there."""
+def cached_filter(folder: Path) -> Path:
+    """The file of the compiled filter for this machine, in `folder`; compiled now (about 20 ms) if it is not there."""
     library = _library()
     library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
     version = tuple(library.seccomp_version().contents)
-    source = repr((PROFILE_VERSION, os.uname().machine, version, ALLOWED))
+    source = repr((PROFILE_VERSION, os.uname().machine, version, ALLOWED, _DENIED_FAMILIES, _ON_A_PROCESS))
     path = folder / f"seccomp-{hashlib.sha256(source.encode()).hexdigest()[:16]}.bpf"
-    try:
-        blob = path.read_bytes()
-    except FileNotFoundError:
-        blob = _compile(library)
-        folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_bytes(blob)
+        aside.write_bytes(_compile(library))
         aside.rename(path)
-    return blob
+    return path
 
 
 def _library() -> ctypes.CDLL:
@@ -116,9 +132,6 @@ def _library() -> ctypes.CDLL:
 def _compile(library: ctypes.CDLL) -> bytes:
     context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_EPERM)))
     try:
-        for arch in _EXTRA_ARCHES.get(os.uname().machine, ()):
-            token = library.seccomp_arch_resolve_name(arch.encode())
-            library.seccomp_arch_add(context, ctypes.c_uint32(token))
         library.seccomp_attr_set(context, _ATTR_OPTIMIZE, ctypes.c_uint32(2))
         library.seccomp_attr_set(context, _ATTR_BAD_ARCH, ctypes.c_uint32(_EPERM))
         _add_rules(library, context)
@@ -146,10 +159,11 @@ def _add_rules(library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
     for family in range(_LAST_FAMILY + 1):  # libseccomp takes one condition an argument: name the allowed ones
         if family not in _DENIED_FAMILIES:
             rule(_ALLOW, "socket", (0, _CMP_EQ, family, 0))
-    for name in _NOT_ON_AGENT:
-        rule(_ALLOW, name, (0, _CMP_NE, 1, 0))
-    rule(_ALLOW, "setpriority", (0, _CMP_NE, 0, 0))
-    rule(_ALLOW, "setpriority", (1, _CMP_NE, 1, 0))
+    rule(_ENOSYS, "io_setup")  # one host-wide table; programs fall back when the kernel seems not to have it
+    for name, index in _ON_A_PROCESS.items():
+        scope = ((0, _CMP_MASKED_EQ, _LOW, _ONE_PROCESS[name]),) if name in _ONE_PROCESS else ()
+        for mask, value in _ANY_BUT_ONE:
+            rule(_ALLOW, name, *scope, (index, _CMP_MASKED_EQ, mask, value))
 
 
 def _export(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:

@@ -21,11 +21,11 @@ _syscall.restype = ctypes.c_long
 _NUMBERS = {
     "x86_64": {
         "mount": 165, "umount2": 166, "unshare": 272, "setns": 308, "pivot_root": 155,
-        "prctl": 157, "capset": 126, "seccomp": 317, "sethostname": 170,
+        "prctl": 157, "capget": 125, "capset": 126, "seccomp": 317, "sethostname": 170,
     },
     "aarch64": {
         "mount": 40, "umount2": 39, "unshare": 97, "setns": 268, "pivot_root": 41,
-        "prctl": 167, "capset": 91, "seccomp": 277, "sethostname": 161,
+        "prctl": 167, "capget": 90, "capset": 91, "seccomp": 277, "sethostname": 161,
     },
 }  # fmt: skip
 _NEWER = {
@@ -62,6 +62,7 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
@@ -182,6 +183,15 @@ def set_capabilities(mask: int, *, last: int) -> None:
             prctl(PR_CAPBSET_DROP, number)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     low, high = mask & 0xFFFFFFFF, mask >> 32
+    _call("capset", header, struct.pack("=6I", low, low, 0, high, high, 0))
+
+
+def raise_permitted() -> None:
+    """Make effective what is permitted: a change of user keeps the one (PR_SET_KEEPCAPS) and drops the other."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    sets = ctypes.create_string_buffer(24)
+    _call("capget", header, sets)
+    _, low, _, _, high, _ = struct.unpack("=6I", sets.raw)
     _call("capset", header, struct.pack("=6I", low, low, 0, high, high, 0))
 
 

@@ -35,6 +35,9 @@ from firkin.host.syscalls import (
 # audit_write setfcap: Docker's default list.
 CAPABILITIES = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
 
+# Kernel memory that no control group of version 1 counts; each sandbox's users have accounts of their own.
+_PER_USER = {resource.RLIMIT_SIGPENDING: 4096, resource.RLIMIT_MSGQUEUE: 819_200, resource.RLIMIT_MEMLOCK: 8 << 20}
+
 
 def confine(
     order: LaunchOrder, user_namespace: int, keep: tuple[int, ...], program: SeccompProgram, last_capability: int
@@ -63,5 +66,9 @@ def _limit(order: LaunchOrder) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = order.nofile if most == resource.RLIM_INFINITY else min(order.nofile, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    for limit, most_inside in _PER_USER.items():
+        _, hard = resource.getrlimit(limit)
+        wanted = most_inside if hard == resource.RLIM_INFINITY else min(most_inside, hard)
+        resource.setrlimit(limit, (wanted, wanted))
     _, core = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, core))

@@ -92,15 +92,14 @@ class NamespacesDriver:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
         await asyncio.to_thread(self._install_firewall)
-        caches = self._state / "cache"
-        await asyncio.to_thread(cached_filter, caches)
+        program = await asyncio.to_thread(cached_filter, self._state / "cache")
         self._launcher = Launcher(
             {
                 "label": self._label,
                 "groups": self._trees.layout.as_object(),
                 "disks": str(self._disks),
                 "scratch": str(self._state / "launcher"),
-                "filter": str(max(caches.glob("seccomp-*.bpf"), key=os.path.getmtime)),
+                "filter": str(program),
                 "detached": not self._options.attached_layers and preflight.detached_layers(),
             }
         )
@@ -181,6 +180,7 @@ class NamespacesDriver:
             "pid": launched.pid,
             "start_time": start_time(launched.pid) or 0,
             "slot": slot.numbers.slot,
+            "online": int(slot.online),
             "socket": path,
             "disk": str(self._disk(sandbox_id)),
         }
@@ -230,7 +230,7 @@ class NamespacesDriver:
         if start_time(pid) != int(facts["start_time"]) or pid not in self._trees.members(sandbox_id):
             os.close(pidfd)
             return None
-        slot = self._slots.adopted(int(facts["slot"]))
+        slot = await self._slots.adopt(int(facts["slot"]), online=bool(facts.get("online")))
         return self._instance(sandbox_id, ref, pidfd, slot)
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:

@@ -19,7 +19,7 @@ from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
 from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.numbers import SlotNumbers
 from firkin.host.disks import loop_is_bound, remove_loop_device
-from firkin.host.firewall import Firewall
+from firkin.host.firewall import Firewall, FirewallUnavailable
 from firkin.law.errors import BackendFailure
 from firkin.lifetimes import Children
 
@@ -36,7 +36,7 @@ class Slot:
         self.numbers = SlotNumbers(slot)
         self.user, self.network, self.idmap = fds or (-1, -1, -1)
         self.loop = loop
-        self.online: bool | None = None
+        self.online = False
 
     @property
     def whole(self) -> bool:
@@ -78,8 +78,7 @@ class SlotPool:
         await self._maker.aclose()
         unused = [slot.numbers for slot in self._ready]
         for slot in self._ready:
-            await self._let_out(slot, False)
-            slot.close()
+            await self._retire(slot)
         self._ready.clear()
         await asyncio.gather(*(asyncio.to_thread(remove_loop_device, numbers.loop) for numbers in unused))
         self._leases.release(keep=self._used)
@@ -96,10 +95,13 @@ class SlotPool:
             raise
         return slot
 
-    def adopted(self, slot: int) -> Slot:
+    async def adopt(self, number: int, *, online: bool) -> Slot:
         """The slot of a sandbox that an earlier server started."""
-        self._used.add(slot)
-        return Slot(slot)
+        self._used.add(number)
+        slot = Slot(number)
+        await asyncio.to_thread(self._firewall.readmit, slot.numbers.interface, number, online)
+        slot.online = online
+        return slot
 
     def give_back(self, slot: Slot, *, clean: bool) -> None:
         """The sandbox is gone. Not `clean`: its parts may still be busy, so they are waited for first."""
@@ -108,12 +110,13 @@ class SlotPool:
     async def _recycle(self, slot: Slot, clean: bool) -> None:
         if not clean and not await _loop_free(slot.numbers.loop):
             return  # leaked by the kernel's measure: the number stays out of use while this server lives
+        if slot.online or not slot.whole:
+            await asyncio.to_thread(self._firewall.forget_flows, slot.numbers.slot)
         self._used.discard(slot.numbers.slot)
         if slot.whole and len(self._ready) < 2 * self._depth + 16:
             self._offer(slot)
             return
-        await self._let_out(slot, False, force=not slot.whole)
-        slot.close()
+        await self._retire(slot)
         await asyncio.to_thread(remove_loop_device, slot.numbers.loop)
         self._free.append(slot.numbers.slot)
 
@@ -159,7 +162,7 @@ class SlotPool:
             try:
                 self._offer(await self._make())
                 self._trouble = ""
-            except (BackendFailure, HelperDied) as error:
+            except (BackendFailure, HelperDied, FirewallUnavailable) as error:
                 self._trouble = str(error)
                 await asyncio.sleep(0.2)
                 await self._restart_maker()
@@ -181,19 +184,32 @@ class SlotPool:
         if "error" in answer:
             self._free.append(number)
             raise BackendFailure("make a sandbox slot", "namespaces", answer["error"])
-        return Slot(number, fds, tuple(answer["loop"]))
+        slot = Slot(number, fds, tuple(answer["loop"]))
+        try:
+            await asyncio.to_thread(self._firewall.introduce, slot.numbers.interface, number)
+        except BaseException:
+            slot.close()
+            self._free.append(number)
+            raise
+        return slot
 
     async def _restart_maker(self) -> None:
         await self._maker.aclose()
         with suppress(BackendFailure):
             await self._maker.start()
 
-    async def _let_out(self, slot: Slot, online: bool, *, force: bool = False) -> None:
-        if slot.online is online or (slot.online is None and not online and not force):
+    async def _retire(self, slot: Slot) -> None:
+        """The slot's network goes with its descriptors."""
+        numbers = slot.numbers
+        if slot.online or not slot.whole:
+            await asyncio.to_thread(self._firewall.set_online, numbers.interface, False)
+        await asyncio.to_thread(self._firewall.dismiss, numbers.interface, numbers.slot)
+        slot.close()
+
+    async def _let_out(self, slot: Slot, online: bool) -> None:
+        if slot.online is not online:
+            await asyncio.to_thread(self._firewall.set_online, slot.numbers.interface, online)
             slot.online = online
-            return
-        await asyncio.to_thread(self._firewall.set_online, slot.numbers.interface, online)
-        slot.online = online
 
 
 async def _loop_free(number: int) -> bool:

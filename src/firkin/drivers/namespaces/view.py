@@ -45,16 +45,25 @@ _TTY_GROUP = 5
 HIDDEN = (
     "proc/acpi",
     "proc/asound",
+    "proc/cmdline",
+    "proc/diskstats",
+    "proc/fs",
     "proc/interrupts",
     "proc/kcore",
+    "proc/key-users",
     "proc/keys",
     "proc/latency_stats",
+    "proc/partitions",
+    "proc/pressure",
     "proc/sched_debug",
     "proc/scsi",
     "proc/timer_list",
     "proc/timer_stats",
     "sys/block",
     "sys/class/block",
+    "sys/dev/block",
+    "sys/devices/virtual/bdi",
+    "sys/devices/virtual/block",
     "sys/devices/virtual/dmi",
     "sys/devices/virtual/powercap",
     "sys/firmware",
@@ -64,7 +73,7 @@ HIDDEN = (
     "sys/module",
     "sys/power",
 )
-READ_ONLY = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
+READ_ONLY = ("proc/bus", "proc/irq", "proc/sys", "proc/sysrq-trigger")
 
 
 def assemble(root: int, first_uid: int) -> None:
@@ -118,7 +127,7 @@ def _devices(first_uid: int) -> None:
     for name in ("pts", "shm", "mqueue"):
         os.mkdir(f"{dev}/{name}")
     terminals = NewFilesystem("devpts")
-    for key, value in (("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(first_uid + _TTY_GROUP)), ("max", "256")):
+    for key, value in (("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(first_uid + _TTY_GROUP)), ("max", "64")):
         terminals.option(key, value)
     _attach(terminals.mount(ATTR_NOSUID | ATTR_NOEXEC), "dev/pts")
     shared_memory = NewFilesystem("tmpfs")
