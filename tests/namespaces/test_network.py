@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from firkin import Runtime, Sandbox
+from firkin.host.firewall import TABLE, Firewall
 from firkin.law.network import NetworkPolicy
 from firkin.law.ports import Port
 from firkin.law.processes import Argv, Command
@@ -178,3 +179,18 @@ async def test_another_address_than_its_own_is_dropped(online: Sandbox, public_h
 
 def _packets(interface: str) -> int:
     return int(Path(f"/sys/class/net/{interface}/statistics/tx_packets").read_text())
+
+
+async def test_a_new_slot_forgets_what_a_killed_server_allowed() -> None:
+    firewall = Firewall()
+    firewall.install()
+    firewall.set_online("fk4031", True)
+    assert "fk4031" in _online()
+    firewall.introduce("fk4031", 4031)
+    assert "fk4031" not in _online()
+    firewall.dismiss("fk4031", 4031)
+    firewall.close()
+
+
+def _online() -> str:
+    return subprocess.run(["nft", "list", "set", "inet", TABLE, "online"], capture_output=True, text=True).stdout

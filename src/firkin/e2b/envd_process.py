@@ -119,7 +119,7 @@ _START = msgspec.json.Decoder(_Start, strict=False)
 _SELECTED = msgspec.json.Decoder(_Selected, strict=False)
 _NOTHING = msgspec.json.Decoder(_Nothing)
 _SEND_INPUT = msgspec.json.Decoder(_SendInput, strict=False)
-_SEND_SIGNAL = msgspec.json.Decoder(_SendSignal)
+_SEND_SIGNAL = msgspec.json.Decoder(_SendSignal, strict=False)
 _UPDATE = msgspec.json.Decoder(_Update, strict=False)
 _STREAM_INPUT = msgspec.json.Decoder(_StreamInput, strict=False)
 

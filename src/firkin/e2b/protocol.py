@@ -11,7 +11,7 @@ import asyncio
 import json
 import socket
 import struct
-from typing import Any
+from typing import Any, NoReturn
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -30,6 +30,7 @@ class SandboxProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._client = ClientConnection(self)
         self._head_bytes = 0
+        self._hosts = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,6 +63,7 @@ class SandboxProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION: self._client}  # type: ignore[dict-item]  # ASGI's type has dicts only
         self._head_bytes = 0
+        self._hosts = 0
         self._await_head()
 
     def on_url(self, url: bytes) -> None:
@@ -70,6 +72,13 @@ class SandboxProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
+        match name.lower():
+            case b"host":
+                self._hosts += 1
+                if self._hosts > 1:  # whoever looks at the other one would send it elsewhere
+                    self._give_up(400, "the request has more than one Host header")
+            case b"transfer-encoding" if value.strip().lower() != b"chunked":
+                self._give_up(501, "the only Transfer-Encoding spoken here is chunked")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -79,8 +88,12 @@ class SandboxProtocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(431, f"the request head is larger than {MAX_HEAD_BYTES} bytes")
-            raise ValueError("request head too large")
+            self._give_up(431, f"the request head is larger than {MAX_HEAD_BYTES} bytes")
+
+    def _give_up(self, status: int, message: str) -> NoReturn:
+        """Refuse from within the parser, which has to be stopped."""
+        self._refuse(status, message)
+        raise ValueError(message)
 
     def _await_head(self) -> None:
         self._stop_head_timer()

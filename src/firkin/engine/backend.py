@@ -138,6 +138,7 @@ class LocalBackend:
     async def _build(self, undo: AsyncExitStack, policies: Policies) -> Node:
         """Everything that must be given back is put on `undo`, which releases it in reverse."""
         self._state_dir.mkdir(mode=0o700, exist_ok=True)
+        self._state_dir.chmod(0o700)  # disks, templates and secrets of all tenants are below it
         lock = StateLock(self._state_dir)
         undo.callback(lock.release)
         database = await Database.open(self._state_dir / "state.db")

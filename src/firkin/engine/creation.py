@@ -166,6 +166,7 @@ async def _undo(node: Node, resident: Resident, failure: BaseException) -> None:
         await node.ledger.note(resident, Act.FAIL, Act.DELETE, why=why)
     node.figures.ended[EndCause.CREATE_FAILED] += 1
     node.roster.remove(resident)
+    node.logs.retire(resident.id)
     if resident.template is not None:
         resident.template.release()
 

@@ -100,6 +100,7 @@ def leave(node: Node, resident: Resident) -> None:
     """Take a deleted sandbox off everything that knows it."""
     node.deadlines.disarm(resident.id)
     node.roster.remove(resident)
+    node.logs.retire(resident.id)
     resident.release()
     if resident.template is not None:
         resident.template.release()

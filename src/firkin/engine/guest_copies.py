@@ -144,6 +144,7 @@ class GuestCopies:
             try:
                 async for chunk in data:
                     await _on_host(path, _write_all, fd, chunk)
+                await _on_host(path, _end_here, fd)
                 await _on_host(path, os.fchmod, fd, entry.mode & 0o777)
             finally:
                 os.close(fd)
@@ -171,9 +172,17 @@ async def _on_host(what: object, call: Callable[P, T], *args: P.args, **kwargs: 
 
 
 def _write_all(fd: int, data: bytes) -> None:
+    """Zeros become a hole: a file that takes nothing inside must not fill the host."""
+    if data.count(0) == len(data):
+        os.lseek(fd, len(data), os.SEEK_CUR)
+        return
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _end_here(fd: int) -> None:
+    os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR))
 
 
 def _make_folder(folder: int, name: str, overwrite: bool) -> int:

@@ -11,6 +11,7 @@ from firkin.engine.guest_copies import GuestCopies
 from firkin.engine.guest_entries import read_entries, read_entry, read_events
 from firkin.engine.guest_faults import file_errors
 from firkin.engine.guest_link import CALL_S, GuestLink, LinkStream
+from firkin.law.errors import FileFault, FilesystemFailure
 from firkin.law.files import (
     CopyOptions,
     FileEntry,
@@ -29,6 +30,7 @@ from firkin.wire.frames import DATA, EVENT, RESULT, WireError
 T = TypeVar("T")
 
 _REMOVAL_S = 600.0
+ENTRIES_AT_MOST = 200_000
 _STALL_S = 60.0  # how long the agent may stand still in the middle of a transfer or a list
 
 
@@ -113,6 +115,9 @@ class GuestFiles:
                     if kind == RESULT:
                         return entries
                     entries += _checked(self._link, read_entries, value) if kind == EVENT else ()
+                    if len(entries) > ENTRIES_AT_MOST:
+                        text = f"{path} holds more than {ENTRIES_AT_MOST} entries; list a folder below it, or less deep"
+                        raise FilesystemFailure("list directory", FileFault.LIMIT, text, path=path)
             finally:
                 await stream.aclose()
 

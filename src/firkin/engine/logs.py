@@ -14,7 +14,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.logs import LogEntry, LogFilter, LogLevel, LogSource
 
 ENTRIES_KEPT = 1000
-SANDBOXES_KEPT = 256
+ENDED_KEPT = 256
 
 
 class LogStore:
@@ -24,19 +24,27 @@ class LogStore:
         self._clock = clock
         self._records = records
         self._began = clock.now()
-        self._kept: OrderedDict[SandboxId | None, deque[LogEntry]] = OrderedDict()
+        self._kept: dict[SandboxId | None, deque[LogEntry]] = {}
+        self._ended: OrderedDict[SandboxId | None, deque[LogEntry]] = OrderedDict()
 
     def write(
         self, sandbox_id: SandboxId | None, source: LogSource, message: str, level: LogLevel = LogLevel.INFO
     ) -> None:
-        kept = self._kept.get(sandbox_id)
+        kept = self._of(sandbox_id)
         if kept is None:
             kept = self._kept[sandbox_id] = deque(maxlen=ENTRIES_KEPT)
-            if len(self._kept) > SANDBOXES_KEPT:
-                self._kept.popitem(last=False)
         kept.append(
             LogEntry(sandbox_id=sandbox_id, source=source, level=level, message=message, observed_at=self._clock.now())
         )
+
+    def _of(self, sandbox_id: SandboxId | None) -> deque[LogEntry] | None:
+        return self._kept.get(sandbox_id) or self._ended.get(sandbox_id)
+
+    def retire(self, sandbox_id: SandboxId) -> None:
+        """The sandbox is gone; its entries are kept until so many others have ended after it."""
+        self._ended[sandbox_id] = self._kept.pop(sandbox_id, None) or deque(maxlen=ENTRIES_KEPT)
+        if len(self._ended) > ENDED_KEPT:
+            self._ended.popitem(last=False)
 
     async def list(self, filter: LogFilter) -> Sequence[LogEntry]:
         chosen = [entry for entry in await self._candidates(filter.sandbox_id) if _matches(filter, entry)]
@@ -44,9 +52,9 @@ class LogStore:
 
     async def _candidates(self, sandbox_id: SandboxId | None) -> Iterable[LogEntry]:
         if sandbox_id is None:
-            everything = (entry for kept in self._kept.values() for entry in kept)
+            everything = (entry for group in (self._kept, self._ended) for kept in group.values() for entry in kept)
             return sorted(everything, key=lambda entry: entry.observed_at)
-        kept = list(self._kept.get(sandbox_id, ()))
+        kept = list(self._of(sandbox_id) or ())
         known_from = self._began if kept else None
         journal = await self._records.journal(sandbox_id, ENTRIES_KEPT)
         return [_from_journal(entry) for entry in journal if known_from is None or entry.at < known_from] + kept

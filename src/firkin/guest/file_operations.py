@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from firkin.wire.codec import Object
 
 _ENTRIES_AN_EVENT = 100
+_NAMES_AT_MOST = 100_000
+_NAME_BYTES_AT_MOST = 4 << 20
+_REMOVALS_A_LISTING = 4096
 _REMOVALS_A_STEP = 200
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -189,9 +192,26 @@ def _make_directory(path: str, account: Account) -> None:
 
 def _names(path: str) -> list[str]:
     try:
-        return sorted(os.listdir(path))
+        return sorted(_bounded(path, path))
     except OSError as error:
         raise refusal(error, path) from None
+
+
+def _bounded(folder: str | int, path: str) -> list[str]:
+    """The names in a directory. A hostile one could hold more than this process has memory for."""
+    found, size = [], 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            found.append(entry.name)
+            size += len(entry.name)
+            if len(found) > _NAMES_AT_MOST or size > _NAME_BYTES_AT_MOST:
+                raise Refused("limit", f"{path}: more than {_NAMES_AT_MOST} names, too many to list", path)
+    return found
+
+
+def _some_names(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry, _ in zip(entries, range(_REMOVALS_A_LISTING), strict=False)]
 
 
 def _names_left(path: str) -> list[str]:
@@ -201,7 +221,7 @@ def _names_left(path: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
         return []
     try:
-        return sorted(os.listdir(fd))
+        return sorted(_bounded(fd, path))
     except (FileNotFoundError, ProcessLookupError):
         return []
     finally:
@@ -218,6 +238,10 @@ def _removing(stream: Stream, path: str) -> Iterator[bool]:
     try:
         while pending:
             if not pending[-1]:
+                if len(pending) > 1 and (more := _some_names(open_folders[-1])):
+                    pending[-1] = more
+                    yield True
+                    continue
                 pending.pop()
                 os.close(open_folders.pop())
                 if pending:
@@ -230,7 +254,7 @@ def _removing(stream: Stream, path: str) -> Iterator[bool]:
                     yield True
                 continue
             open_folders.append(os.open(name, _DIRECTORY, dir_fd=open_folders[-1]))
-            pending.append(os.listdir(open_folders[-1]))
+            pending.append(_some_names(open_folders[-1]))
             names.append(name)
     finally:
         for fd in open_folders:

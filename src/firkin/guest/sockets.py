@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from firkin.wire.codec import Object
 
 _CONNECT_S = 10.0
+_TABLE_BYTES = 1 << 20
 _LISTEN = "0A"
 _PLACES = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))
 _REACHABLE = frozenset(
@@ -203,7 +204,7 @@ def _listeners(table: str) -> list[int]:
     """Ports in a /proc/net table that listen where `connect` can reach them."""
     try:
         with open(table, "rb", buffering=0) as file:
-            lines = file.read().decode("ascii", "replace").split("\n")[1:]
+            lines = file.read(_TABLE_BYTES).decode("ascii", "replace").split("\n")[1:-1]  # listeners come first
     except OSError:
         return []
     rows = [line.split() for line in lines if line]

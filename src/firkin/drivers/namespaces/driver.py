@@ -36,7 +36,7 @@ from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
 from firkin.law.errors import BackendFailure, DeadlineExceeded
 from firkin.law.ids import SandboxId
-from firkin.lifetimes import finish
+from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
 _RUN = Path("/run/firkin")
@@ -66,6 +66,7 @@ class NamespacesDriver:
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._slots_started = False
+        self._background = Children()
 
     @classmethod
     def from_settings(cls, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
@@ -188,7 +189,13 @@ class NamespacesDriver:
 
     def _instance(self, sandbox_id: SandboxId, ref: InstanceRef, pidfd: int, slot: Slot) -> NamespacesInstance:
         instance = NamespacesInstance(
-            sandbox_id, ref, pidfd=pidfd, slot=slot, trees=self._trees, released=self._released
+            sandbox_id,
+            ref,
+            pidfd=pidfd,
+            slot=slot,
+            trees=self._trees,
+            released=self._released,
+            background=self._background,
         )
         self._instances[sandbox_id] = instance
         return instance
@@ -252,6 +259,7 @@ class NamespacesDriver:
         return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
 
     async def aclose(self) -> None:
+        await self._background.aclose()
         for instance in list(self._instances.values()):
             instance.let_go()
         if self._launcher is not None:

@@ -17,6 +17,7 @@ from firkin.law.driver import InstanceEnd, InstanceRef
 from firkin.law.errors import SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.states import EndCause
+from firkin.lifetimes import Children
 
 _DIAL_WITHIN_S = 5.0
 _END_WITHIN_S = 20.0
@@ -35,6 +36,7 @@ class NamespacesInstance:
         slot: Slot,
         trees: Trees,
         released: Callable[[NamespacesInstance], Awaitable[None]],
+        background: Children,
     ) -> None:
         self._id = sandbox_id
         self._ref = ref
@@ -42,6 +44,7 @@ class NamespacesInstance:
         self.slot = slot
         self._trees = trees
         self._released = released
+        self._background = background
         self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
         self._requested = False
         self._cleaned = asyncio.Event()
@@ -78,8 +81,16 @@ class NamespacesInstance:
                 if self._trees.is_frozen(self._id):
                     self._trees.freeze(self._id, False)  # a frozen process does not take even SIGKILL (version 1)
             kill_pidfd(self._pidfd, signal.SIGKILL)
-            async with asyncio.timeout(_END_WITHIN_S):
-                await asyncio.shield(self._end)
+            try:
+                async with asyncio.timeout(_END_WITHIN_S):
+                    await asyncio.shield(self._end)
+            except TimeoutError:  # the kernel is still at it: what is left is removed when it is done
+                self._background.start(self._clean_later(), name=f"clean {self._id}")
+                raise
+        await self._clean()
+
+    async def _clean_later(self) -> None:
+        await asyncio.shield(self._end)
         await self._clean()
 
     async def freeze(self) -> None:
