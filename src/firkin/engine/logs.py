@@ -42,7 +42,7 @@ class LogStore:
 
     def retire(self, sandbox_id: SandboxId) -> None:
         """The sandbox is gone; its entries are kept until so many others have ended after it."""
-        self._ended[sandbox_id] = self._kept.pop(sandbox_id, None) or deque(maxlen=ENTRIES_KEPT)
+        self._ended[sandbox_id] = self._kept.pop(sandbox_id, deque(maxlen=ENTRIES_KEPT))
         if len(self._ended) > ENDED_KEPT:
             self._ended.popitem(last=False)
 
