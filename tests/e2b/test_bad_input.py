@@ -185,6 +185,7 @@ def test_the_data_plane_asks_for_its_token(client: RawClient) -> None:
     ("call", "body", "code"),
     [
         ("process.Process/SendSignal", {"process": {"pid": 99999}, "signal": "SIGNAL_SIGKILL"}, "not_found"),
+        ("process.Process/SendSignal", {"process": {"pid": "99999"}, "signal": 9}, "not_found"),
         ("process.Process/SendSignal", {"process": {"pid": 1}, "signal": "SIGNAL_SIGHUP"}, "unimplemented"),
         ("process.Process/SendSignal", {"process": {}, "signal": 9}, "invalid_argument"),
         ("process.Process/SendSignal", {"process": {"pid": -4}, "signal": 9}, "invalid_argument"),
@@ -257,6 +258,9 @@ def test_a_wrong_content_type_or_header_is_refused(client: RawClient) -> None:
         ("GET", "path=/tmp", {}, 400),
         ("GET", "path=/a%00b", {}, 400),
         ("GET", "path=~bob", {}, 400),
+        ("GET", "path=%ff", {}, 404),
+        ("GET", "path=/tmp/%zz", {}, 404),
+        ("GET", "path=/etc/passwd&username=%ff", {}, 401),
         ("GET", "path=/etc/passwd&username=nobody-here", {}, 401),
         ("GET", "path=/etc/passwd", {"Accept-Encoding": "br, identity;q=0"}, 406),
         ("GET", "path=/etc/passwd&odd=1", {}, 400),
@@ -311,6 +315,8 @@ def ask(server: RunningServer, data: bytes) -> bytes:
         (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"431"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", b"400"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"501"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"400"),
         (b"CONNECT example.test:80 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
     ],
 )

@@ -104,3 +104,15 @@ def test_a_sandbox_made_without_security_asks_for_no_token(client: RawClient) ->
         assert client.http.get("/files?path=/etc/passwd", headers=headers).status_code == 200
     finally:
         client.api("DELETE", f"/sandboxes/{made['sandboxID']}")
+
+
+def test_a_name_that_is_not_utf8_hides_no_other(client: RawClient) -> None:
+    for name in ("%ff.txt", "plain.txt"):
+        assert client.envd("POST", f"/files?path=/tmp/names/{name}", content=b"x", headers=OCTETS).status_code == 200
+    listed = client.unary("filesystem.Filesystem/ListDir", {"path": "/tmp/names"}).json()["entries"]
+    assert {entry["name"] for entry in listed} == {"\ufffd.txt", "plain.txt"}
+    assert client.envd("GET", "/files?path=/tmp/names/%ff.txt").content == b"x"
+
+
+def test_the_root_has_a_name(client: RawClient) -> None:
+    assert client.unary("filesystem.Filesystem/Stat", {"path": "/"}).json()["entry"]["name"] == "/"

@@ -48,6 +48,18 @@ async def test_a_watch_streams_changes_until_it_is_stopped(sandbox: AsyncSandbox
     await handle.stop()
 
 
+async def test_an_input_handle_passes_on_each_piece_at_once(sandbox: AsyncSandbox) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    handle = await sandbox.commands.run("cat", background=True, stdin=True, on_stdout=heard.put_nowait)
+    typed = sandbox.commands.stream_input(handle.pid)
+    for piece in ("one\n", "two\n"):
+        await typed.send(piece)
+        assert await asyncio.wait_for(heard.get(), 10) == piece
+    await typed.close()
+    await sandbox.commands.close_stdin(handle.pid)
+    assert (await handle.wait()).exit_code == 0
+
+
 async def test_a_client_that_leaves_does_not_end_its_command(sandbox: AsyncSandbox) -> None:
     handle = await sandbox.commands.run("sleep 60", background=True)
     await handle.disconnect()

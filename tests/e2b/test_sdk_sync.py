@@ -70,6 +70,23 @@ def test_a_background_command_takes_input_signals_and_a_second_reader(sandbox: S
     assert sandbox.commands.kill(999_999) is False
 
 
+def test_input_is_streamed_over_one_request(sandbox: Sandbox) -> None:
+    handle = sandbox.commands.run("cat", background=True, stdin=True)
+    sandbox.commands.stream_input(handle.pid, (f"line {n}\n" for n in range(50)))
+    sandbox.commands.stream_input(handle.pid, [b"bytes\n"])
+    sandbox.commands.close_stdin(handle.pid)
+    assert handle.wait().stdout == "".join(f"line {n}\n" for n in range(50)) + "bytes\n"
+    with pytest.raises(NotFoundException):
+        sandbox.commands.stream_input(999_999, ["x"])
+
+
+def test_input_that_nobody_reads_ends_with_the_clients_deadline(sandbox: Sandbox) -> None:
+    handle = sandbox.commands.run("sleep 60", background=True, stdin=True)
+    with pytest.raises(TimeoutException):
+        sandbox.commands.stream_input(handle.pid, ["x" * 1_000_000], timeout=0.3)
+    assert handle.kill() is True
+
+
 def test_a_command_that_takes_too_long_is_a_timeout(sandbox: Sandbox) -> None:
     with pytest.raises(TimeoutException):
         sandbox.commands.run("sleep 60", timeout=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -136,3 +137,10 @@ async def test_a_multipart_upload_that_breaks_off_is_refused(cut: int) -> None:
 def test_a_multipart_upload_needs_a_boundary() -> None:
     with pytest.raises(Refused):
         MultipartUpload(chunked(b"", 1), "multipart/form-data")
+
+
+@pytest.mark.parametrize(("data", "smaller"), [(b"", False), (b"text " * 100_000, True), (os.urandom(500_000), False)])
+async def test_gzip_gives_the_bytes_back_and_spends_no_time_on_what_does_not_shrink(data: bytes, smaller: bool) -> None:
+    packed = b"".join([chunk async for chunk in gzipped(chunked(data, 65536))])
+    assert gzip.decompress(packed) == data
+    assert (len(packed) < len(data) / 2) is smaller

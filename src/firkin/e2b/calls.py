@@ -92,13 +92,9 @@ class RpcCall:
 
     async def while_connected(self, work: Coroutine[Any, Any, None]) -> None:
         """`work`, which may wait for a program in the sandbox; given up when the client leaves (`ClientGone`)."""
-        connection = self.exchange.connection
-        if connection is None:
-            await work
-            return
         async with children() as tasks:
             working = tasks.start(work, name="call")
-            gone = tasks.start(connection.closed(), name="call-client")
+            gone = tasks.start(self.exchange.left(), name="call-client")
             await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 raise ClientGone

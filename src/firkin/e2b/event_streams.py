@@ -96,16 +96,14 @@ class EventStream(Generic[T]):
         await asyncio.sleep(0)  # let the reader run: output that is already there goes out with the first event
         await exchange.start(200, STREAM_HEADERS)
         data, end = self._ready(self._first)
-        await exchange.write(data)
         try:
             async with asyncio.timeout(self._call.deadline_s):
                 while end is None:
+                    await exchange.write(data)
                     data, end = self._ready(await self._next())
-                    if data:
-                        await exchange.write(data)
         except TimeoutError:
-            end = _End(RpcError(Code.DEADLINE_EXCEEDED, DEADLINE_PASSED))
-        await self._finish(end)
+            data, end = b"", _End(RpcError(Code.DEADLINE_EXCEEDED, DEADLINE_PASSED))
+        await self._finish(data, end)
 
     async def _next(self) -> bytes | _End:
         try:
@@ -126,13 +124,17 @@ class EventStream(Generic[T]):
             item = self._waiting.get_nowait()
         return b"".join(parts), item
 
-    async def _finish(self, end: _End) -> None:
+    async def _finish(self, data: bytes, end: _End) -> None:
+        """The last `data` and the end, as one write: a short command is one packet less."""
         error = end.error
         if isinstance(error, FirkinError):
-            if is_gone(error) and await self._reset_if_dead():
-                return
+            if is_gone(error):
+                await self._call.exchange.write(data)
+                if await self._reset_if_dead():
+                    return
+                data = b""
             error = as_rpc_error(error)
-        await self._call.exchange.write(end_of_stream(error), more=False)
+        await self._call.exchange.write(data + end_of_stream(error), more=False)
 
     async def _reset_if_dead(self) -> bool:
         connection = self._call.exchange.connection

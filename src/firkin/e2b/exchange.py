@@ -154,6 +154,15 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    async def left(self) -> None:
+        """Return when the client has gone. While a part of the body is unread, that shows late or never."""
+        if self._ended:
+            await self.disconnected()
+        elif self.connection is not None:
+            await self.connection.closed()
+        else:
+            await asyncio.Event().wait()
+
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *CORS]})

@@ -17,6 +17,7 @@ ENGINE_ALONE = (
     _C.TEMPLATE_PREPARE,
     _C.TEMPLATE_DATA_PLANE_NONE,
     _C.TEMPLATE_DATA_PLANE_ENVD_INJECT,
+    _C.SANDBOX_DATA_PLANE_INIT,
     _C.EVENTS_SUBSCRIBE,
     _C.METRICS_HOST,
 )
@@ -54,7 +55,7 @@ _NOT_BUILT: tuple[tuple[CapabilityReason, tuple[CapabilityName, ...]], ...] = (
     (TEMPLATE_BUILDS, (_C.TEMPLATE_READY, _C.TEMPLATE_FRESHNESS)),
     (
         Permanent("Firkin answers for the data plane itself and does not drive one inside the image"),
-        (_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY, _C.SANDBOX_DATA_PLANE_INIT),
+        (_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY,),
     ),
     (Permanent("domains are served by the E2B server, not by the engine"), (_C.PORTS_DOMAIN_PROXY,)),
 )

@@ -87,6 +87,11 @@ class OfferObligations(BackendSuite):
         reported = any(capabilities.supports(name) for name in _ACCESSORS[accessor])
         assert (getattr(backend, accessor) is not None) == reported
 
+    async def test_an_injected_data_plane_implies_its_initialisation(self, capabilities: Capabilities) -> None:
+        """Without it no sandbox with that plane would ever be ready."""
+        if capabilities.supports(_C.TEMPLATE_DATA_PLANE_ENVD_INJECT):
+            assert capabilities.supports(_C.SANDBOX_DATA_PLANE_INIT)
+
     async def test_streams_imply_input_and_signals(self, capabilities: Capabilities) -> None:
         if capabilities.supports(_C.PROCESS_STREAM):
             assert capabilities.supports(_C.PROCESS_STDIN)
