@@ -212,6 +212,19 @@ def test_killing_a_sandbox_tells_the_one_who_waits_for_its_command(server: Runni
         handle.wait()
 
 
+def test_killing_a_sandbox_tells_the_one_who_uploads_to_it(server: RunningServer) -> None:
+    made = Sandbox.create("base", **server.sdk())
+
+    def parts() -> Iterator[bytes]:
+        yield b"x" * 200_000
+        made.kill()
+        for _ in range(100):
+            yield b"x" * 200_000
+
+    with pytest.raises(TimeoutException, match="was killed or reached"):
+        made.files.write("cut", parts())
+
+
 def test_a_sandbox_whose_time_is_up_tells_the_one_who_waits(server: RunningServer) -> None:
     made = Sandbox.create("base", timeout=1, **server.sdk())
     began = time.monotonic()

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_range
 from firkin.e2b.content_types import content_type
 from firkin.e2b.encodings import accepts_gzip, gzipped
-from firkin.e2b.error_map import as_file_refusal
+from firkin.e2b.error_map import as_file_refusal, is_gone
 from firkin.e2b.exchange import Exchange, Header, Refused
 from firkin.e2b.file_access import FileCaller
 from firkin.law.backend import FilesystemControl
@@ -38,7 +38,7 @@ class Download:
                 entry, body = await self._open(ReadOptions(offset=part.offset, length=part.length))
             await self._send(entry, body, part)
         except FirkinError as error:
-            if self._exchange.started:
+            if self._exchange.started or is_gone(error):
                 raise
             raise _refusal(error, self._path) from error
 

@@ -8,7 +8,7 @@ import msgspec
 
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.encodings import check_content_encoding, gunzipped
-from firkin.e2b.error_map import as_file_refusal
+from firkin.e2b.error_map import as_file_refusal, is_gone
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.file_access import FileCaller
 from firkin.e2b.models import parse
@@ -85,6 +85,8 @@ class Upload:
         try:
             self._written[path] = await self._files.write(self._caller.info.id, path, body, options)
         except FirkinError as error:
+            if is_gone(error):
+                raise
             raise as_file_refusal(error, path) from error
 
 
@@ -129,6 +131,8 @@ async def compose(exchange: Exchange, files: FilesystemControl, directory: Sandb
         for source in dict.fromkeys(sources):
             await files.remove(info.id, source)
     except FirkinError as error:
+        if is_gone(error):
+            raise
         raise as_file_refusal(error, str(getattr(error, "id", path))) from error
     await exchange.answer_json(200, _written(entry))
 

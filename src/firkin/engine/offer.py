@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, CapabilityReason, Permanent
+from firkin.law.capabilities import (
+    AGENT_CAPABILITIES,
+    BuildFeatureGated,
+    Capabilities,
+    CapabilityName,
+    CapabilityReason,
+    Permanent,
+)
 
 _C = CapabilityName
 
@@ -22,23 +29,7 @@ ENGINE_ALONE = (
     _C.METRICS_HOST,
 )
 
-FROM_DRIVER = (
-    _C.PROCESS_RUN,
-    _C.PROCESS_START,
-    _C.PROCESS_STREAM,
-    _C.PROCESS_STDIN,
-    _C.PROCESS_SIGNAL,
-    _C.PROCESS_PTY,
-    _C.FILESYSTEM_READ,
-    _C.FILESYSTEM_WRITE,
-    _C.FILESYSTEM_COPY_IN,
-    _C.FILESYSTEM_COPY_OUT,
-    _C.FILESYSTEM_LIST,
-    _C.FILESYSTEM_WATCH,
-    _C.PORTS_CONNECT,
-    _C.METRICS_GUEST,
-    _C.NETWORK_POLICY,
-)
+FROM_DRIVER = (*AGENT_CAPABILITIES, _C.NETWORK_POLICY)
 
 SNAPSHOTS = BuildFeatureGated("snapshots")
 PAUSES = BuildFeatureGated("pauses")

@@ -72,6 +72,25 @@ class CapabilityName(StrEnum):
             ) from None
 
 
+# What a guest agent gives, whatever isolates it: a driver offers these as soon as its agent can be reached.
+AGENT_CAPABILITIES = (
+    CapabilityName.PROCESS_RUN,
+    CapabilityName.PROCESS_START,
+    CapabilityName.PROCESS_STREAM,
+    CapabilityName.PROCESS_STDIN,
+    CapabilityName.PROCESS_SIGNAL,
+    CapabilityName.PROCESS_PTY,
+    CapabilityName.FILESYSTEM_READ,
+    CapabilityName.FILESYSTEM_WRITE,
+    CapabilityName.FILESYSTEM_COPY_IN,
+    CapabilityName.FILESYSTEM_COPY_OUT,
+    CapabilityName.FILESYSTEM_LIST,
+    CapabilityName.FILESYSTEM_WATCH,
+    CapabilityName.PORTS_CONNECT,
+    CapabilityName.METRICS_GUEST,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Permanent:
     """This build or driver will never offer it."""

@@ -16,7 +16,7 @@ from firkin.drivers.memory.pipes import MemoryChannel, connection
 from firkin.drivers.memory.process_operations import PROCESS_OPERATIONS
 from firkin.drivers.memory.tree import Fault
 from firkin.law.backend import Preflight
-from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
+from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, Permanent
 from firkin.law.driver import BootPlan, InstanceEnd, InstanceRef
 from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec, SandboxUnavailable
 from firkin.law.ids import SandboxId
@@ -27,26 +27,7 @@ from firkin.wire.codec import Object
 MEMORY_BYTES = 1 << 20  # what an instance counts as using beside its files: there is no kernel to ask
 
 _C = CapabilityName
-_SUPPORTED = (
-    _C.SANDBOX_STOP,
-    _C.SANDBOX_KILL,
-    _C.SANDBOX_DELETE,
-    _C.PROCESS_RUN,
-    _C.PROCESS_START,
-    _C.PROCESS_STREAM,
-    _C.PROCESS_STDIN,
-    _C.PROCESS_SIGNAL,
-    _C.PROCESS_PTY,
-    _C.FILESYSTEM_READ,
-    _C.FILESYSTEM_WRITE,
-    _C.FILESYSTEM_COPY_IN,
-    _C.FILESYSTEM_COPY_OUT,
-    _C.FILESYSTEM_LIST,
-    _C.FILESYSTEM_WATCH,
-    _C.PORTS_CONNECT,
-    _C.PORTS_EXPOSE,
-    _C.METRICS_GUEST,
-)
+_SUPPORTED = (_C.SANDBOX_STOP, _C.SANDBOX_KILL, _C.SANDBOX_DELETE, _C.PORTS_EXPOSE, *AGENT_CAPABILITIES)
 
 
 async def _hello(machine: Machine, stream: Stream, facts: Object) -> None:

@@ -13,42 +13,12 @@ from firkin.host import cgroups
 from firkin.host.namespaces import idmap_namespace
 from firkin.host.syscalls import ATTR_IDMAP, MACHINE, NewFilesystem, mount_setattr, open_tree
 from firkin.law.backend import Preflight
-from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
+from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, Permanent
 
 _C = CapabilityName
 _PROBE_UID = 0x70000000
 
-_OFFERED = (
-    _C.RUNTIME_CREATE,
-    _C.RUNTIME_ATTACH,
-    _C.RUNTIME_LIST,
-    _C.RUNTIME_DEADLINE,
-    _C.SANDBOX_STOP,
-    _C.SANDBOX_KILL,
-    _C.SANDBOX_DELETE,
-    _C.PROCESS_RUN,
-    _C.PROCESS_START,
-    _C.PROCESS_STREAM,
-    _C.PROCESS_STDIN,
-    _C.PROCESS_SIGNAL,
-    _C.PROCESS_PTY,
-    _C.FILESYSTEM_READ,
-    _C.FILESYSTEM_WRITE,
-    _C.FILESYSTEM_COPY_IN,
-    _C.FILESYSTEM_COPY_OUT,
-    _C.FILESYSTEM_LIST,
-    _C.FILESYSTEM_WATCH,
-    _C.PORTS_CONNECT,
-    _C.PORTS_EXPOSE,
-    _C.PORTS_DOMAIN_PROXY,
-    _C.TEMPLATE_PREPARE,
-    _C.TEMPLATE_DATA_PLANE_NONE,
-    _C.TEMPLATE_DATA_PLANE_ENVD_INJECT,
-    _C.SANDBOX_DATA_PLANE_INIT,
-    _C.EVENTS_SUBSCRIBE,
-    _C.METRICS_HOST,
-    _C.METRICS_GUEST,
-)
+_OFFERED = (_C.SANDBOX_STOP, _C.SANDBOX_KILL, _C.SANDBOX_DELETE, _C.PORTS_EXPOSE, *AGENT_CAPABILITIES)
 
 
 def capabilities() -> Capabilities:
