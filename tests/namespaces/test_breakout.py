@@ -7,6 +7,8 @@ import platform
 
 import pytest
 
+from firkin import Runtime
+from firkin.law.sandboxes import SandboxSpec
 from tests.namespaces.conftest import Shell
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -207,3 +209,9 @@ async def test_sudo_works_for_the_default_user(shell: Shell) -> None:
 async def test_killing_everything_leaves_the_agent_answering(shell: Shell) -> None:
     await shell("kill -9 -1", user="root")
     assert (await shell("echo alive")).stdout == b"alive\n"
+
+
+async def test_a_hardened_sandbox_gains_no_privileges(runtime: Runtime) -> None:
+    async with await runtime.sandboxes.create(SandboxSpec.from_template("base", hardened=True)) as sandbox:
+        assert (await sandbox.exec("grep NoNewPrivs /proc/self/status")).stdout.split() == [b"NoNewPrivs:", b"1"]
+        assert not (await sandbox.exec("sudo -n id")).ok
