@@ -115,7 +115,17 @@ def test_a_working_directory_and_a_timeout_are_checked() -> None:
     assert _reason(caught) is InvalidReason.INVALID_TIMEOUT
 
 
-@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A\0": "x"}, {"A": "x\0"}])
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"": "x"},
+        {"A=B": "x"},
+        {"A\0": "x"},
+        {"A": "x\0"},
+        {"A": "x" * 131_072},
+        {str(n): "x" * 99_000 for n in range(11)},
+    ],
+)
 def test_an_environment_no_process_can_have_is_refused(env: dict[str, str]) -> None:
     with pytest.raises(InvalidSpec) as caught:
         Command(mode=Shell("x"), env=env)

@@ -215,3 +215,10 @@ async def test_a_hardened_sandbox_gains_no_privileges(runtime: Runtime) -> None:
     async with await runtime.sandboxes.create(SandboxSpec.from_template("base", hardened=True)) as sandbox:
         assert (await sandbox.exec("grep NoNewPrivs /proc/self/status")).stdout.split() == [b"NoNewPrivs:", b"1"]
         assert not (await sandbox.exec("sudo -n id")).ok
+
+
+async def test_a_listing_of_everything_skips_what_only_the_agent_may_read(runtime: Runtime) -> None:
+    async with await runtime.sandboxes.create(SandboxSpec.from_template("base")) as sandbox:
+        names = {entry.path for entry in await sandbox.fs.list("/", depth=3)}
+        assert "/etc/passwd" in names
+        assert "/proc/1" in names

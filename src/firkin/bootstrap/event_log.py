@@ -59,6 +59,7 @@ def start_log(level: str, stream: TextIO = sys.stderr) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what clients send: theirs to fill
     logging.getLogger("firkin").setLevel(level.upper())
 
 

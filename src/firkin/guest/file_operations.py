@@ -107,7 +107,7 @@ class FileOperations:
         try:
             return self._entries.of(path)
         except Refused as refused:
-            if refused.code == "not_found":  # it has gone since its directory was read
+            if refused.code in ("not_found", "permission"):  # gone since its directory was read, or the agent's own
                 return None
             raise
 
@@ -215,14 +215,15 @@ def _some_names(folder: int) -> list[str]:
 
 
 def _names_left(path: str) -> list[str]:
-    """As `_names`, empty when the directory went away or became something else meanwhile."""
+    """As `_names`, empty when the directory went away, became something else or cannot be read: one such
+    directory must not cost the whole list."""
     try:
         fd = os.open(path, _DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+    except OSError:
         return []
     try:
         return sorted(_bounded(fd, path))
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return []
     finally:
         os.close(fd)

@@ -15,6 +15,8 @@ from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.ids import ProcessId, ProcessTag
 
 MAX_ARGUMENTS = 65536
+MAX_VARIABLE_BYTES = 131_072
+MAX_ENVIRONMENT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,22 @@ def _invalid(detail: str) -> InvalidSpec:
 
 
 def check_environment(env: Mapping[str, str]) -> None:
-    """Raise `InvalidSpec` for a name that is empty or contains ``=`` or NUL, or a value with NUL."""
+    """Raise `InvalidSpec` for a name that is empty or contains ``=`` or NUL, a value with NUL, or one too long.
+
+    The limits are the kernel's for a program's start (execve(2): MAX_ARG_STRLEN
+    for one string, and what is left of the smallest usual argument space).
+    """
+    total = 0
     for name, value in env.items():
+        size = len(name.encode("utf-8", "surrogateescape")) + len(value.encode("utf-8", "surrogateescape")) + 2
+        total += size
+        if size > MAX_VARIABLE_BYTES or total > MAX_ENVIRONMENT_BYTES:
+            raise InvalidSpec(
+                "check environment",
+                InvalidReason.INVALID_ENVIRONMENT,
+                f"the variable {name[:64]!r} is too long: one may take {MAX_VARIABLE_BYTES} bytes with its name, "
+                f"all together {MAX_ENVIRONMENT_BYTES}",
+            )
         if not name or "=" in name or "\0" in name:
             raise InvalidSpec(
                 "check environment",
