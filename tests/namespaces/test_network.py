@@ -15,7 +15,10 @@ import pytest
 import pytest_asyncio
 
 from firkin import Runtime, Sandbox
-from firkin.host.firewall import TABLE, Firewall
+from firkin.drivers.namespaces.helper_process import HelperProcess
+from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.host.disks import remove_loop_device
+from firkin.host.firewall import ONLINE
 from firkin.law.network import NetworkPolicy
 from firkin.law.ports import Port
 from firkin.law.processes import Argv, Command
@@ -182,15 +185,14 @@ def _packets(interface: str) -> int:
 
 
 async def test_a_new_slot_forgets_what_a_killed_server_allowed() -> None:
-    firewall = Firewall()
-    firewall.install()
-    firewall.set_online("fk4031", True)
-    assert "fk4031" in _online()
-    firewall.introduce("fk4031", 4031)
-    assert "fk4031" not in _online()
-    firewall.dismiss("fk4031", 4031)
-    firewall.close()
-
-
-def _online() -> str:
-    return subprocess.run(["nft", "list", "set", "inet", TABLE, "online"], capture_output=True, text=True).stdout
+    ip("link", "add", "fk4031", "type", "veth", "peer", "name", "fk4031b")
+    ip("link", "set", "fk4031", "group", str(ONLINE))
+    maker = HelperProcess("firkin.drivers.namespaces.slot_maker")
+    await maker.start()
+    await maker.send(b'{"slot": 4031}', [])
+    _, fds = await maker.receive()
+    assert Path("/sys/class/net/fk4031/netdev_group").read_text() == "0\n"
+    for fd in fds:
+        os.close(fd)
+    await maker.aclose()
+    remove_loop_device(SlotNumbers(4031).loop)

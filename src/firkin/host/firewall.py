@@ -1,12 +1,17 @@
-"""Which sandboxes may reach the internet: one nft table, one set, one element a sandbox.
+"""Which sandboxes may reach the internet: one nft table whose rules never change, and a group for each interface.
 
 Every sandbox's host-side interface is called ``fk…``. From it: the host itself
 answers nothing at all (who wants to reach a service inside goes through the
 agent); private, link-local, metadata, multicast and other sandboxes' addresses
 are dropped, and so is what claims to come from another address; IPv6 is
-dropped; and everything else is dropped too unless the interface is in
-``online``, which also bounds how many entries one sandbox may hold in the
-machine's connection table.
+dropped; and everything else is dropped too unless the interface is in the group
+`ONLINE`. How many entries one sandbox may hold in the machine's connection
+table is bounded.
+
+The answer is a property of the interface (as ``ip link set … group`` sets it)
+and dies with it: no state of a killed server can be inherited, and a change
+costs the same with one sandbox and with thousands, where a set of nft would be
+read whole each time.
 
 The table is shared by all Firkin servers of a machine, because a drop in one
 base chain cannot be undone by an accept in another one's.
@@ -22,14 +27,12 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from firkin.host.conntrack import delete_connections
-
 TABLE = "firkin"
 INTERFACE_PREFIX = "fk"
 POOL_NETWORK = "198.18.0.0/15"
 FLOWS = 4096  # connections of one sandbox, of a machine's 65,536 or more
-_VERSION = "version_2"  # a chain that only says which rules these are; count up with every change of them
-_MARK = 0x66690000  # connection marks of ours: this and the slot's number
+_VERSION = "version_3"  # a chain that only says which rules these are; count up with every change of them
+ONLINE = 26217  # the interface group of those that may go out; a number that nobody else is likely to use
 _USERS = Path("/run/firkin/firewall.users")
 
 # Special-purpose address blocks (IANA registry), which hold hosts, metadata services and neighbours.
@@ -51,9 +54,7 @@ PRIVATE = (
 
 _RULES = f"""
 table inet {TABLE} {{
-    set online {{ type ifname; }}
     set flows {{ type ipv4_addr; flags dynamic; size 65535; }}
-    map marks {{ type ifname : mark; }}
     chain {_VERSION} {{ }}
     set private {{ type ipv4_addr; flags interval; elements = {{ {", ".join(PRIVATE)} }} }}
     chain input {{
@@ -67,7 +68,7 @@ table inet {TABLE} {{
     chain forward {{
         type filter hook forward priority -5; policy accept;
         iifname "{INTERFACE_PREFIX}*" jump outbound
-        oifname @online ct state established,related accept
+        oifname "{INTERFACE_PREFIX}*" oifgroup {ONLINE} ct state established,related accept
         oifname "{INTERFACE_PREFIX}*" drop
     }}
     chain outbound {{
@@ -75,9 +76,8 @@ table inet {TABLE} {{
         ip saddr != {POOL_NETWORK} drop
         ip daddr @private drop
         fib daddr type local drop
-        iifname != @online drop
+        iifgroup != {ONLINE} drop
         ct state new add @flows {{ ip saddr ct count over {FLOWS} }} drop
-        ct state new ct mark set iifname map @marks
         accept
     }}
     chain postrouting {{
@@ -93,7 +93,7 @@ class FirewallUnavailable(Exception):
 
 
 class Firewall:
-    """Commands to nft: by libnftables where it is there (0.1 ms), else by the program (5 ms). Thread-safe.
+    """The table, installed and removed: by libnftables where it is there, else by the program. Thread-safe.
 
     Every server holds the file `users` locked (shared) while it lives, so that
     the last one can tell that it is the last.
@@ -111,45 +111,34 @@ class Firewall:
         self._users.parent.mkdir(parents=True, exist_ok=True)
         self._user = os.open(self._users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._user, fcntl.LOCK_SH)
-        if not self._try(f"list chain inet {TABLE} {_VERSION}"):
-            self._try(f"delete table inet {TABLE}")
+        if self._try(f"list chain inet {TABLE} {_VERSION}"):
+            return
+        if self._try(f"list table inet {TABLE}"):
+            self._replace()
+        else:
             self._run(_RULES)
 
-    def introduce(self, interface: str, slot: int) -> None:
-        """A new interface: no internet, whatever an earlier server that was killed left about that name."""
-        self._run(
-            f'add element inet {TABLE} online {{ "{interface}" }}; '
-            f'delete element inet {TABLE} online {{ "{interface}" }}; '
-            f'add element inet {TABLE} marks {{ "{interface}" : {_MARK | slot} }}'
-        )
+    def _replace(self) -> None:
+        """Rules of another version give way, unless a server of that version still runs."""
+        if not self._alone():
+            raise FirewallUnavailable(
+                "another server of a different Firkin version runs on this machine; stop it, then start this one"
+            )
+        self._run(f"delete table inet {TABLE}; {_RULES}")
+        fcntl.flock(self._user, fcntl.LOCK_SH)
 
-    def readmit(self, interface: str, slot: int, online: bool) -> None:
-        """The interface of a sandbox that lives on from an earlier server: as it was."""
-        self._run(f'add element inet {TABLE} marks {{ "{interface}" : {_MARK | slot} }}')
-        self.set_online(interface, online)
-
-    def dismiss(self, interface: str, slot: int) -> None:
-        """The interface goes: forget it."""
-        self._try(f'delete element inet {TABLE} marks {{ "{interface}" : {_MARK | slot} }}')
-
-    def forget_flows(self, slot: int) -> None:
-        """Drop the connections of the slot's last tenant, so that no late answer reaches the next one."""
-        delete_connections(_MARK | slot)
-
-    def set_online(self, interface: str, online: bool) -> None:
-        """Let `interface` out, or no longer. Idempotent."""
-        if online:
-            self._run(f'add element inet {TABLE} online {{ "{interface}" }}')
-        else:
-            self._try(f'delete element inet {TABLE} online {{ "{interface}" }}')
-
-    def remove_if_last(self) -> None:
-        """Remove the table, unless another server still relies on it."""
+    def _alone(self) -> bool:
         try:
             fcntl.flock(self._user, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return
-        self._try(f"delete table inet {TABLE}")
+            fcntl.flock(self._user, fcntl.LOCK_SH)
+            return False
+        return True
+
+    def remove_if_last(self) -> None:
+        """Remove the table, unless another server still relies on it."""
+        if self._alone():
+            self._try(f"delete table inet {TABLE}")
 
     def close(self) -> None:
         if self._user >= 0:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
 
 _ACK, _REQUEST, _CREATE, _EXCLUSIVE = 0x4, 0x1, 0x400, 0x200
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
 _ERROR = 2
-_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 18, 28
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 3, 18, 27, 28
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_GATEWAY, _RTA_OIF = 5, 4
@@ -22,11 +23,12 @@ _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
 
 
 class Netlink:
-    """A netlink socket in the network namespace in which it is made."""
+    """A netlink socket in the network namespace in which it is made. Thread-safe."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._sequence = 0
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         self._socket.close()
@@ -49,6 +51,10 @@ class Netlink:
     def set_up(self, name: str) -> None:
         self._ask(_NEWLINK, 0, _link(0, _IFF_UP) + _text(_IFLA_IFNAME, name))
 
+    def set_group(self, name: str, group: int) -> None:
+        wanted = _attribute(_IFLA_GROUP, struct.pack("=I", group))
+        self._ask(_NEWLINK, 0, _link(0, 0) + _text(_IFLA_IFNAME, name) + wanted)
+
     def add_address(self, name: str, address: str, prefix: int) -> None:
         packed = socket.inet_aton(address)
         head = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, 0, socket.if_nametoindex(name))
@@ -63,6 +69,10 @@ class Netlink:
 
     def _ask(self, kind: int, flags: int, body: bytes) -> None:
         """Send one request and wait for its acknowledgement; OSError with the kernel's code."""
+        with self._lock:
+            self._exchange(kind, flags, body)
+
+    def _exchange(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
         size = 16 + len(body)
         self._socket.send(struct.pack("=IHHII", size, kind, _REQUEST | _ACK | flags, self._sequence, 0) + body)

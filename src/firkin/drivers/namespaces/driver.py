@@ -28,7 +28,7 @@ from firkin.drivers.namespaces.process_table import start_time
 from firkin.drivers.namespaces.slots import Slot, SlotPool
 from firkin.host import cgroups
 from firkin.host.base_disks import BaseDisks
-from firkin.host.firewall import Firewall, allow_forwarding, uplinks
+from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
 from firkin.host.seccomp import cached_filter
 from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
@@ -62,7 +62,7 @@ class NamespacesDriver:
         self._bases = BaseDisks(self._disks)
         self._firewall = Firewall()
         self._leases = SlotLeases(self._label, _in_use)
-        self._slots = SlotPool(self._leases, self._firewall, depth=self._options.ready_slots)
+        self._slots = SlotPool(self._leases, depth=self._options.ready_slots)
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._slots_started = False
@@ -107,7 +107,10 @@ class NamespacesDriver:
         await self._launcher.start()
 
     def _install_firewall(self) -> None:
-        self._firewall.install()
+        try:
+            self._firewall.install()
+        except FirewallUnavailable as error:
+            raise BackendFailure("start", NAME, str(error)) from error
         for uplink in uplinks():
             allow_forwarding(uplink)
 

@@ -18,8 +18,10 @@ from contextlib import suppress
 from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
 from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.host.conntrack import delete_connections
 from firkin.host.disks import loop_is_bound, remove_loop_device
-from firkin.host.firewall import Firewall, FirewallUnavailable
+from firkin.host.firewall import ONLINE
+from firkin.host.netlink import Netlink
 from firkin.law.errors import BackendFailure
 from firkin.lifetimes import Children
 
@@ -52,9 +54,9 @@ class Slot:
 class SlotPool:
     """Keeps about `depth` slots ready. `take` never fails because the pool is empty: it waits for a new one."""
 
-    def __init__(self, leases: SlotLeases, firewall: Firewall, *, depth: int) -> None:
+    def __init__(self, leases: SlotLeases, *, depth: int) -> None:
         self._leases = leases
-        self._firewall = firewall
+        self._wires: Netlink | None = None
         self._depth = depth
         self._free: deque[int] = deque()
         self._ready: deque[Slot] = deque()
@@ -78,10 +80,12 @@ class SlotPool:
         await self._maker.aclose()
         unused = [slot.numbers for slot in self._ready]
         for slot in self._ready:
-            await self._retire(slot)
+            slot.close()
         self._ready.clear()
         await asyncio.gather(*(asyncio.to_thread(remove_loop_device, numbers.loop) for numbers in unused))
         self._leases.release(keep=self._used)
+        if self._wires is not None:
+            self._wires.close()
 
     async def take(self, *, online: bool) -> Slot:
         """A slot whose network answers `online` from now on."""
@@ -99,8 +103,7 @@ class SlotPool:
         """The slot of a sandbox that an earlier server started."""
         self._used.add(number)
         slot = Slot(number)
-        await asyncio.to_thread(self._firewall.readmit, slot.numbers.interface, number, online)
-        slot.online = online
+        await self._let_out(slot, online)
         return slot
 
     def give_back(self, slot: Slot, *, clean: bool) -> None:
@@ -111,12 +114,12 @@ class SlotPool:
         if not clean and not await _loop_free(slot.numbers.loop):
             return  # leaked by the kernel's measure: the number stays out of use while this server lives
         if slot.online or not slot.whole:
-            await asyncio.to_thread(self._firewall.forget_flows, slot.numbers.slot)
+            await asyncio.to_thread(delete_connections, slot.numbers.guest_address)
         self._used.discard(slot.numbers.slot)
         if slot.whole and len(self._ready) < 2 * self._depth + 16:
             self._offer(slot)
             return
-        await self._retire(slot)
+        slot.close()
         await asyncio.to_thread(remove_loop_device, slot.numbers.loop)
         self._free.append(slot.numbers.slot)
 
@@ -162,7 +165,7 @@ class SlotPool:
             try:
                 self._offer(await self._make())
                 self._trouble = ""
-            except (BackendFailure, HelperDied, FirewallUnavailable) as error:
+            except (BackendFailure, HelperDied) as error:
                 self._trouble = str(error)
                 await asyncio.sleep(0.2)
                 await self._restart_maker()
@@ -184,31 +187,17 @@ class SlotPool:
         if "error" in answer:
             self._free.append(number)
             raise BackendFailure("make a sandbox slot", "namespaces", answer["error"])
-        slot = Slot(number, fds, tuple(answer["loop"]))
-        try:
-            await asyncio.to_thread(self._firewall.introduce, slot.numbers.interface, number)
-        except BaseException:
-            slot.close()
-            self._free.append(number)
-            raise
-        return slot
+        return Slot(number, fds, tuple(answer["loop"]))
 
     async def _restart_maker(self) -> None:
         await self._maker.aclose()
         with suppress(BackendFailure):
             await self._maker.start()
 
-    async def _retire(self, slot: Slot) -> None:
-        """The slot's network goes with its descriptors."""
-        numbers = slot.numbers
-        if slot.online or not slot.whole:
-            await asyncio.to_thread(self._firewall.set_online, numbers.interface, False)
-        await asyncio.to_thread(self._firewall.dismiss, numbers.interface, numbers.slot)
-        slot.close()
-
     async def _let_out(self, slot: Slot, online: bool) -> None:
         if slot.online is not online:
-            await asyncio.to_thread(self._firewall.set_online, slot.numbers.interface, online)
+            self._wires = self._wires or Netlink()
+            await asyncio.to_thread(self._wires.set_group, slot.numbers.interface, ONLINE if online else 0)
             slot.online = online
 
 
