@@ -31,16 +31,16 @@ def _file_type(mode: int) -> str:
 class Entries:
     """Describes files with the names of the guest's own users."""
 
-    __slots__ = ("_accounts", "_open", "_proc_device")
+    __slots__ = ("_accounts", "_open", "proc_device")
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
-        self._proc_device = -1
+        self.proc_device = -1
         self._open: Callable[[str, int, int], int] = os.open
 
     def begin(self) -> None:
         """Find out what this root and this kernel are like."""
-        self._proc_device = _device("/proc")
+        self.proc_device = _device("/proc")
         self._open = _opener()
 
     def of(self, path: str, *, follow: bool = False) -> Object:
@@ -51,7 +51,7 @@ class Entries:
             raise refusal(error, path) from None
         entry = self.describe(path, status)
         if stat.S_ISLNK(status.st_mode):
-            if status.st_dev != self._proc_device:  # as in refuse_proc
+            if status.st_dev != self.proc_device:  # as in refuse_proc
                 self._add_target(entry, path)
         elif stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
             _add_metadata(entry, path)
@@ -88,7 +88,7 @@ class Entries:
                 raise Refused("is_directory", f"{path}: is a directory", path)
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("not_regular", f"{path}: is not a regular file", path)
-            if status.st_dev == self._proc_device:
+            if status.st_dev == self.proc_device:
                 _refuse_own(path, fd)
         except BaseException:
             os.close(fd)
@@ -97,7 +97,7 @@ class Entries:
 
     def refuse_proc(self, path: str) -> None:
         """Links under /proc are not paths, and the agent's own would tell of the host's."""
-        if os.lstat(path).st_dev == self._proc_device:
+        if os.lstat(path).st_dev == self.proc_device:
             raise Refused("permission", f"{path}: links under /proc are not read", path)
 
     def _add_target(self, entry: Object, path: str) -> None:

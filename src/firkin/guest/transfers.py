@@ -8,6 +8,7 @@ from firkin.guest.connections import Taker
 from firkin.guest.entries import set_metadata
 from firkin.guest.faults import Refused, refusal
 from firkin.guest.file_operations import Steps, make_parents, path_of
+from firkin.guest.replacing import Replacement, replacement
 from firkin.wire import codec
 from firkin.wire.frames import CHUNK
 
@@ -28,9 +29,13 @@ _CHUNKS_A_STEP = 4
 class _Upload(Taker):
     """A file being written."""
 
-    __slots__ = ("_entries", "_fd", "_path", "_stream")
+    __slots__ = ("_entries", "_fd", "_path", "_replacement", "_stream")
 
-    def __init__(self, stream: Stream, entries: Entries, path: str, fd: int) -> None:
+    def __init__(
+        self, stream: Stream, entries: Entries, path: str, fd: int, replacement: Replacement | None = None
+    ) -> None:
+        """`replacement` gets its name when all has come; without one, `fd` is the file itself."""
+        self._replacement = replacement
         self._stream = stream
         self._entries = entries
         self._path = path
@@ -49,6 +54,9 @@ class _Upload(Taker):
 
     def eof(self) -> None:
         try:
+            if self._replacement is not None:
+                self._replacement.commit()
+                self._replacement = None
             entry = self._entries.of_open(self._path, self._fd)
         except OSError as error:
             self._stream.error(error, self._path)
@@ -63,6 +71,9 @@ class _Upload(Taker):
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+        if self._replacement is not None:
+            self._replacement.abandon()
+            self._replacement = None
 
 
 class Transfers:
@@ -96,23 +107,38 @@ class Transfers:
         account = self._accounts.lookup(codec.text(args, "user", ""))
         metadata = None if args.get("metadata") is None else codec.mapping(args, "metadata")
         mode = None if args.get("mode") is None else codec.integer(args, "mode")
-        append = codec.flag(args, "append")
+        append, parents = codec.flag(args, "append"), codec.flag(args, "parents")
+        new_mode = _NEW_FILE if mode is None else mode & 0o7777
+        instead = None
         try:
-            fd, created = self._open(path, account, append=append, parents=codec.flag(args, "parents"))
+            if not append:
+                instead = self._replacement(path, account, new_mode, parents=parents)
+            fd, created = (instead.fd, False) if instead else self._open(path, account, append=append, parents=parents)
         except OSError as error:
             raise refusal(error, path) from None
         try:
-            if not append:
+            if not append and instead is None:
                 os.ftruncate(fd, 0)
             os.fchown(fd, account.uid, account.gid)
-            if created and mode is not None:
-                os.fchmod(fd, mode & 0o7777)
+            if created:
+                os.fchmod(fd, new_mode)
             if metadata is not None:
                 set_metadata(fd, metadata)
         except BaseException:
             os.close(fd)
+            if instead is not None:
+                instead.abandon()
             raise
-        stream.taker = _Upload(stream, self._entries, path, fd)
+        stream.taker = _Upload(stream, self._entries, path, fd, instead)
+
+    def _replacement(self, path: str, account: Account, mode: int, *, parents: bool) -> Replacement | None:
+        try:
+            return replacement(path, mode, self._entries.proc_device)
+        except FileNotFoundError:
+            if not parents:
+                raise
+            make_parents(os.path.realpath(path), account)
+            return replacement(path, mode, self._entries.proc_device)
 
     def _open(self, path: str, account: Account, *, append: bool, parents: bool) -> tuple[int, bool]:
         """A descriptor for writing, and whether the file is new. O_CREAT only for what does not exist:

@@ -17,6 +17,7 @@ from firkin.guest import syscalls
 from firkin.guest.connections import Taker
 from firkin.guest.faults import Refused, refusal
 from firkin.guest.loop import READ
+from firkin.guest.replacing import UPLOAD_PREFIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Watch(Taker):
 class Watches:
     """The inotify instance and who listens to it."""
 
-    __slots__ = ("_departed", "_entries", "_fd", "_loop", "_places", "_scanned")
+    __slots__ = ("_departed", "_entries", "_fd", "_loop", "_places", "_replaced", "_scanned")
 
     def __init__(self, loop: Loop, entries: Entries) -> None:
         self._loop = loop
@@ -93,6 +94,7 @@ class Watches:
         self._fd = -1
         self._places: dict[int, list[Watch]] = {}
         self._scanned: set[tuple[Watch, str]] = set()
+        self._replaced: set[int] = set()  # cookies of uploads that are about to get their name
         self._departed: dict[int, tuple[int, str]] = {}  # cookie → the directory it left, and its name there
 
     def establish(self, watch: Watch) -> Iterator[bool]:
@@ -192,6 +194,13 @@ class Watches:
     def _take(self, number: int, mask: int, cookie: int, name: str, told: dict[Watch, None]) -> None:
         if mask & _OVERFLOW:
             self._lost()
+            return
+        if name.startswith(UPLOAD_PREFIX):
+            if mask & _MOVED_FROM:
+                self._replaced.add(cookie)
+            return
+        if mask & _MOVED_TO and cookie in self._replaced:  # that it was written is told by an event of its own
+            self._replaced.discard(cookie)
             return
         holders = list(self._places.get(number, ()))
         if mask & _ISDIR and mask & _MOVED_FROM:
