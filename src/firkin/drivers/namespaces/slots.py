@@ -26,6 +26,7 @@ from firkin.law.errors import BackendFailure
 from firkin.lifetimes import Children
 
 _LOOP_FREE_WITHIN_S = 10.0
+_QUIET_S = 0.2
 _MAKER = "firkin.drivers.namespaces.slot_maker"
 
 
@@ -66,6 +67,7 @@ class SlotPool:
         self._maker = HelperProcess(_MAKER)
         self._tasks = Children()
         self._trouble = ""
+        self._taken_at = 0.0
 
     async def start(self, used: set[int]) -> None:
         """`used`: slots of sandboxes that live on from an earlier server."""
@@ -89,6 +91,7 @@ class SlotPool:
 
     async def take(self, *, online: bool) -> Slot:
         """A slot whose network answers `online` from now on."""
+        self._taken_at = asyncio.get_running_loop().time()
         slot = self._best(online) or await self._next()
         self._used.add(slot.numbers.slot)
         self._wanted.set()
@@ -156,11 +159,19 @@ class SlotPool:
         self._ready.append(slot)
 
     async def _keep_ready(self) -> None:
-        """One slot at a time; those who wait go first, and ready ones are made in the gaps."""
+        """One slot at a time; those who wait go first.
+
+        The pool is filled up in quiet moments only: while sandboxes come and go,
+        their slots come back by themselves, and making others meanwhile would
+        cost the creates more than it gives them.
+        """
         while True:
             if len(self._ready) >= self._depth and not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
+                continue
+            if not self._waiting and self._busy() and len(self._ready) > self._depth // 4:
+                await asyncio.sleep(_QUIET_S / 4)
                 continue
             try:
                 self._offer(await self._make())
@@ -171,6 +182,9 @@ class SlotPool:
                 await self._restart_maker()
             if not self._waiting:
                 await asyncio.sleep(0.002)
+
+    def _busy(self) -> bool:
+        return asyncio.get_running_loop().time() < self._taken_at + _QUIET_S
 
     async def _make(self) -> Slot:
         if not self._free:
