@@ -46,7 +46,7 @@ class Children:
 
 @asynccontextmanager
 async def children() -> AsyncIterator[Children]:
-    """Background work that is cancelled and awaited when the block ends."""
+    """An owner for tasks: none of them outlives the block, and a failure in one is raised at its end."""
     owned = Children()
     try:
         yield owned

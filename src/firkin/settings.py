@@ -193,12 +193,13 @@ def _parsed(raw: Mapping[str, Any], origin: str, prepare: _Prepare) -> dict[str,
         try:
             parsed[key] = _READERS[key](prepare(key, value))
         except (TypeError, ValueError) as error:
-            raise _invalid(f"{key} in {origin} is {_shown(key, value)}; {error}") from None
+            raise _invalid(f"{key} in {origin}{_shown(key, value)}; {error}") from None
     return parsed
 
 
 def _shown(key: str, value: Any) -> str:
-    return "not readable" if key == "api_keys" else repr(value)[:80]
+    """What was given, but never a key."""
+    return " cannot be used" if key == "api_keys" else f" is {repr(value)[:80]}"
 
 
 def _path(value: Any) -> Path:

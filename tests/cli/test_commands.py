@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from firkin.bootstrap.state_files import ServerRecord, write_server_record
+from firkin.cli.failures import keep_traceback, start_exit_code
 from firkin.cli.kernel_checks import kernel_version
 from firkin.cli.main import _run
 from firkin.cli.options import Size
@@ -80,6 +82,16 @@ def firkin_here(
         (["sandbox", "list", "--url", "http://127.0.0.1:9"], "needs an API key"),
         (["template", "delete", "a/b", "--driver"], "No such option"),
         (["bench", "--driver", "memory", "--url", "http://x"], "leave it out"),
+        (["bench", "--json", "/nonexistent/figures"], "cannot be written"),
+        (["doctor", "--driver", "bogus"], "no driver is called 'bogus'"),
+        (["run", "--nope", "true"], "No such option"),
+        (["run", "--driver", "memory", "--cwd", "/no/where", "--", "true"], "/no/where"),
+        (["run", "--driver", "memory", "--user", "nobody-here", "--", "true"], "nobody-here"),
+        (["run", "--driver", "memory", "--json", "--tty", "--", "true"], "cannot be had with --tty"),
+        (["sandbox", "exec", "--nope", "id", "true"], "No such option"),
+        (["sandbox", "exec", "id", "--cwd", "/", "--", "true"], "comes too late"),
+        (["template", "delete", "unknown"], "was not found"),
+        (["template", "prepare", "/no/such/folder"], "/no/such/folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -175,11 +187,99 @@ def test_run_times_out_with_124(tmp_path: Path) -> None:
     assert done.returncode == 124
 
 
-def test_run_of_a_missing_program_is_a_failure_in_one_sentence(tmp_path: Path) -> None:
+def test_a_program_that_does_not_exist_ends_with_127_and_one_sentence(tmp_path: Path) -> None:
     done = firkin("run", "--driver", "memory", "--", "no-such-program", state=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 127
     assert done.stderr.count(b"\n") == 1
     assert b"no-such-program" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sentence", "code"),
+    [
+        ("'x' was not found on PATH", 127),
+        ("'/x' does not exist", 127),
+        ('"it\'s" was not found on PATH', 127),
+        ("there is no program 'x'", 127),
+        ("'/etc': Permission denied", 126),
+        ("cwd '/x' does not exist", None),
+        ("invalid username: 'x'", None),
+    ],
+)
+def test_what_an_agent_says_of_a_program_becomes_a_shells_number(sentence: str, code: int | None) -> None:
+    assert start_exit_code(sentence) == code
+
+
+def test_run_answers_with_one_json_object_at_the_end(tmp_path: Path) -> None:
+    script = "echo out; printf '\\377' >&2; exit 3"
+    done = firkin("run", "--driver", "memory", "--json", "--", "sh", "-c", script, state=tmp_path)
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["exit_code"], done.stderr) == (3, 3, b"")
+    assert answer["sandbox_id"]
+    assert (answer["stdout"], answer["stdout_encoding"]) == ("out\n", "utf-8")
+    assert (answer["stderr"], answer["stderr_encoding"]) == ("/w==", "base64")
+    assert answer["truncated"] is False
+
+
+@pytest.mark.parametrize("command", ["--help", "run --driver memory -- echo hi", "run --driver memory --json -- true"])
+@pytest.mark.parametrize(("target", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")])
+def test_output_that_cannot_be_written_is_one_sentence_and_no_log(
+    tmp_path: Path, command: str, target: str, why: str
+) -> None:
+    env = {**os.environ, "FIRKIN_STATE_DIR": str(tmp_path / "state")}
+    line = f"{sys.executable} -m firkin.cli.main {command} {target}"
+    done = subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True, timeout=50, env=env)
+    assert (done.returncode, done.stderr.decode()) == (1, f"firkin: the output cannot be written: {why}\n")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_named_state_folder_gets_the_details_of_an_unexpected_error(tmp_path: Path) -> None:
+    said = keep_traceback(RuntimeError("x"), ["env", "--state-dir", str(tmp_path / "a"), "--", "--state-dir=b"])
+    (kept,) = (tmp_path / "a/logs").iterdir()
+    assert str(kept) in said
+
+
+@pytest.mark.parametrize(("host", "code"), [("300.1.1.1", 2), ("192.0.2.1", 2)])
+def test_serving_on_an_address_of_no_use_is_refused_before_any_state_is_made(
+    tmp_path: Path, firkin_here: Callable[..., Ended], host: str, code: int
+) -> None:
+    folder = tmp_path / "state"
+    done = firkin_here("serve", "--driver", "memory", "--host", host, "--port", "0", "--state-dir", str(folder))
+    assert done.code == code
+    assert host in done.err
+    assert not folder.exists()
+
+
+def test_the_record_of_a_killed_server_counts_as_none(tmp_path: Path, firkin_here: Callable[..., Ended]) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    record = ServerRecord(
+        url="http://127.0.0.1:9", pid=gone.pid, api_key="e2b_00000000", domain="", driver="memory", version=""
+    )
+    write_server_record(tmp_path, record)
+    for more in ([], ["--url", record.url, "--api-key", record.api_key]):
+        done = firkin_here("sandbox", "list", *more)
+        assert (done.code, done.out) == (1, "")
+        assert "start one with: firkin serve" in done.err
+
+
+def test_a_refused_connection_is_told_in_the_systems_words(firkin_here: Callable[..., Ended]) -> None:
+    done = firkin_here("sandbox", "list", "--url", "http://127.0.0.1:9", "--api-key", "k")
+    assert "Connection refused" in done.err
+    assert "ssl" not in done.err
+
+
+def test_plain_benchmarks_take_every_figure() -> None:
+    from firkin.cli.bench.command import bench
+
+    defaults = {option.name: option.default for option in bench.params}
+    assert {name: defaults[name] for name in ("n", "burst", "idle", "alive", "cycles")} == {
+        "n": 100,
+        "burst": 100,
+        "idle": 200,
+        "alive": 500,
+        "cycles": 2000,
+    }
 
 
 def test_doctor_answers_in_json_and_boots_a_sandbox(tmp_path: Path) -> None:
@@ -224,6 +324,16 @@ def test_file_names_of_sources_are_made_absolute(monkeypatch: pytest.MonkeyPatch
     assert absolute_source("./root") == f"local:{tmp_path}/root"
     assert absolute_source("oci:./layout:tag") == f"oci:{tmp_path}/layout:tag"
     assert absolute_source("debian:12") == "debian:12"
+    assert absolute_source("lay2") == "lay2"
+    (tmp_path / "lay2").mkdir()
+    (tmp_path / "r.tgz").write_text("")
+    assert absolute_source("lay2") == f"local:{tmp_path}/lay2"
+    assert absolute_source("r.tgz") == f"local:{tmp_path}/r.tgz"
+    (tmp_path / "lay2/oci-layout").write_text("{}")
+    assert absolute_source("lay2") == f"oci:{tmp_path}/lay2"
+    for kind in ("local", "oci", "oci-archive", "docker-archive"):
+        assert absolute_source(f"{kind}:a/b:tag") == f"{kind}:{tmp_path}/a/b:tag"
+        assert absolute_source(f"{kind}:/a") == f"{kind}:/a"
 
 
 def test_a_template_id_is_made_from_its_source() -> None:

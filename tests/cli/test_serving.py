@@ -87,7 +87,63 @@ def test_a_sandbox_is_created_listed_used_inspected_and_killed(state: Path) -> N
     assert record["journal"]
     assert firkin("sandbox", "logs", sandbox_id, state=state).stdout
     assert firkin("sandbox", "kill", sandbox_id, state=state).returncode == 0
-    assert firkin("sandbox", "kill", sandbox_id, state=state).returncode == 1
+    assert firkin("sandbox", "kill", sandbox_id, state=state).returncode == 2
+
+
+def test_exec_answers_with_one_json_object_at_the_end(state: Path) -> None:
+    sandbox_id = created(state)
+    done = firkin("sandbox", "exec", "--json", sandbox_id, "--", "sh", "-c", "echo a; exit 4", state=state)
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["exit_code"], answer["stdout"]) == (4, 4, "a\n")
+    assert answer["sandbox_id"] == sandbox_id
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--", "no-such-program"], 127),
+        (["--cwd", "/no/where", "--", "true"], 2),
+        (["--user", "nobody-here", "--", "true"], 2),
+    ],
+)
+def test_exec_of_what_cannot_start_says_so_in_one_sentence(state: Path, words: list[str], code: int) -> None:
+    sandbox_id = created(state)
+    at = words.index("--")
+    done = firkin("sandbox", "exec", *words[:at], sandbox_id, *words[at:], state=state)
+    assert (done.returncode, done.stderr.count(b"\n")) == (code, 1), done.stderr
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
+def test_killing_several_kills_the_known_ones_and_tells_of_the_others(state: Path) -> None:
+    known = created(state)
+    done = firkin("sandbox", "kill", "unknownsandbox000000", known, state=state)
+    assert (done.returncode, done.stdout.decode()) == (2, f"{known}\n")
+    assert b"unknownsandbox000000" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sandbox", "create", "--template", "unknown"],
+        ["sandbox", "inspect", "unknownsandbox000000"],
+        ["sandbox", "exec", "unknownsandbox000000", "--", "true"],
+        ["sandbox", "list", "--api-key", "e2b_00000000"],
+        ["run", "--driver", "memory", "--template", "unknown", "--", "true"],
+    ],
+)
+def test_asking_for_what_the_server_does_not_have_is_bad_input(state: Path, words: list[str]) -> None:
+    done = firkin(*words, state=state)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done.stderr
+
+
+def test_run_with_a_servers_template_says_whose_it_is(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "root/etc").mkdir(parents=True)
+    assert firkin("template", "prepare", str(tmp_path / "root"), "--id", "held", state=state).returncode == 0
+    done = firkin("run", "--driver", "memory", "--template", "held", "--", "true", state=state)
+    assert done.returncode == 2
+    assert b"firkin sandbox create --template held" in done.stderr
+    firkin("template", "delete", "held", state=state)
 
 
 def test_an_ended_sandbox_still_says_how_it_ended(state: Path) -> None:
@@ -96,6 +152,7 @@ def test_an_ended_sandbox_still_says_how_it_ended(state: Path) -> None:
     record = json.loads(firkin("sandbox", "inspect", sandbox_id, "--json", state=state).stdout)
     assert "requested" in record["ended"]
     assert record["journal"][-1]["message"].startswith("deleted")
+    assert b"deleted" in firkin("sandbox", "logs", sandbox_id, state=state).stdout
 
 
 def test_exec_passes_input_through_to_its_end(state: Path) -> None:
@@ -114,12 +171,12 @@ def test_templates_are_prepared_listed_and_deleted_over_the_server(state: Path, 
     rows = json.loads(firkin("template", "list", "--json", state=state).stdout)
     assert {"base", "mine"} <= {row["id"] for row in rows}
     assert firkin("template", "delete", "mine", state=state).returncode == 0
-    assert firkin("template", "delete", "mine", state=state).returncode == 1
+    assert firkin("template", "delete", "mine", state=state).returncode == 2
 
 
 def test_a_template_that_cannot_be_made_says_why(state: Path) -> None:
     done = firkin("template", "prepare", "/no/such/folder", "--id", "none", state=state)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert b"/no/such/folder" in done.stderr
 
 
@@ -177,7 +234,7 @@ def test_run_does_not_disturb_a_running_server(state: Path) -> None:
     firkin("sandbox", "kill", sandbox_id, state=state)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_server_in_order_and_its_record_goes(tmp_path: Path, number: int) -> None:
     process, _ = start(tmp_path / "state")
     code, out, err = stop(process, number)
@@ -204,6 +261,18 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path, state: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
     assert b"in use" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_ready_line_can_be_json(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "firkin.cli.main", "serve", "--driver", "memory", "--port", "0", "--json"]
+    with subprocess.Popen(
+        [*argv, "--state-dir", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["url"].startswith("http://127.0.0.1:")
+        process.terminate()
+    assert process.returncode == 0
 
 
 def test_tenants_with_keys_of_their_own_do_not_see_each_other(tmp_path: Path) -> None:
@@ -213,7 +282,7 @@ def test_tenants_with_keys_of_their_own_do_not_see_each_other(tmp_path: Path) ->
         alice, bob = (["--url", url, "--api-key", key] for key in ("e2b_aaaaaaaa", "e2b_bbbbbbbb"))
         sandbox_id = created(folder, *alice)
         assert json.loads(firkin("sandbox", "list", "--json", *bob, state=tmp_path / "x").stdout) == []
-        assert firkin("sandbox", "kill", sandbox_id, *bob, state=tmp_path / "x").returncode == 1
+        assert firkin("sandbox", "kill", sandbox_id, *bob, state=tmp_path / "x").returncode == 2
         assert firkin("sandbox", "create", *alice, state=folder).returncode == 1
     finally:
         stop(process)

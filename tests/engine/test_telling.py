@@ -15,20 +15,61 @@ from firkin.law.capabilities import CapabilityName
 from firkin.law.errors import (
     AlreadyExists,
     BackendFailure,
+    InvalidSpec,
     NotFound,
     UnsupportedCapability,
 )
-from firkin.law.events import EventFilter, LifecycleChanged, PortChanged, ProcessChanged
+from firkin.law.events import EventFilter, FileChanged, LifecycleChanged, PortChanged, ProcessChanged
+from firkin.law.files import FileEventKind, SandboxPath, WriteOptions
 from firkin.law.ids import SandboxId, SnapshotId
 from firkin.law.logs import LogFilter, LogLevel, LogSource
 from firkin.law.metrics import MetricFilter
-from firkin.law.ports import Port, PortExposure, PortProtocol
+from firkin.law.ports import DomainProxySpec, Port, PortExposure, PortProtocol
 from firkin.law.processes import ById, Command, ProcessStatus
 from firkin.law.sandboxes import DeleteOptions
 from firkin.law.snapshots import SnapshotFilter, SnapshotOptions
 from firkin.law.states import SandboxState
 from firkin.testing.virtual_clock import VirtualClock
 from tests.engine.conftest import POLICIES, SPEC, Engine, engine_over
+
+
+async def test_log_stream_gives_new_entries_and_keeps_the_newest(tmp_path: Path) -> None:
+    async with engine_over(tmp_path / "state") as engine:
+        logs, told = engine.backend.logs, engine.node.logs
+        told.write(SandboxId("a"), LogSource.BOOT, "before")
+        stream = await logs.stream(LogFilter(sandbox_id=SandboxId("a"), level=LogLevel.INFO, limit=2))
+        told.write(SandboxId("b"), LogSource.BOOT, "another's")
+        told.write(SandboxId("a"), LogSource.BOOT, "quiet", LogLevel.DEBUG)
+        for word in ("one", "two", "three"):
+            told.write(SandboxId("a"), LogSource.BOOT, word)
+        assert [(await anext(stream)).message for _ in range(2)] == ["two", "three"]
+        await stream.aclose()
+        with pytest.raises(InvalidSpec, match="limit"):
+            await logs.stream(LogFilter(limit=0))
+        left = await logs.stream(LogFilter())
+    async with asyncio.timeout(5):
+        _ = [entry async for entry in left]  # it ends with the engine
+
+
+async def test_changes_of_files_are_told(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    events = await engine.backend.events.subscribe(EventFilter(sandbox_id=info.id))
+    files, a, b = engine.backend.filesystems, SandboxPath("/tmp/a"), SandboxPath("/tmp/b")
+    await files.write(info.id, a, b"x", WriteOptions())
+    await files.rename(info.id, a, b)
+    await files.remove(info.id, b)
+    await files.mkdir(info.id, a)
+    told = [(await anext(events)).kind for _ in range(5)]
+    kinds = FileEventKind
+    wanted = [(a, kinds.WRITE), (a, kinds.RENAME), (b, kinds.CREATE), (b, kinds.REMOVE), (a, kinds.CREATE)]
+    assert told == [FileChanged(info.id, path, kind) for path, kind in wanted]
+
+
+async def test_a_domain_is_refused(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    with pytest.raises(UnsupportedCapability) as refused:
+        await engine.backend.ports.domain_proxy(info.id, DomainProxySpec("a.example"))
+    assert refused.value.capability is CapabilityName.PORTS_DOMAIN_PROXY
 
 
 async def test_slow_listener_loses_the_oldest_and_knows_it() -> None:

@@ -17,6 +17,7 @@ from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import PreparedRoot, RootFilesystem
 from firkin.law.errors import (
     DeadlineExceeded,
+    InvalidReason,
     InvalidSpec,
     IoFailure,
     NotFound,
@@ -30,8 +31,11 @@ from firkin.law.processes import Command, Shell
 from firkin.law.sandboxes import DeleteOptions, SandboxSpec
 from firkin.law.templates import (
     EnvdHealth,
+    EnvdOrigin,
     EnvdPlane,
+    EnvdSource,
     GitSource,
+    GuestArch,
     HostSource,
     LocalSource,
     NoPlane,
@@ -47,6 +51,9 @@ from firkin.testing.virtual_clock import START
 from tests.engine.conftest import POLICIES, eventually
 
 ID = TemplateId("t")
+_PINNED = EnvdPlane(
+    source=EnvdSource(origin=EnvdOrigin.PINNED_LAYER, reference="x", sha256="0" * 64), arch=GuestArch.AARCH64
+)
 
 
 class Kitchen(MemoryRootPreparer):
@@ -128,7 +135,8 @@ async def test_preparation_that_nobody_waits_for_is_given_up(
 @pytest.mark.parametrize(
     ("failure", "seen"),
     [
-        (TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, "no such image"), TemplatePrepareFailure),
+        (TemplatePrepareFailure(TemplateFault.REGISTRY_UNAVAILABLE, "no route"), TemplatePrepareFailure),
+        (TemplatePrepareFailure(TemplateFault.TOOL_MISSING, "no such tool"), TemplatePrepareFailure),
         (OSError("disk full"), IoFailure),
         (ValueError("bug"), ValueError),
     ],
@@ -145,6 +153,42 @@ async def test_failure_is_kept_with_its_reason_and_leaves_no_files(
     assert _directories(tmp_path) == []
     kitchen.failure = None
     assert (await backend.templates.prepare(TemplateSpec.host(id=ID))).state is TemplateState.READY
+
+
+async def test_failed_template_says_so_to_who_wants_a_sandbox(backend: LocalBackend, kitchen: Kitchen) -> None:
+    kitchen.failure = TemplatePrepareFailure(TemplateFault.REGISTRY_UNAVAILABLE, "no route")
+    with pytest.raises(TemplatePrepareFailure):
+        await backend.templates.prepare(TemplateSpec.host(id=ID))
+    with pytest.raises(WrongState, match="template 't' has failed: no route"):
+        await backend.sandboxes.create(SandboxSpec.from_template(ID))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, "no such image"),
+        TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, "no such blob"),
+        InvalidSpec("prepare template", InvalidReason.MISSING_TEMPLATE, "no such recipe"),
+    ],
+)
+async def test_source_that_cannot_be_used_leaves_no_record(
+    backend: LocalBackend, kitchen: Kitchen, tmp_path: Path, failure: Exception
+) -> None:
+    kitchen.failure = failure
+    with pytest.raises(type(failure)):
+        await backend.templates.prepare(TemplateSpec.host(id=ID))
+    assert await backend.templates.list() == []
+    assert list((tmp_path / "state" / "templates").iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [OciSource("a b"), LocalSource("/no/such"), OciSource("oci:/no/such:tag")])
+async def test_source_that_cannot_be_is_refused_before_anything_is_done(
+    backend: LocalBackend, kitchen: Kitchen, source: TemplateSource
+) -> None:
+    with pytest.raises((InvalidSpec, TemplatePrepareFailure)):
+        await backend.templates.prepare(TemplateSpec(source=source))
+    assert kitchen.times == 0
+    assert await backend.templates.list() == []
 
 
 async def test_preparation_has_a_deadline(backend: LocalBackend, kitchen: Kitchen) -> None:
@@ -207,6 +251,14 @@ def test_ids_made_from_sources_never_collide() -> None:
             replace(TemplateSpec.host(), data_plane=EnvdPlane(port=1234)),
             CapabilityName.TEMPLATE_DATA_PLANE_ENVD_INJECT,
         ),
+        (
+            replace(TemplateSpec.host(), data_plane=EnvdPlane(arch=GuestArch.X86_64)),
+            CapabilityName.TEMPLATE_DATA_PLANE_ENVD_INJECT,
+        ),
+        (
+            replace(TemplateSpec.host(), data_plane=EnvdPlane(provisioning=Provisioning.ALREADY_PRESENT, version="1")),
+            CapabilityName.TEMPLATE_DATA_PLANE_ENVD_VERIFY,
+        ),
     ],
 )
 async def test_what_is_not_built_is_refused_before_anything_is_done(
@@ -228,7 +280,7 @@ async def test_impossible_timeout_is_refused(backend: LocalBackend, timeout_s: f
 @pytest.mark.parametrize(
     "source", [OciSource("oci:/x:tag"), GitSource("u", "r"), LocalSource("/p"), HostSource(), RecipeSource("debian")]
 )
-@pytest.mark.parametrize("plane", [EnvdPlane(), NoPlane()])
+@pytest.mark.parametrize("plane", [EnvdPlane(), NoPlane(), _PINNED])
 def test_record_comes_back_as_it_was_stored(source: TemplateSource, plane: EnvdPlane | NoPlane) -> None:
     info = TemplateInfo(id=ID, state=TemplateState.READY, source=source, data_plane=plane, created_at=START)
     record = TemplateRecord(info=info, key="k", directory="/d", root=RootFilesystem(base="/b", shared={"/usr": "/usr"}))

@@ -12,6 +12,8 @@ from firkin.law.capabilities import (
     HostPreflightGated,
     Permanent,
     RuntimeStateGated,
+    Supported,
+    Unsupported,
 )
 from firkin.law.errors import InvalidSpec, UnsupportedCapability
 
@@ -42,6 +44,12 @@ def test_later_words_win_and_the_earlier_report_is_unchanged() -> None:
     assert list(some.supported()) == [_C.PROCESS_RUN]
     assert some.refusal(_C.PROCESS_PTY) == Permanent("never")
     assert list(none.supported()) == []
+
+
+def test_a_status_is_a_value_to_match_on() -> None:
+    report = Capabilities.all_unsupported(Permanent("no")).with_supported(_C.PROCESS_RUN)
+    assert report.status(_C.PROCESS_RUN) == Supported()
+    assert report.status(_C.PROCESS_PTY) == Unsupported(Permanent("no"))
 
 
 def test_require_names_the_first_that_is_missing() -> None:

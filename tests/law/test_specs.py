@@ -24,6 +24,7 @@ from firkin.law import (
 from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec, RetryClass
 from firkin.law.events import Event, EventFilter, LifecycleChanged, WarmPoolChanged
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId, WarmPoolKey
+from firkin.law.ports import DomainProxySpec
 from firkin.law.processes import (
     MAX_ARGUMENTS,
     Argv,
@@ -54,7 +55,9 @@ from firkin.law.sandboxes import (
 )
 from firkin.law.states import SandboxState
 from firkin.law.templates import (
+    EnvdOrigin,
     EnvdPlane,
+    EnvdSource,
     GitSource,
     HostSource,
     LocalSource,
@@ -121,6 +124,10 @@ def test_a_working_directory_and_a_timeout_are_checked() -> None:
         {"": "x"},
         {"A=B": "x"},
         {"A\0": "x"},
+        {"A B": "x"},
+        {"A\n": "x"},
+        {"A\x1b[m": "x"},
+        {"A\x9f": "x"},
         {"A": "x\0"},
         {"A": "x" * 131_072},
         {str(n): "x" * 99_000 for n in range(11)},
@@ -224,6 +231,11 @@ SOURCES: list[TemplateSource] = [
     OciSource("debian:12"),
     OciSource("registry.example:5000/a/b@sha256:00"),
     OciSource("oci-archive:/x.tar"),
+    OciSource("oci:layout:tag"),
+    OciSource("docker-archive:./x.tar:thing:1"),
+    OciSource("host"),
+    OciSource("git:2"),
+    OciSource("recipe:latest"),
     LocalSource("/srv/root"),
     RecipeSource("debian"),
     GitSource("https://example.invalid/x.git", "main"),
@@ -240,10 +252,16 @@ def test_bare_words_are_images_and_paths_are_local() -> None:
     assert parse_source("debian") == OciSource("debian")
     assert parse_source("./root") == LocalSource("./root")
     assert parse_source("oci:/layout:tag") == OciSource("oci:/layout:tag")
+    assert parse_source("oci:debian:12").path == "debian:12"  # type: ignore[union-attr]  # a folder, never a registry
+    assert parse_source("docker://debian:12") == OciSource("debian:12")
+    assert OciSource("debian:12").path is None
+    assert describe_source(OciSource("oci-archive:/x.tar")) == "oci-archive:/x.tar"
+    assert describe_source(OciSource("debian:12")) == "debian:12"
     assert parse_source("git:https://example.invalid/x") == GitSource("https://example.invalid/x")
-    with pytest.raises(InvalidSpec) as caught:
-        parse_source("  ")
-    assert _reason(caught) is InvalidReason.MISSING_TEMPLATE
+    for nothing in ("  ", "oci:", "docker-archive:", "docker://"):
+        with pytest.raises(InvalidSpec) as caught:
+            parse_source(nothing)
+        assert _reason(caught) is InvalidReason.MISSING_TEMPLATE
 
 
 def test_template_shortcuts_take_the_default_data_plane() -> None:
@@ -258,6 +276,20 @@ def test_a_data_plane_needs_a_port_and_an_absolute_path() -> None:
     with pytest.raises(InvalidSpec) as caught:
         EnvdPlane(health_path="health")
     assert _reason(caught) is InvalidReason.INVALID_DATA_PLANE
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "A" * 64, "g" * 64])
+def test_a_pinned_data_plane_needs_a_digest(digest: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        EnvdSource(origin=EnvdOrigin.VENDORED_BUILD, reference="0123", sha256=digest)
+    assert _reason(caught) is InvalidReason.INVALID_DATA_PLANE
+
+
+@pytest.mark.parametrize("name", ["", "a..b", "-a.example", "a b", "a" * 64, "a." * 127 + "aa"])
+def test_what_is_no_domain_name_is_refused(name: str) -> None:
+    assert DomainProxySpec("a-1.Example.").domain == "a-1.Example."
+    with pytest.raises(InvalidSpec):
+        DomainProxySpec(name)
 
 
 @pytest.mark.parametrize(("depth", "min_ready"), [(-1, 0), (1, 2), (1, -1)])

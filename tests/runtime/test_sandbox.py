@@ -106,6 +106,25 @@ async def test_files_through_the_handle(sandbox: Sandbox, tmp_path: Path) -> Non
     assert not await fs.exists("/work")
 
 
+async def test_what_is_made_belongs_to_the_default_user_unless_another_is_named(
+    sandbox: Sandbox, runtime: Runtime, tmp_path: Path
+) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "file").write_text("x")
+    for fs in (sandbox.fs, runtime.files.of(sandbox.id)):
+        made = [
+            await fs.write("/work/new/a", "a"),
+            await fs.stat("/work/new"),
+            await fs.append("/work/b", "b"),
+            await fs.mkdir("/work/made"),
+            await fs.copy_in(tmp_path / "given", "/work/given"),
+            await fs.stat("/work/given/file"),
+        ]
+        assert {entry.owner for entry in made} == {sandbox.info().default_user}
+        assert (await fs.write("/work/c", "c", user="root")).owner == "root"
+        await fs.remove("/work", recursive=True)
+
+
 async def test_watch_tells_of_changes(sandbox: Sandbox) -> None:
     await sandbox.fs.mkdir("/watched")
     stream = await sandbox.fs.watch("/watched")

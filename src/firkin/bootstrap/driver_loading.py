@@ -31,6 +31,11 @@ def driver_names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group=GROUP)})
 
 
+def require_driver(name: str) -> None:
+    """`InvalidSpec` for a name that `load_driver` does not accept."""
+    _entry(name)
+
+
 def load_driver(name: str, state_dir: Path, options: Mapping[str, str]) -> Driver:
     """The driver of that name. `InvalidSpec` for an unknown name, `BackendFailure` when its code cannot be loaded."""
     driver_class = _load(_entry(name), name)

@@ -1,6 +1,6 @@
 """The server process from start to end: engine, E2B server, signals, log.
 
-The first SIGTERM or SIGINT ends it in order: no new request, then the engine is
+The first SIGTERM, SIGINT or SIGHUP ends it in order: no new request, then the engine is
 closed; sandboxes live on unless `kill_on_exit`. A second one stops waiting for
 requests that are still being answered.
 """
@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from firkin.bootstrap.addresses import require_address
 from firkin.bootstrap.composition import ensure_template, open_backend
 from firkin.bootstrap.event_log import event, start_log
 from firkin.bootstrap.state_files import (
@@ -38,6 +39,7 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until a signal ends it. `announce` gets the URL once requests are answered."""
     start_log(settings.log_level)
+    require_address(settings.host, settings.port)
     make_state_dir(settings.state_dir)
     with _Stop().installed() as stop:
         try:
@@ -81,7 +83,14 @@ def _server_settings(settings: Settings) -> ServerSettings:
         secret=server_secret(settings.state_dir),
         domain=settings.domain,
         max_timeout_s=settings.max_timeout_s,
+        default_timeout_s=_default_timeout(settings),
     )
+
+
+def _default_timeout(settings: Settings) -> int:
+    """E2B's protocol knows no sandbox without an end: where none is configured, the protocol's own 300 s."""
+    asked = 300.0 if settings.default_timeout_s is None else settings.default_timeout_s
+    return max(1, int(asked if settings.max_timeout_s is None else min(asked, settings.max_timeout_s)))
 
 
 def _record(settings: Settings, port: int, key: str) -> ServerRecord:
@@ -111,12 +120,15 @@ class _Stop:
     @contextmanager
     def installed(self) -> Iterator[_Stop]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        endings = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup started it
+            endings.append(signal.SIGHUP)
+        for number in endings:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
             yield self
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in endings:
                 loop.remove_signal_handler(number)
 
     async def wait(self) -> None:

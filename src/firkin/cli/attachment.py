@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from firkin.cli.failures import one_sentence
+from firkin.cli.failures import one_sentence, unwritable
 from firkin.law.errors import FirkinError
 from firkin.law.processes import PtySize
 from firkin.lifetimes import Children, children
@@ -64,28 +64,36 @@ def terminal_size() -> PtySize:
     return PtySize(rows=rows or 24, cols=columns or 80)
 
 
-async def attach(process: AttachedProcess, *, tty_wanted: bool) -> int:
-    """Pass everything through until the process ends; its exit code."""
+class Show(Protocol):
+    """Where output goes: called in a thread with the descriptor and the bytes. May raise `OSError`."""
+
+    def __call__(self, descriptor: int, data: bytes, /) -> None: ...
+
+
+async def attach(process: AttachedProcess, *, tty_wanted: bool, show: Show | None = None) -> int:
+    """Pass everything through until the process ends; its exit code. `show`: another place for its output."""
     async with children() as tasks:
         with _raw_terminal(tty_wanted), _signals(process, tasks, tty_wanted):
             _feed_stdin(process, tasks)
-            return await _show_output(process)
+            return await _show_output(process, show or write_all)
 
 
-async def _show_output(process: AttachedProcess) -> int:
+async def _show_output(process: AttachedProcess, show: Show) -> int:
     async for event in process.events():
         if isinstance(event, ExitCode):
             return event.code
         try:
-            await asyncio.to_thread(_write_all, event.descriptor, event.data)
-        except BrokenPipeError:
-            with suppress(FirkinError):
+            await asyncio.to_thread(show, event.descriptor, event.data)
+        except OSError as error:
+            with suppress(FirkinError, TimeoutError):
                 await asyncio.wait_for(process.signal(signal.SIGKILL), _SIGNAL_WITHIN_S)
-            return 128 + signal.SIGPIPE
+            if isinstance(error, BrokenPipeError):
+                return 128 + signal.SIGPIPE
+            raise unwritable(error) from error
     return 1
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
@@ -22,6 +23,8 @@ _PATIENCE_S = 60.0
 _CONNECT_S = 5.0
 _MAX_ENVELOPE = 16 * 1024 * 1024
 _END_OF_STREAM = 2
+_BAD_REQUEST = frozenset({400, 401, 403, 404, 409, 413, 422})
+_BAD_CALL = frozenset({"invalid_argument", "unauthenticated", "not_found", "already_exists", "failed_precondition"})
 
 Json = dict[str, Any]
 
@@ -123,7 +126,16 @@ class ServerClient:
         return headers | ({"X-Access-Token": self._tokens[sandbox_id]} if self._tokens[sandbox_id] else {})
 
     def _unreachable(self, error: Exception) -> CommandFailure:
-        return CommandFailure(f"the server at {self._address.url} cannot be reached: {error}")
+        ours = "; start one with: firkin serve" if isinstance(error, aiohttp.ClientConnectorError) else ""
+        return CommandFailure(f"no server can be reached at {self._address.url}: {_why(error)}{ours}")
+
+
+def _why(error: Exception) -> str:
+    """The system's own words: aiohttp's name its internals."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return os.strerror(cause.errno) if cause.errno > 0 else (cause.strerror or "unknown host")
+    return str(cause) or type(cause).__name__
 
 
 async def _envelopes(content: aiohttp.StreamReader) -> AsyncIterator[tuple[int, Json]]:
@@ -144,10 +156,11 @@ def _check(status: int, raw: bytes) -> None:
         message = f"it answered {status}"
     if status == 401:
         message = f"the server refused the API key: {message}"
-    raise CommandFailure(message, exit_code=BAD_INPUT if status in (400, 413, 422) else 1)
+    raise CommandFailure(message, exit_code=BAD_INPUT if status in _BAD_REQUEST else 1)
 
 
 def _check_end(message: Json) -> None:
     error = message.get("error")
     if error:
-        raise CommandFailure(str(error.get("message") or error.get("code") or "the call failed"))
+        wrong = BAD_INPUT if error.get("code") in _BAD_CALL else 1
+        raise CommandFailure(str(error.get("message") or error.get("code") or "the call failed"), exit_code=wrong)

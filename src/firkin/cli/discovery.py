@@ -39,16 +39,28 @@ def find_server(url: str | None, api_key: str | None, state_dir: Path | None) ->
     url = url or (os.environ.get("E2B_API_URL") if from_env else None)
     key = api_key or (os.environ.get("E2B_API_KEY") if from_env else None)
     record = running_server(state_dir)
+    folder = read_settings({"state_dir": state_dir}).state_dir
     if url is not None:
         base = _checked(url)
+        if record is None and _is_of_a_dead_server(base, folder):
+            raise _nothing_runs(folder)
         ours = record if record is not None and record.url == base else None
         if key is None and ours is None:
             raise click.UsageError("--url needs an API key; give --api-key or set E2B_API_KEY")
         return _address(base, key or (ours.api_key if ours else ""), ours)
     if record is None:
-        folder = read_settings({"state_dir": state_dir}).state_dir
-        raise CommandFailure(f"no server runs on the state folder {folder}; start one with: firkin serve")
+        raise _nothing_runs(folder)
     return _address(record.url, key or record.api_key, record)
+
+
+def _nothing_runs(folder: Path) -> CommandFailure:
+    return CommandFailure(f"no server runs on the state folder {folder}; start one with: firkin serve")
+
+
+def _is_of_a_dead_server(url: str, folder: Path) -> bool:
+    """Whether that is where the folder's last server was, which was killed and could not take its record away."""
+    record = read_server_record(folder)
+    return record is not None and record.url == url and not record.alive
 
 
 def operator_of(state_dir: Path) -> str | None:

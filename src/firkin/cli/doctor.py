@@ -26,9 +26,11 @@ _MARKS = {Status.OK: "ok      ", Status.DEGRADED: "degraded", Status.MISSING: "M
 def doctor(driver: str | None, probe: bool, state_dir: Path | None, as_json: bool) -> int:
     """Check this machine. Ends with 1 when something that the driver needs is missing."""
     settings = read_settings({"driver": driver, "state_dir": state_dir})
+    from firkin.bootstrap.driver_loading import require_driver
     from firkin.cli.event_loops import run_command
     from firkin.cli.examination import examine
 
+    require_driver(settings.driver)
     findings = run_command(examine(settings, probe=probe))
     if as_json:
         show_json({"ready": _ready(findings), "findings": [finding.as_json() for finding in findings]})

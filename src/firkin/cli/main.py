@@ -3,20 +3,22 @@
 A command's module is imported when the command is used, so that ``--help`` and
 shell completion stay fast. Exit codes: 0 success, 1 failure, 2 the request was
 wrong, 128+n ended by signal n; ``run`` and ``sandbox exec`` pass on the code of
-the command inside.
+the command inside, or end with 126 or 127 when it cannot be started.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
 import click
 
 from firkin import __version__
-from firkin.cli.failures import exit_code_of, keep_traceback, one_sentence
+from firkin.cli.failures import exit_code_of, keep_traceback, one_sentence, unwritable
 from firkin.law.errors import FirkinError
 
 _COMMANDS = {
@@ -63,10 +65,12 @@ def app() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. No traceback reaches the user."""
+    _occupy_standard_descriptors()
     sys.exit(_run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     try:
         result = app.main(args=argv, prog_name="firkin", standalone_mode=False)
     except click.ClickException as error:
@@ -78,17 +82,58 @@ def _run(argv: Sequence[str] | None) -> int:
     except FirkinError as error:
         _say(one_sentence(error))
         return exit_code_of(error)
-    except BrokenPipeError:
-        sys.stdout = None  # nobody reads it: the interpreter must not flush it at exit
-        return 141
     except Exception as error:  # noqa: BLE001 — the root of the program
-        _say(keep_traceback(error))
-        return 1
+        return _end_unexpectedly(error, argv)
     return result if isinstance(result, int) else 0
 
 
+def _end_unexpectedly(error: Exception, argv: Sequence[str]) -> int:
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
+        return 141
+    if isinstance(error, OSError) and _printing(error):
+        _drop_output()
+        _say(str(unwritable(error)))
+        return 1
+    _say(keep_traceback(error, argv))
+    return 1
+
+
+def _printing(error: OSError) -> bool:
+    """Whether it was raised inside `click.echo`, so by the write of a result."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__")).startswith("click.")
+
+
+def _drop_output() -> None:
+    """What is still buffered can go nowhere: the interpreter must not fail over it at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _occupy_standard_descriptors() -> None:
+    """A closed descriptor 0, 1 or 2 must not become that of a file or socket which then gets our output.
+
+    What takes the place of standard output cannot be written, so that results are not lost in silence.
+    """
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nothing = os.open(os.devnull, flags)
+            if nothing != descriptor:
+                os.dup2(nothing, descriptor)
+                os.close(nothing)
+            if descriptor == 1:
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+
+
 def _say(sentence: str) -> None:
-    click.echo(f"firkin: {' '.join(sentence.split())}", err=True)
+    with suppress(OSError):  # nobody can be told
+        click.echo(f"firkin: {' '.join(sentence.split())}", err=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 from firkin.bootstrap.composition import BASE, close_abandoned, ensure_template, open_backend
 from firkin.bootstrap.temporary_states import temporary_state
-from firkin.cli.attachment import ExitCode, Output, attach, terminal_size
-from firkin.cli.failures import CommandFailure
+from firkin.cli.attachment import ExitCode, Output, Show, attach, terminal_size
+from firkin.cli.discovery import find_server, running_server
+from firkin.cli.failures import BAD_INPUT, CommandFailure
+from firkin.cli.template import absolute_source
 from firkin.law.backend import SandboxBackend
 from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.network import NetworkPolicy
@@ -54,8 +56,11 @@ class OneShot:
     timeout: float | None = None
 
 
-async def run_one(request: OneShot, settings: Settings) -> int:
-    """Run it to its end; the exit code. The sandbox is gone afterwards, however it ended."""
+async def run_one(request: OneShot, settings: Settings, show: Show | None = None) -> tuple[str, int]:
+    """Run it to its end; the sandbox's id and the exit code. The sandbox is gone afterwards, however it ended.
+
+    `show` gets the output instead of our own standard output and error.
+    """
     command, resources = _command(request), _resources(request, settings)
     async with _backend(settings, request) as backend:
         spec = SandboxSpec(
@@ -67,7 +72,8 @@ async def run_one(request: OneShot, settings: Settings) -> int:
         )
         info = await backend.sandboxes.create(spec)
         try:
-            return await attach(await _LocalProcess.start(backend, info.id, command), tty_wanted=request.tty)
+            process = await _LocalProcess.start(backend, info.id, command)
+            return str(info.id), await attach(process, tty_wanted=request.tty, show=show)
         finally:
             await finish(backend.sandboxes.delete(info.id, DeleteOptions(force=True)), within_s=_END_WITHIN_S)
 
@@ -75,6 +81,7 @@ async def run_one(request: OneShot, settings: Settings) -> int:
 @asynccontextmanager
 async def _backend(settings: Settings, request: OneShot) -> AsyncIterator[SandboxBackend]:
     if request.keep_state or not _is_source(request.template):
+        await _refuse_a_servers_template(request.template, settings)
         async with open_backend(settings) as backend:
             yield backend
         return
@@ -83,6 +90,27 @@ async def _backend(settings: Settings, request: OneShot) -> AsyncIterator[Sandbo
         open_backend(temporary, kill_all=True) as backend,
     ):
         yield backend
+
+
+async def _refuse_a_servers_template(template: str, settings: Settings) -> None:
+    """A running server holds its state folder, and the templates in it: say so, or that it has no such template."""
+    record = running_server(settings.state_dir)
+    if record is None or _is_source(template):
+        return
+    from firkin.cli.template_calls import Served, list_templates  # the HTTP client takes its time to load
+
+    served = Served(find_server(None, None, settings.state_dir), settings.state_dir)
+    known = [str(row["id"]) for row in await list_templates(served)]
+    if template not in known:
+        raise CommandFailure(
+            f"template {template!r} was not found; the server at {record.url} has {', '.join(known) or 'none'}",
+            exit_code=BAD_INPUT,
+        )
+    raise CommandFailure(
+        f"template {template!r} is in the hands of the server at {record.url};"
+        f" use: firkin sandbox create --template {template}",
+        exit_code=BAD_INPUT,
+    )
 
 
 def _is_source(template: str) -> bool:
@@ -95,7 +123,7 @@ async def _template(text: str, backend: SandboxBackend) -> TemplateId:
         return (await ensure_template(backend)).id
     if not _is_source(text):
         return (await backend.templates.get(TemplateId(text))).id
-    return (await backend.templates.prepare(TemplateSpec(source=parse_source(text)))).id
+    return (await backend.templates.prepare(TemplateSpec(source=parse_source(absolute_source(text))))).id
 
 
 def _resources(request: OneShot, settings: Settings) -> SandboxResources:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,6 +20,14 @@ def json_option(command: F) -> F:
 
 def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def text_fields(name: str, data: bytes) -> dict[str, str]:
+    """Bytes for JSON: as text where they are UTF-8, else in base64; ``NAME_encoding`` says which."""
+    try:
+        return {name: data.decode(), f"{name}_encoding": "utf-8"}
+    except UnicodeDecodeError:
+        return {name: base64.b64encode(data).decode(), f"{name}_encoding": "base64"}
 
 
 def show_rows(rows: Sequence[Row], columns: Sequence[str], *, empty: str) -> None:

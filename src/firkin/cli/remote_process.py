@@ -11,7 +11,7 @@ from typing import Any
 
 from firkin.cli.attachment import ExitCode, Output
 from firkin.cli.client import ServerClient
-from firkin.cli.failures import CommandFailure
+from firkin.cli.failures import CommandFailure, start_exit_code
 from firkin.law.processes import PtySize
 
 _START = "process.Process/Start"
@@ -66,10 +66,13 @@ class RemoteProcess:
     @classmethod
     async def start(cls, server: ServerClient, sandbox_id: str, command: RemoteCommand) -> RemoteProcess:
         events = server.stream(sandbox_id, _START, command.body(), user=command.user)
-        async for message in events:
-            pid = message.get("event", {}).get("start", {}).get("pid")
-            if isinstance(pid, int):
-                return cls(server, sandbox_id, command, pid, events)
+        try:
+            async for message in events:
+                pid = message.get("event", {}).get("start", {}).get("pid")
+                if isinstance(pid, int):
+                    return cls(server, sandbox_id, command, pid, events)
+        except CommandFailure as error:
+            raise CommandFailure(str(error), exit_code=start_exit_code(str(error)) or error.exit_code) from error
         raise CommandFailure(f"sandbox {sandbox_id} ended before the command started")
 
     async def events(self) -> AsyncIterator[Output | ExitCode]:

@@ -11,7 +11,7 @@ from firkin.cli.options import Size, pairs, state_dir_option
 from firkin.settings import read_settings
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--template", default="base", show_default=True, help="A template's id, or a source such as debian:12.")
 @click.option("--driver", help="What isolates (default namespaces).")
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for the command; repeatable.")
@@ -25,20 +25,28 @@ from firkin.settings import read_settings
 @click.option("--hardened", is_flag=True, help="Set no_new_privs: sudo inside stops working.")
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
 @state_dir_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end: exit code and output.")
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(env: tuple[str, ...], driver: str | None, state_dir: Path | None, **given: Any) -> int:
+def run(env: tuple[str, ...], driver: str | None, state_dir: Path | None, as_json: bool, **given: Any) -> int:
     """Run CMD in a fresh sandbox and end with its exit code.
 
     Standard input, output and error pass through; Ctrl-C reaches the command. A
     running server is not disturbed: the sandbox has a state folder of its own
     unless --state-dir is given or --template names one prepared there.
     """
+    if as_json and given["tty"]:
+        raise click.UsageError("--json keeps the output to the end, so it cannot be had with --tty")
     settings = read_settings({"driver": driver, "state_dir": state_dir, **_UNTIMED})
+    from firkin.cli.captured_output import CapturedOutput
     from firkin.cli.event_loops import run_command  # the engine loads only here
     from firkin.cli.one_shot import OneShot, run_one
 
     request = OneShot(env=pairs(env, "--env"), keep_state=state_dir is not None, **given)
-    return run_command(run_one(request, settings))
+    captured = CapturedOutput() if as_json else None
+    sandbox_id, code = run_command(run_one(request, settings, captured))
+    if captured is not None:
+        captured.show(sandbox_id, code)
+    return code
 
 
 # The command decides how long its sandbox lives; a server's lifetimes are not meant for it.

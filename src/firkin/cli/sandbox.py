@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firkin.cli.discovery import find_server, operator_of
+from firkin.cli.failures import one_sentence
 from firkin.cli.options import pairs, server_options
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.settings import read_settings
@@ -75,37 +76,53 @@ def create(
         click.echo(plain(made["sandboxID"]))
 
 
-@sandbox.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@sandbox.command(context_settings={"allow_interspersed_args": False})
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for the command; repeatable.")
 @click.option("--cwd", help="Working directory inside.")
 @click.option("--user", help="User inside (default: the template's).")
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
 @server_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end: exit code and output.")
 @click.argument("sandbox_id")
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec(
     sandbox_id: str,
     argv: tuple[str, ...],
     env: tuple[str, ...],
-    cwd: str | None,
-    user: str | None,
     tty: bool,
-    **where: Any,
+    as_json: bool,
+    **given: Any,
 ) -> int:
     """Run CMD in a sandbox and end with its exit code. Input, output and signals pass through."""
     from firkin.cli.attachment import attach, terminal_size
+    from firkin.cli.captured_output import CapturedOutput
     from firkin.cli.remote_process import RemoteCommand, RemoteProcess
 
-    argv = argv[1:] if argv[0] == "--" else argv  # click keeps it after the first argument
-    if not argv:
-        raise click.UsageError("name the command to run")
+    if as_json and tty:
+        raise click.UsageError("--json keeps the output to the end, so it cannot be had with --tty")
     size = terminal_size() if tty else None
-    command = RemoteCommand(argv=argv, env=pairs(env, "--env"), cwd=cwd, user=user, pty=size)
+    inside = {name: given.pop(name) for name in ("cwd", "user")}
+    command = RemoteCommand(argv=_words(argv), env=pairs(env, "--env"), pty=size, **inside)
+    captured = CapturedOutput() if as_json else None
 
     async def run(server: ServerClient) -> int:
-        return await attach(await RemoteProcess.start(server, _id(sandbox_id), command), tty_wanted=tty)
+        process = await RemoteProcess.start(server, _id(sandbox_id), command)
+        return await attach(process, tty_wanted=tty, show=captured)
 
-    return int(_talk(where, run))
+    code = int(_talk(given, run))
+    if captured is not None:
+        captured.show(sandbox_id, code)
+    return code
+
+
+def _words(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The command without the ``--`` before it, which click keeps after the first argument."""
+    if argv[0] != "--" and argv[0].startswith("-"):
+        raise click.UsageError(f"{argv[0]} comes too late; options stand before the sandbox's id")
+    words = argv[1:] if argv[0] == "--" else argv
+    if not words:
+        raise click.UsageError("name the command to run")
+    return words
 
 
 @sandbox.command()
@@ -113,18 +130,21 @@ def exec(
 @click.option("--all", "all_", is_flag=True, help="Kill every sandbox of this API key.")
 @server_options
 @json_option
-def kill(sandbox_ids: tuple[str, ...], all_: bool, as_json: bool, **where: Any) -> None:
+def kill(sandbox_ids: tuple[str, ...], all_: bool, as_json: bool, **where: Any) -> int:
     """Kill sandboxes: their processes end at once and their files are removed."""
     if bool(sandbox_ids) == all_:
         raise click.UsageError("name the sandboxes to kill, or give --all")
     from firkin.cli.sandbox_calls import kill_sandboxes
 
     wanted = None if all_ else [_id(text) for text in sandbox_ids]
-    killed = _talk(where, lambda server: kill_sandboxes(server, wanted))
+    killed, failures = _talk(where, lambda server: kill_sandboxes(server, wanted))
     if as_json:
-        show_json({"killed": killed})
-    else:
+        show_json({"killed": killed, "errors": [str(failure) for failure in failures]})
+    elif killed or not failures:
         click.echo("\n".join(map(plain, killed)) if killed else "no sandboxes")
+    for failure in failures:
+        click.echo(f"firkin: {one_sentence(failure)}", err=True)
+    return max((failure.exit_code for failure in failures), default=0)
 
 
 @sandbox.command()
@@ -150,9 +170,10 @@ def inspect(sandbox_id: str, as_json: bool, **where: Any) -> None:
 @server_options
 @json_option
 def logs(sandbox_id: str, limit: int, as_json: bool, **where: Any) -> None:
-    """Show what the system has to say about a sandbox, the oldest first."""
-    answer = _call(where, "GET", f"/sandboxes/{_id(sandbox_id)}/logs", params={"limit": str(limit)})
-    entries = answer.get("logEntries", [])
+    """Show what the system has to say about a sandbox, the oldest first; also after its end."""
+    from firkin.cli.sandbox_calls import sandbox_logs
+
+    entries = _talk(where, lambda server: sandbox_logs(server, _id(sandbox_id), limit))
     if as_json:
         show_json(entries)
         return

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from firkin.cli.client import Json, ServerClient
-from firkin.cli.failures import CommandFailure
+from firkin.cli.failures import BAD_INPUT, CommandFailure
 
 _PAGE = 100
 
@@ -32,20 +32,22 @@ async def list_sandboxes(
     return found[:limit]
 
 
-async def kill_sandboxes(server: ServerClient, wanted: Sequence[str] | None) -> list[str]:
-    """Kill those, or with None every one of this key; their ids. The first unknown one is an error, after the rest."""
+async def kill_sandboxes(server: ServerClient, wanted: Sequence[str] | None) -> tuple[list[str], list[CommandFailure]]:
+    """Kill those, or with None every one of this key; the ids of the killed, and what failed for the others.
+
+    With None, one that has ended meanwhile is no failure.
+    """
     ids = [str(row["sandboxID"]) for row in await list_sandboxes(server)] if wanted is None else list(wanted)
     killed: list[str] = []
-    failure: CommandFailure | None = None
+    failures: list[CommandFailure] = []
     for sandbox_id in ids:
         try:
             await server.call("DELETE", f"/sandboxes/{sandbox_id}")
             killed.append(sandbox_id)
         except CommandFailure as error:
-            failure = failure or error
-    if failure is not None and wanted is not None:
-        raise failure
-    return killed
+            if wanted is not None or error.exit_code != BAD_INPUT:
+                failures.append(error)
+    return killed, failures
 
 
 async def inspect_sandbox(server: ServerClient, sandbox_id: str) -> dict[str, Any]:
@@ -55,3 +57,15 @@ async def inspect_sandbox(server: ServerClient, sandbox_id: str) -> dict[str, An
         return {"sandboxID": sandbox_id, "state": "gone", "ended": journal["ended"], "journal": journal["entries"]}
     detail, _ = await server.call("GET", f"/sandboxes/{sandbox_id}")
     return {**detail, "journal": journal["entries"]}
+
+
+async def sandbox_logs(server: ServerClient, sandbox_id: str, limit: int) -> list[Json]:
+    """The newest `limit` entries, the oldest first. Of one that has ended the operator gets the journal."""
+    try:
+        answer, _ = await server.call("GET", f"/sandboxes/{sandbox_id}/logs", params={"limit": str(limit)})
+    except CommandFailure as error:
+        if error.exit_code != BAD_INPUT:
+            raise
+        journal, _ = await server.call("GET", f"/firkin/v1/sandboxes/{sandbox_id}/journal")
+        return [{**entry, "level": "info"} for entry in journal["entries"][-limit:]]
+    return list(answer.get("logEntries", []))

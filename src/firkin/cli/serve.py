@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from firkin.settings import read_settings
 @click.option("--domain", help="Domain under which sandboxes' ports are addressed.")
 @click.option("--kill-on-exit", is_flag=True, default=None, help="Kill every sandbox when the server ends.")
 @click.option("--log-level", help="debug, info, warning or error (default info).")
+@click.option("--json", "as_json", is_flag=True, help='Print the ready line as JSON: {"url": …}.')
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file (default STATE_DIR/config.toml).")
-def serve(config: Path | None, api_keys: tuple[str, ...], driver_options: tuple[str, ...], **given: Any) -> None:
+def serve(
+    config: Path | None, api_keys: tuple[str, ...], driver_options: tuple[str, ...], as_json: bool, **given: Any
+) -> None:
     """Serve sandboxes to E2B's SDKs until SIGTERM or SIGINT.
 
     Prints one line, "firkin ready: http://HOST:PORT", once it serves. Without
@@ -35,4 +39,7 @@ def serve(config: Path | None, api_keys: tuple[str, ...], driver_options: tuple[
     from firkin.bootstrap import serve as serve_until_signalled  # the engine and the server load only here
     from firkin.cli.event_loops import run_server
 
-    run_server(serve_until_signalled(settings, lambda url: click.echo(f"firkin ready: {url}")))
+    def announce(url: str) -> None:
+        click.echo(json.dumps({"url": url}) if as_json else f"firkin ready: {url}")
+
+    run_server(serve_until_signalled(settings, announce))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from firkin.cli.options import server_options
 from firkin.cli.output import json_option, plain, show_json, show_rows
 
 _COLUMNS = ("id", "state", "source", "size_bytes", "prepared_at", "failure")
+_WORDS = ("", "host", "base")
 _FILE_KINDS = ("local", "oci", "oci-archive", "docker-archive")
 
 
@@ -71,13 +73,22 @@ def delete(template_id: str, as_json: bool, **where: Any) -> None:
 
 
 def absolute_source(source: str) -> str:
-    """The source with file names made absolute: the server has another working directory."""
+    """The source with file names made absolute: the server has another working directory.
+
+    A plain name is a folder or a tarball where one of that name exists, and an OCI
+    layout where the folder holds one; else it is left to be an image's.
+    """
     kind, separator, rest = source.partition(":")
-    if source.startswith((".", "/")):
-        return f"local:{Path(source).absolute()}"
-    if separator and kind in _FILE_KINDS and rest.startswith("."):
-        return f"{kind}:{Path(rest).absolute()}"
+    if separator and rest and kind in _FILE_KINDS:
+        return f"{kind}:{_absolute(rest)}"
+    if source.startswith((".", "/")) or (source not in _WORDS and not separator and os.path.exists(source)):
+        path = _absolute(source)
+        return f"oci:{path}" if (path / "oci-layout").is_file() else f"local:{path}"
     return source
+
+
+def _absolute(name: str) -> Path:
+    return Path(os.path.expanduser(name)).absolute()
 
 
 def _where(given: dict[str, Any]) -> Any:

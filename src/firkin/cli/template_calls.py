@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from firkin.cli.client import Json, ServerClient
 from firkin.cli.discovery import ServerAddress, find_server, operator_of, running_server
-from firkin.cli.failures import BAD_INPUT, CommandFailure
+from firkin.cli.failures import BAD_INPUT, CommandFailure, template_exit_code
 from firkin.law.ids import TemplateId
 from firkin.law.templates import TemplateSpec, parse_source
 from firkin.settings import Settings, read_settings
@@ -72,12 +72,18 @@ async def prepare_template(place: Place, request: PrepareRequest, *, quiet: bool
         async with place.client() as server:
             async for line in server.lines("POST", _PATH, body=body):
                 if "error" in line:
-                    wrong_input = line["error"].get("code") == 400
-                    raise CommandFailure(line["error"]["message"], exit_code=BAD_INPUT if wrong_input else 1)
+                    raise _failure(line["error"])
                 if "template" in line:
                     return dict(line["template"])
                 show(line.get("progress"))
     raise CommandFailure("the server ended the preparation without a result")
+
+
+def _failure(error: Json) -> CommandFailure:
+    text = str(error["message"])
+    wrong_input = error.get("code") in (400, 404, 409)
+    code = BAD_INPUT if wrong_input else template_exit_code(error.get("fault"), text)
+    return CommandFailure(text, exit_code=code)
 
 
 async def list_templates(place: Place) -> list[Json]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ _USED = (
     ("ip", "iproute2", "network namespaces of sandboxes", True),
     ("sudo", "sudo", "lets the default user of host-based templates become root inside", False),
     ("python3", "python3", "Python inside host-based templates", False),
+    ("zstd", "zstd", "unpacks tarballs and image layers that are compressed with it", False),
     ("skopeo", "skopeo", "fetches images from registries and archives", False),
     ("mmdebstrap", "mmdebstrap", "builds the recipe 'debian'", False),
 )
@@ -29,6 +31,7 @@ def find_program(name: str) -> str | None:
 
 
 def tool_findings() -> Iterator[Finding]:
+    yield _libseccomp()
     for name, package, why, needed in _USED:
         path = find_program(name)
         yield found(
@@ -43,3 +46,15 @@ def tool_findings() -> Iterator[Finding]:
             why="only for comparison: firkin bench --peers" if package else "only for the gVisor tier, not offered yet",
             mend="" if path else (f"apt-get install {package}" if package else "none needed today"),
         )
+
+
+def _libseccomp() -> Finding:
+    name = ctypes.util.find_library("seccomp")
+    return found(
+        "libseccomp",
+        name is not None,
+        name or "not installed",
+        why="compiles the filter of system calls",
+        mend="apt-get install libseccomp2",
+        needed=True,
+    )

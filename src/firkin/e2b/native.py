@@ -23,7 +23,7 @@ from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.json_text import encode
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
 from firkin.law.backend import SandboxBackend
-from firkin.law.errors import FirkinError, NotFound
+from firkin.law.errors import FirkinError, NotFound, TemplatePrepareFailure
 from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.logs import LogFilter, LogSource
 from firkin.law.templates import EnvdPlane, TemplateInfo, TemplateSpec, describe_source, parse_source
@@ -143,7 +143,8 @@ async def _outcome(backend: SandboxBackend, spec: TemplateSpec) -> dict[str, Any
     try:
         return {"template": template_json(await backend.templates.prepare(spec))}
     except FirkinError as error:
-        return {"error": {"code": as_refusal(error).status, "message": str(error)}}
+        fault = {"fault": error.fault.value} if isinstance(error, TemplatePrepareFailure) else {}
+        return {"error": {"code": as_refusal(error).status, "message": str(error), **fault}}
 
 
 async def _read_spec(exchange: Exchange) -> TemplateSpec:

@@ -28,6 +28,7 @@ async def close_down(node: Node, *, kill_all: bool) -> None:
     for resident in node.roster:
         await node.links.drop(resident)
     node.events.close()
+    node.logs.close()
 
 
 async def _settle(node: Node, resident: Resident, gate: asyncio.Semaphore, *, kill_all: bool) -> None:

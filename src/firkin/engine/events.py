@@ -2,53 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from typing import Self
-
 from firkin.engine.clock import Clock
+from firkin.engine.listeners import Listener, Listeners
 from firkin.law.events import Event, EventFilter, EventKind
 
 QUEUE_LIMIT = 1024
-
-
-class Subscription:
-    """One listener's bounded queue; an `EventStream`. `lost` counts what it was too slow for."""
-
-    def __init__(self, bus: EventBus, filter: EventFilter) -> None:
-        self._bus = bus
-        self._filter = filter
-        self._waiting: deque[Event] = deque(maxlen=QUEUE_LIMIT)
-        self._arrived = asyncio.Event()
-        self._closed = False
-        self.lost = 0
-
-    def offer(self, event: Event) -> None:
-        if self._filter.matches(event):
-            self.lost += len(self._waiting) == QUEUE_LIMIT
-            self._waiting.append(event)
-            self._arrived.set()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._waiting:
-            if self._closed:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._waiting.popleft()
-
-    async def aclose(self) -> None:
-        self.end()
-        self._waiting.clear()
-
-    def end(self) -> None:
-        """No more will come; what waits may still be read."""
-        self._closed = True
-        self._bus.forget(self)
-        self._arrived.set()
 
 
 class EventBus:
@@ -56,22 +14,14 @@ class EventBus:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._subscriptions: set[Subscription] = set()
+        self._listeners: Listeners[Event] = Listeners()
 
-    async def subscribe(self, filter: EventFilter) -> Subscription:
-        subscription = Subscription(self, filter)
-        self._subscriptions.add(subscription)
-        return subscription
+    async def subscribe(self, filter: EventFilter) -> Listener[Event]:
+        return self._listeners.add(filter.matches, most=QUEUE_LIMIT)
 
     def publish(self, kind: EventKind) -> None:
-        if self._subscriptions:
-            event = Event(kind, self._clock.now())
-            for subscription in tuple(self._subscriptions):
-                subscription.offer(event)
-
-    def forget(self, subscription: Subscription) -> None:
-        self._subscriptions.discard(subscription)
+        if self._listeners:
+            self._listeners.tell(Event(kind, self._clock.now()))
 
     def close(self) -> None:
-        for subscription in tuple(self._subscriptions):
-            subscription.end()
+        self._listeners.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from firkin.engine.guest_files import GuestFiles
 from firkin.engine.node import Node
 from firkin.law.capabilities import CapabilityName
+from firkin.law.events import FileChanged
 from firkin.law.files import (
     CopyOptions,
     FileEntry,
@@ -18,6 +19,7 @@ from firkin.law.files import (
     WatchOptions,
     WriteOptions,
 )
+from firkin.law.files import FileEventKind as _Change
 from firkin.law.ids import SandboxId
 
 _C = CapabilityName
@@ -43,35 +45,49 @@ class LocalFiles:
     async def write(
         self, sandbox_id: SandboxId, path: SandboxPath, data: bytes | AsyncIterable[bytes], options: WriteOptions
     ) -> FileEntry:
-        return await (await self._enter(sandbox_id, "write a file", _C.FILESYSTEM_WRITE)).write(path, data, options)
+        files = await self._enter(sandbox_id, "write a file", _C.FILESYSTEM_WRITE)
+        entry = await files.write(path, data, options)
+        self._changed(sandbox_id, path, _Change.WRITE)
+        return entry
 
     async def mkdir(
         self, sandbox_id: SandboxId, path: SandboxPath, *, parents: bool = False, user: str | None = None
     ) -> FileEntry:
         files = await self._enter(sandbox_id, "make a directory", _C.FILESYSTEM_WRITE)
-        return await files.mkdir(path, parents=parents, user=user)
+        entry = await files.mkdir(path, parents=parents, user=user)
+        self._changed(sandbox_id, path, _Change.CREATE)
+        return entry
 
     async def rename(
         self, sandbox_id: SandboxId, source: SandboxPath, target: SandboxPath, *, user: str | None = None
     ) -> FileEntry:
-        return await (await self._enter(sandbox_id, "rename a file", _C.FILESYSTEM_WRITE)).rename(
-            source, target, user=user
-        )
+        files = await self._enter(sandbox_id, "rename a file", _C.FILESYSTEM_WRITE)
+        entry = await files.rename(source, target, user=user)
+        self._changed(sandbox_id, source, _Change.RENAME)
+        self._changed(sandbox_id, target, _Change.CREATE)
+        return entry
 
     async def remove(self, sandbox_id: SandboxId, path: SandboxPath, *, recursive: bool = False) -> None:
         await (await self._enter(sandbox_id, "remove a file", _C.FILESYSTEM_WRITE)).remove(path, recursive=recursive)
+        self._changed(sandbox_id, path, _Change.REMOVE)
 
     async def chown(self, sandbox_id: SandboxId, path: SandboxPath, user: str) -> None:
         await (await self._enter(sandbox_id, "change a file's owner", _C.FILESYSTEM_WRITE)).chown(path, user)
+        self._changed(sandbox_id, path, _Change.CHMOD)
 
     async def copy_in(self, sandbox_id: SandboxId, host: Path, guest: SandboxPath, options: CopyOptions) -> FileEntry:
-        return await (await self._enter(sandbox_id, "copy in", _C.FILESYSTEM_COPY_IN)).copy_in(host, guest, options)
+        entry = await (await self._enter(sandbox_id, "copy in", _C.FILESYSTEM_COPY_IN)).copy_in(host, guest, options)
+        self._changed(sandbox_id, guest, _Change.WRITE)
+        return entry
 
     async def copy_out(self, sandbox_id: SandboxId, guest: SandboxPath, host: Path, options: CopyOptions) -> None:
         await (await self._enter(sandbox_id, "copy out", _C.FILESYSTEM_COPY_OUT)).copy_out(guest, host, options)
 
     async def watch(self, sandbox_id: SandboxId, path: SandboxPath, options: WatchOptions) -> FileEventStream:
         return await (await self._enter(sandbox_id, "watch files", _C.FILESYSTEM_WATCH)).watch(path, options)
+
+    def _changed(self, sandbox_id: SandboxId, path: SandboxPath, change: _Change) -> None:
+        self._node.events.publish(FileChanged(sandbox_id, path, change))
 
     async def _enter(self, sandbox_id: SandboxId, operation: str, need: CapabilityName) -> GuestFiles:
         return (await self._node.links.enter(sandbox_id, operation, need)).files

@@ -9,7 +9,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
 from firkin.engine.clock import Clock
+from firkin.engine.listeners import Listener, Listeners
 from firkin.engine.records import JournalEntry, Records
+from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogEntry, LogFilter, LogLevel, LogSource
 
@@ -26,6 +28,7 @@ class LogStore:
         self._began = clock.now()
         self._kept: dict[SandboxId | None, deque[LogEntry]] = {}
         self._ended: OrderedDict[SandboxId | None, deque[LogEntry]] = OrderedDict()
+        self._listeners: Listeners[LogEntry] = Listeners()
 
     def write(
         self, sandbox_id: SandboxId | None, source: LogSource, message: str, level: LogLevel = LogLevel.INFO
@@ -33,9 +36,10 @@ class LogStore:
         kept = self._of(sandbox_id)
         if kept is None:
             kept = self._kept[sandbox_id] = deque(maxlen=ENTRIES_KEPT)
-        kept.append(
-            LogEntry(sandbox_id=sandbox_id, source=source, level=level, message=message, observed_at=self._clock.now())
-        )
+        now = self._clock.now()
+        entry = LogEntry(sandbox_id=sandbox_id, source=source, level=level, message=message, observed_at=now)
+        kept.append(entry)
+        self._listeners.tell(entry)
 
     def _of(self, sandbox_id: SandboxId | None) -> deque[LogEntry] | None:
         return self._kept.get(sandbox_id) or self._ended.get(sandbox_id)
@@ -47,8 +51,19 @@ class LogStore:
             self._ended.popitem(last=False)
 
     async def list(self, filter: LogFilter) -> Sequence[LogEntry]:
-        chosen = [entry for entry in await self._candidates(filter.sandbox_id) if _matches(filter, entry)]
+        chosen = [entry for entry in await self._candidates(filter.sandbox_id) if filter.matches(entry)]
         return chosen[-filter.limit :] if filter.limit > 0 else []
+
+    async def stream(self, filter: LogFilter) -> Listener[LogEntry]:
+        """See `LogControl.stream`. At most `ENTRIES_KEPT` wait for a reader, whatever the filter's limit."""
+        if filter.limit < 1:
+            detail = f"a stream of at most {filter.limit} entries says nothing; the limit must be above 0"
+            raise InvalidSpec("stream logs", InvalidReason.INVALID_SETTINGS, detail)
+        return self._listeners.add(filter.matches, most=min(filter.limit, ENTRIES_KEPT))
+
+    def close(self) -> None:
+        """End every stream."""
+        self._listeners.close()
 
     async def _candidates(self, sandbox_id: SandboxId | None) -> Iterable[LogEntry]:
         if sandbox_id is None:
@@ -71,12 +86,4 @@ def _from_journal(entry: JournalEntry) -> LogEntry:
         level=LogLevel.INFO,
         message=describe_change(entry),
         observed_at=entry.at,
-    )
-
-
-def _matches(filter: LogFilter, entry: LogEntry) -> bool:
-    return (
-        entry.level >= filter.level
-        and (filter.source is None or entry.source == filter.source)
-        and (filter.since is None or entry.observed_at >= filter.since)
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from firkin.engine.node import Node
-from firkin.law.capabilities import CapabilityName, Permanent
+from firkin.law.capabilities import NOT_REPORTED, CapabilityName, Permanent
 from firkin.law.errors import UnsupportedCapability
 from firkin.law.events import PortChanged
 from firkin.law.ids import SandboxId
-from firkin.law.ports import ByteChannel, Port, PortBinding, PortExposure, PortProtocol
+from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure, PortProtocol
 
 _C = CapabilityName
 
@@ -46,6 +46,11 @@ class LocalPorts:
             raise await self._node.roster.absence(operation, sandbox_id)
         self._node.events.publish(PortChanged(sandbox_id, port))
         return binding
+
+    async def domain_proxy(self, sandbox_id: SandboxId, spec: DomainProxySpec) -> DomainProxy:
+        """Refused: the server in front of the engine gives out domains."""
+        reason = self._node.offer.refusal(_C.PORTS_DOMAIN_PROXY) or NOT_REPORTED
+        raise UnsupportedCapability("serve a domain", _C.PORTS_DOMAIN_PROXY, reason)
 
     async def unexpose(self, sandbox_id: SandboxId, port: Port) -> None:
         await self._node.roster.meet("unexpose a port", sandbox_id)

@@ -139,7 +139,9 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _tagged(value: Any) -> dict[str, Any]:
-    return {"kind": _NAMES[type(value)], **_fields(value)}
+    """What is None is left out: a field that is added later changes no key and no stored form."""
+    given = {name: part for name, part in _fields(value).items() if part is not None}
+    return {"kind": _NAMES[type(value)], **given}
 
 
 def _untagged(body: Mapping[str, Any]) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 
 from firkin.engine.offer import TEMPLATE_BUILDS
 from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, Permanent
-from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
+from firkin.law.errors import InvalidReason, InvalidSpec, TemplateFault, TemplatePrepareFailure, UnsupportedCapability
 from firkin.law.ids import TemplateId
 from firkin.law.processes import check_environment
 from firkin.law.templates import (
     ENVD_PORT,
     EnvdPlane,
     GitSource,
+    LocalSource,
+    OciSource,
     Provisioning,
     TemplateSource,
     TemplateSpec,
@@ -23,6 +26,8 @@ from firkin.law.templates import (
 MAX_TIMEOUT_S = 24 * 3600.0
 _PREPARE = "prepare template"
 _SERVED = (ENVD_PORT, "/health")
+_REFERENCE = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]*")
+_CALLERS_FAULTS = (TemplateFault.SOURCE_MISSING, TemplateFault.SOURCE_CORRUPT)
 
 
 def check_template(spec: TemplateSpec, offer: Capabilities) -> None:
@@ -41,8 +46,42 @@ def check_template(spec: TemplateSpec, offer: Capabilities) -> None:
         raise UnsupportedCapability(_PREPARE, CapabilityName.TEMPLATE_READY, TEMPLATE_BUILDS)
     plane = _plane_capability(spec)
     offer.require(_PREPARE, CapabilityName.TEMPLATE_PREPARE, plane)
-    if isinstance(spec.data_plane, EnvdPlane) and (spec.data_plane.port, spec.data_plane.health_path) != _SERVED:
-        raise UnsupportedCapability(_PREPARE, plane, Permanent(f"the data plane answers on {_SERVED[0]}{_SERVED[1]}"))
+    if isinstance(spec.data_plane, EnvdPlane):
+        _check_plane(spec.data_plane, plane)
+
+
+def _check_plane(wish: EnvdPlane, capability: CapabilityName) -> None:
+    if (wish.port, wish.health_path) != _SERVED:
+        reason = Permanent(f"the data plane answers on {_SERVED[0]}{_SERVED[1]}")
+        raise UnsupportedCapability(_PREPARE, capability, reason)
+    if any(pin is not None for pin in (wish.version, wish.source, wish.arch)):
+        reason = Permanent("Firkin answers for the data plane itself; no version, source or architecture can be chosen")
+        raise UnsupportedCapability(_PREPARE, capability, reason)
+
+
+def check_source(source: TemplateSource) -> None:
+    """`InvalidSpec` for a malformed image reference; `TemplatePrepareFailure` for a path where nothing is."""
+    path = source.path if isinstance(source, OciSource) else source.path if isinstance(source, LocalSource) else None
+    if path is not None:
+        _check_path(path, tagged=isinstance(source, OciSource))
+    elif isinstance(source, OciSource) and not _REFERENCE.fullmatch(source.reference):
+        detail = f"{source.reference[:256]!r} is no image reference"
+        raise InvalidSpec(_PREPARE, InvalidReason.MISSING_TEMPLATE, detail)
+
+
+def _check_path(path: str, *, tagged: bool) -> None:
+    untagged = path.rpartition(":")[0] if tagged else ""
+    if "\0" in path or not path:
+        raise InvalidSpec(_PREPARE, InvalidReason.INVALID_PATH, f"{path[:256]!r} is no path")
+    if not any(os.path.lexists(candidate) for candidate in (path, untagged) if candidate):
+        raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path}: no such file or directory")
+
+
+def callers_fault(failure: BaseException) -> bool:
+    """Whether a preparation failed for what was asked rather than for the state of this machine or its network."""
+    if isinstance(failure, TemplatePrepareFailure):
+        return failure.fault in _CALLERS_FAULTS
+    return isinstance(failure, InvalidSpec | UnsupportedCapability)
 
 
 def _plane_capability(spec: TemplateSpec) -> CapabilityName:

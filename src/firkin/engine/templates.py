@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from firkin.engine.directories import remove_tree
 from firkin.engine.logs import LogStore
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import TemplateRecord, spec_key
-from firkin.engine.template_requests import check_template, default_template_id
+from firkin.engine.template_requests import callers_fault, check_source, check_template, default_template_id
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import PreparedRoot, RootPreparer
 from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState
@@ -90,7 +91,11 @@ class TemplateRegistry:
             await self._remove(leftover)
 
     async def prepare(self, spec: TemplateSpec) -> PreparedTemplate:
-        """See `TemplateControl.prepare`. Requests for the same thing share one preparation."""
+        """See `TemplateControl.prepare`. Requests for the same thing share one preparation.
+
+        A template that was never ready is recorded as failed only for the machine's
+        or the network's reasons: a source that cannot be used leaves no record.
+        """
         check_template(spec, self._offer)
         template_id, key = spec.id or default_template_id(spec.source), spec_key(spec)
         preparation = await self._under_way(template_id)
@@ -98,6 +103,7 @@ class TemplateRegistry:
             known = self._known.get(template_id)
             if known is not None and known.info.state is TemplateState.READY and known.key == key:
                 return known.info
+            check_source(spec.source)
             preparation = self._begin(template_id, key, spec)
         elif preparation.key != key:
             raise WrongState("prepare template", ResourceKind.TEMPLATE, template_id, "being prepared differently")
@@ -214,15 +220,24 @@ class TemplateRegistry:
     async def _undo(
         self, fresh: TemplateRecord, earlier: TemplateRecord | None, directory: Path, failure: BaseException
     ) -> None:
-        """Keep the reason, remove the files; what was ready before stays ready."""
+        """Remove the files. What was ready stays ready; else the reason is kept, unless the caller is at fault."""
         template_id = fresh.info.id
         reason = str(failure) if isinstance(failure, FirkinError) else _unexpected(failure)
         self._logs.write(None, LogSource.BACKEND, f"template {template_id}: failed: {reason}", LogLevel.ERROR)
-        if earlier is None or earlier.info.state is not TemplateState.READY:
-            await self._failed(template_id, fresh, reason)
-        else:
+        if earlier is not None and earlier.info.state is TemplateState.READY:
             self._known[template_id] = earlier
+        elif callers_fault(failure):
+            await self._dropped(template_id)
+        else:
+            await self._failed(template_id, fresh, reason)
         await self._remove(directory)
+
+    async def _dropped(self, template_id: TemplateId) -> None:
+        self._known.pop(template_id, None)
+        try:
+            await self._records.drop_template(template_id)
+        except IoFailure as error:
+            _log.error("not dropped template=%s error=%s", template_id, error)
 
     async def _failed(self, template_id: TemplateId, record: TemplateRecord, reason: str) -> None:
         info = replace(record.info, state=TemplateState.FAILED, failure=reason)
@@ -243,6 +258,8 @@ class TemplateRegistry:
     async def _remove(self, directory: Path) -> None:
         try:
             await remove_tree(directory)
+            with suppress(OSError):  # another preparation of the same template lives there
+                directory.parent.rmdir()
         except (IoFailure, TimeoutError) as error:
             _log.error("left behind directory=%s error=%s", directory, error)
 

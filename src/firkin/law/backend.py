@@ -24,10 +24,10 @@ from firkin.law.files import (
     WriteOptions,
 )
 from firkin.law.ids import BackendName, SandboxId, SnapshotId, TemplateId, WarmPoolKey
-from firkin.law.logs import LogEntry, LogFilter
+from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
 from firkin.law.policies import Policies
-from firkin.law.ports import ByteChannel, Port, PortBinding, PortExposure
+from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure
 from firkin.law.processes import (
     Command,
     CommandOutput,
@@ -52,6 +52,7 @@ from firkin.law.snapshots import (
     PausedSandbox,
     PauseOptions,
     RestoreOptions,
+    ResumeOptions,
     SnapshotArchive,
     SnapshotFilter,
     SnapshotInfo,
@@ -118,7 +119,11 @@ class SandboxControl(Protocol):
     async def stop(self, sandbox_id: SandboxId, mode: StopMode) -> SandboxInfo: ...
 
     async def kill(self, sandbox_id: SandboxId, signal: KillSignal) -> SandboxInfo:
-        """`KILL` ends it at once; another signal is sent to every process first, with 2 s to obey."""
+        """`KILL` ends it at once; another signal is sent to every process first, with 2 s to obey.
+
+        Handles and clients kill with `KILL` unless told otherwise, since a kill means at
+        once to those who ask for it (E2B's does too); the gentle end is `stop`.
+        """
         ...
 
     async def delete(self, sandbox_id: SandboxId, options: DeleteOptions) -> None: ...
@@ -229,7 +234,9 @@ class SnapshotControl(Protocol):
 class PauseControl(Protocol):
     async def pause(self, sandbox_id: SandboxId, options: PauseOptions) -> PausedSandbox: ...
 
-    async def resume(self, sandbox_id: SandboxId) -> SandboxInfo: ...
+    async def resume(self, sandbox_id: SandboxId, options: ResumeOptions | None = None) -> SandboxInfo:
+        """Run on from where it was paused; without options as `ResumeOptions()` says."""
+        ...
 
 
 class PortControl(Protocol):
@@ -246,6 +253,10 @@ class PortControl(Protocol):
         ...
 
     async def unexpose(self, sandbox_id: SandboxId, port: Port) -> None: ...
+
+    async def domain_proxy(self, sandbox_id: SandboxId, spec: DomainProxySpec) -> DomainProxy:
+        """Serve every port below a domain of the caller's; `UnsupportedCapability` where that is not offered."""
+        ...
 
 
 class WarmPoolControl(Protocol):
@@ -266,6 +277,10 @@ class EventControl(Protocol):
 
 class LogControl(Protocol):
     async def list(self, filter: LogFilter) -> Sequence[LogEntry]: ...
+
+    async def stream(self, filter: LogFilter) -> LogStream:
+        """Entries written from now on. A slow reader loses the oldest and holds up nobody."""
+        ...
 
 
 class MetricControl(Protocol):

@@ -129,6 +129,21 @@ class RuntimeStateGated:
 
 CapabilityReason = Permanent | BuildFeatureGated | HostPreflightGated | RuntimeStateGated
 
+
+@dataclass(frozen=True, slots=True)
+class Supported:
+    """It is offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """It is refused, for that reason."""
+
+    reason: CapabilityReason
+
+
+CapabilityStatus = Supported | Unsupported
+
 NOT_REPORTED = Permanent("not reported")
 
 
@@ -154,6 +169,11 @@ class Capabilities:
     def refusal(self, name: CapabilityName) -> CapabilityReason | None:
         """Why `name` is refused, or None when it is supported."""
         return self._reasons.get(name, NOT_REPORTED)
+
+    def status(self, name: CapabilityName) -> CapabilityStatus:
+        """The same answer as a value to match on."""
+        reason = self.refusal(name)
+        return Supported() if reason is None else Unsupported(reason)
 
     def supports(self, name: CapabilityName) -> bool:
         return self.refusal(name) is None

@@ -191,7 +191,8 @@ class WrongState(FirkinError):
         *,
         retry: RetryClass = RetryClass.NOT_RETRYABLE,
     ) -> None:
-        super().__init__(operation, f"cannot {operation}: {resource.value} {id!r} is {state}", retry=retry)
+        verb = "has" if state.startswith("failed") else "is"
+        super().__init__(operation, f"cannot {operation}: {resource.value} {id!r} {verb} {state}", retry=retry)
         self.resource = resource
         self.id = id
         self.state = state

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from firkin.law.files import FileEventKind, SandboxPath
 from firkin.law.ids import ProcessId, SandboxId, SnapshotId, WarmPoolKey
 from firkin.law.ports import Port
 from firkin.law.processes import ProcessStatus
@@ -46,7 +47,16 @@ class PortChanged:
     port: Port
 
 
-EventKind = LifecycleChanged | ProcessChanged | SnapshotChanged | WarmPoolChanged | PortChanged
+@dataclass(frozen=True, slots=True)
+class FileChanged:
+    """A file was changed through Firkin; what programs inside do is told by a watch."""
+
+    sandbox_id: SandboxId
+    path: SandboxPath
+    change: FileEventKind
+
+
+EventKind = LifecycleChanged | ProcessChanged | FileChanged | SnapshotChanged | WarmPoolChanged | PortChanged
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from firkin.law.errors import InvalidReason, InvalidSpec
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 class Port(int):
@@ -36,6 +39,26 @@ class PortBinding:
 class PortExposure:
     protocol: PortProtocol = PortProtocol.TCP
     host_port: Port | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DomainProxySpec:
+    """A wish for the sandbox's services to be reached below `domain`. `InvalidSpec` for what is no domain name."""
+
+    domain: str
+
+    def __post_init__(self) -> None:
+        labels = self.domain.removesuffix(".").split(".")
+        if len(self.domain) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+            detail = f"{self.domain[:253]!r} is no domain name"
+            raise InvalidSpec("check domain", InvalidReason.INVALID_NETWORK, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainProxy:
+    """The domain that serves a sandbox."""
+
+    domain: str
 
 
 class ByteChannel(Protocol):

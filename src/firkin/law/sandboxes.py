@@ -208,6 +208,7 @@ class ForceAfter:
 
 StopMode = Graceful | ForceAfter
 
+# `Signal.KILL` is the default of every kill: a kill is at once, and `stop` is the gentle end.
 KillSignal = Signal | int
 
 

@@ -64,6 +64,13 @@ class SnapshotArchive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreOptions:
+    """What a restored sandbox gets of its own; None and empty mean as the snapshot has it.
+
+    `preserve_identity`: it takes the id of the sandbox that was captured, which
+    must no longer exist (`AlreadyExists`); otherwise it is a new one.
+    """
+
+    preserve_identity: bool = False
     resources: SandboxResources | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     deadline: SandboxDeadline | None = None
@@ -73,6 +80,13 @@ class RestoreOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseOptions:
     keep_memory: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeOptions:
+    """`deadline` counts from the resumption; None means the runtime's default."""
+
+    deadline: SandboxDeadline | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

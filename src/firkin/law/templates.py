@@ -18,14 +18,22 @@ from firkin.law.ids import TemplateId
 from firkin.law.processes import CommandMode
 
 ENVD_PORT = 49983
+_TRANSPORTS = ("oci", "oci-archive", "docker-archive")
+_REGISTRY = "docker://"
 
 
 @dataclass(frozen=True, slots=True)
 class OciSource:
     """An image: a registry reference (``debian:12``), or with a transport prefix
-    ``oci:FOLDER[:TAG]``, ``oci-archive:FILE``, ``docker-archive:FILE``."""
+    ``oci:FOLDER[:TAG]``, ``oci-archive:FILE[:TAG]``, ``docker-archive:FILE[:TAG]``."""
 
     reference: str
+
+    @property
+    def path(self) -> str | None:
+        """What follows the transport prefix, with its tag; None for an image of a registry."""
+        transport, _, rest = self.reference.partition(":")
+        return rest if transport in _TRANSPORTS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +65,13 @@ TemplateSource = OciSource | GitSource | LocalSource | HostSource | RecipeSource
 
 
 def describe_source(source: TemplateSource) -> str:
-    """The source as one printable word: ``oci:debian:12``, ``local:/srv/root``, ``host``."""
+    """The source as one printable word that `parse_source` reads back: ``debian:12``, ``local:/srv/root``, ``host``.
+
+    An image whose bare name would read as something else is written ``docker://NAME``.
+    """
     match source:
         case OciSource(reference):
-            return f"oci:{reference}"
+            return reference if _read_source(reference) == source else f"{_REGISTRY}{reference}"
         case GitSource(url, ref):
             return f"git:{url}@{ref}"
         case LocalSource(path):
@@ -72,11 +83,21 @@ def describe_source(source: TemplateSource) -> str:
 
 
 def parse_source(text: str) -> TemplateSource:
-    """The inverse of `describe_source`. A bare word is an image reference.
+    """The inverse of `describe_source`. A bare word is an image of a registry.
 
     ``host``, ``recipe:NAME``, ``git:URL@REF``, ``local:PATH``, a path that starts
-    with ``/`` or ``.``, else an image.
+    with ``/`` or ``.``; the image in a layout folder (``oci:FOLDER[:TAG]``) or an
+    archive (``oci-archive:FILE``, ``docker-archive:FILE``); else an image of a
+    registry, with or without ``docker://``. `InvalidSpec` for nothing at all.
     """
+    if not text.strip() or text in (_REGISTRY, *(f"{transport}:" for transport in _TRANSPORTS)):
+        raise InvalidSpec(
+            "parse template source", InvalidReason.MISSING_TEMPLATE, f"the template source {text!r} names nothing"
+        )
+    return _read_source(text)
+
+
+def _read_source(text: str) -> TemplateSource:
     kind, _, rest = text.partition(":")
     if text == "host":
         return HostSource()
@@ -89,9 +110,7 @@ def parse_source(text: str) -> TemplateSource:
         return LocalSource(rest)
     if text.startswith(("/", ".")):
         return LocalSource(text)
-    if not text.strip():
-        raise InvalidSpec("parse template source", InvalidReason.MISSING_TEMPLATE, "the template source is empty")
-    return OciSource(rest if kind == "oci" and rest and not rest.startswith(("/", ".")) else text)
+    return OciSource(text.removeprefix(_REGISTRY))
 
 
 class Provisioning(StrEnum):
@@ -99,13 +118,49 @@ class Provisioning(StrEnum):
     ALREADY_PRESENT = "already_present"
 
 
+class GuestArch(StrEnum):
+    """The machine that a sandbox's programs are made for."""
+
+    AARCH64 = "aarch64"
+    X86_64 = "x86_64"
+
+
+class EnvdOrigin(StrEnum):
+    """What `EnvdSource.reference` names: an image layer, a URL, or a commit that was built."""
+
+    PINNED_LAYER = "pinned_layer"
+    PINNED_ARTIFACT = "pinned_artifact"
+    VENDORED_BUILD = "vendored_build"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvdSource:
+    """Where a data plane's program comes from, and the digest (64 hex digits) that it must have."""
+
+    origin: EnvdOrigin
+    reference: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if len(self.sha256) != 64 or not set(self.sha256) <= set("0123456789abcdef"):
+            detail = f"{self.sha256[:80]!r} is no SHA-256 digest; it has 64 lower-case hexadecimal digits"
+            raise InvalidSpec("check data plane", InvalidReason.INVALID_DATA_PLANE, detail)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvdPlane:
-    """The E2B data plane. `INJECT`: the server supplies it over Firkin's own agent."""
+    """The E2B data plane. `INJECT`: the server supplies it over Firkin's own agent.
+
+    `version`, `source` and `arch` say what an image that has its own must hold;
+    None means whatever there is.
+    """
 
     provisioning: Provisioning = Provisioning.INJECT
     port: int = ENVD_PORT
     health_path: str = "/health"
+    version: str | None = None
+    source: EnvdSource | None = None
+    arch: GuestArch | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:

@@ -8,7 +8,7 @@ from firkin.law.backend import SandboxBackend, WarmPoolControl
 from firkin.law.capabilities import CapabilityName
 from firkin.law.events import EventFilter, EventStream
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId, WarmPoolKey
-from firkin.law.logs import LogEntry, LogFilter
+from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
 from firkin.law.processes import Signal
 from firkin.law.sandboxes import (
@@ -188,6 +188,11 @@ class LogClient:
     async def list(self, filter: LogFilter | None = None) -> Sequence[LogEntry]:
         control = await required(self._backend, self._backend.logs, "read logs", _C.EVENTS_SUBSCRIBE)
         return await control.list(filter or LogFilter())
+
+    async def stream(self, filter: LogFilter | None = None) -> LogStream:
+        """Entries written from now on. Close it when leaving early."""
+        control = await required(self._backend, self._backend.logs, "stream logs", _C.EVENTS_SUBSCRIBE)
+        return await control.stream(filter or LogFilter())
 
 
 class MetricClient:

@@ -26,11 +26,15 @@ MAX_READ_BYTES = 256 * 1024 * 1024
 
 
 class SandboxFiles:
-    """Paths are absolute. `user` names the owner of what is made; None means root."""
+    """Paths are absolute. `user` names the owner of what is made; None means the sandbox's default user.
 
-    def __init__(self, backend: SandboxBackend, sandbox_id: SandboxId) -> None:
+    Files are reached with root's rights whoever owns them; ``user="root"`` makes root's own.
+    """
+
+    def __init__(self, backend: SandboxBackend, sandbox_id: SandboxId, *, default_user: str | None = None) -> None:
         self._backend = backend
         self._sandbox_id = sandbox_id
+        self._default_user = default_user
 
     async def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """The bytes of a file. `FilesystemFailure` (`LIMIT`) above 256 MiB; `read_stream` has no limit."""
@@ -66,10 +70,11 @@ class SandboxFiles:
         mode: int = 0o644,
     ) -> FileEntry:
         """Replace the file's content, making missing directories."""
-        return await self._write(path, data, WriteOptions(user=user, mode=mode))
+        return await self._write(path, data, WriteOptions(user=await self._owner(user), mode=mode))
 
     async def append(self, path: str, data: bytes | str, *, user: str | None = None) -> FileEntry:
-        return await self._write(path, data, WriteOptions(user=user, append=True))
+        """Add to the end of a file, which is made when it is missing."""
+        return await self._write(path, data, WriteOptions(user=await self._owner(user), append=True))
 
     async def list(self, path: str, *, depth: int | None = 1) -> Sequence[FileEntry]:
         control = await self._control("list files", _C.FILESYSTEM_LIST)
@@ -88,11 +93,14 @@ class SandboxFiles:
 
     async def mkdir(self, path: str, *, parents: bool = False, user: str | None = None) -> FileEntry:
         control = await self._control("make a directory", _C.FILESYSTEM_WRITE)
-        return await control.mkdir(self._sandbox_id, SandboxPath(path), parents=parents, user=user)
+        owner = await self._owner(user)
+        return await control.mkdir(self._sandbox_id, SandboxPath(path), parents=parents, user=owner)
 
     async def rename(self, source: str, target: str, *, user: str | None = None) -> FileEntry:
+        """Give a file another name. `user` owns the directories that are made for it; the file keeps its owner."""
         control = await self._control("rename a file", _C.FILESYSTEM_WRITE)
-        return await control.rename(self._sandbox_id, SandboxPath(source), SandboxPath(target), user=user)
+        owner = await self._owner(user)
+        return await control.rename(self._sandbox_id, SandboxPath(source), SandboxPath(target), user=owner)
 
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         control = await self._control("remove a file", _C.FILESYSTEM_WRITE)
@@ -107,7 +115,7 @@ class SandboxFiles:
     ) -> FileEntry:
         """Copy a file or a directory of the host into the sandbox."""
         control = await self._control("copy in", _C.FILESYSTEM_COPY_IN)
-        options = CopyOptions(overwrite=overwrite, user=user)
+        options = CopyOptions(overwrite=overwrite, user=await self._owner(user))
         return await control.copy_in(self._sandbox_id, Path(host), SandboxPath(guest), options)
 
     async def copy_out(self, guest: str, host: Path | str, *, overwrite: bool = False) -> None:
@@ -124,6 +132,14 @@ class SandboxFiles:
         control = await self._control("write a file", _C.FILESYSTEM_WRITE)
         octets = data.encode() if isinstance(data, str) else data
         return await control.write(self._sandbox_id, SandboxPath(path), octets, options)
+
+    async def _owner(self, user: str | None) -> str:
+        """Who owns what is made. The record is asked once: a sandbox's default user never changes."""
+        if user is not None:
+            return user
+        if self._default_user is None:
+            self._default_user = (await self._backend.sandboxes.inspect(self._sandbox_id)).default_user
+        return self._default_user
 
     def _too_large(self, path: str) -> FilesystemFailure:
         detail = f"{path!r} is larger than {MAX_READ_BYTES} bytes; read it as a stream or copy it out"

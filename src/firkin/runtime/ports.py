@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from firkin.law.backend import PortControl, SandboxBackend
 from firkin.law.capabilities import CapabilityName
 from firkin.law.ids import SandboxId
-from firkin.law.ports import ByteChannel, Port, PortBinding, PortExposure, PortProtocol
+from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure, PortProtocol
 from firkin.runtime.required import required
 
 
@@ -37,6 +37,11 @@ class SandboxPorts:
     async def unexpose(self, port: int) -> None:
         control = await self._control("unexpose a port", CapabilityName.PORTS_EXPOSE)
         await control.unexpose(self._sandbox_id, Port(port))
+
+    async def domain_proxy(self, domain: str) -> DomainProxy:
+        """Serve its ports below `domain`; `UnsupportedCapability` where the backend cannot."""
+        control = await self._control("serve a domain", CapabilityName.PORTS_DOMAIN_PROXY)
+        return await control.domain_proxy(self._sandbox_id, DomainProxySpec(domain))
 
     async def _control(self, operation: str, capability: CapabilityName) -> PortControl:
         return await required(self._backend, self._backend.ports, operation, capability)

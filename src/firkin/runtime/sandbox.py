@@ -23,7 +23,7 @@ from firkin.law.sandboxes import (
     SandboxInfo,
     StopMode,
 )
-from firkin.law.snapshots import PausedSandbox, PauseOptions, SnapshotOptions, SnapshotRef
+from firkin.law.snapshots import PausedSandbox, PauseOptions, ResumeOptions, SnapshotOptions, SnapshotRef
 from firkin.lifetimes import finish
 from firkin.runtime.files import SandboxFiles
 from firkin.runtime.ports import SandboxPorts
@@ -42,7 +42,7 @@ class Sandbox:
         self._backend = backend
         self._info = info
         self.process = SandboxProcesses(backend, info.id)
-        self.fs = SandboxFiles(backend, info.id)
+        self.fs = SandboxFiles(backend, info.id, default_user=info.default_user)
         self.ports = SandboxPorts(backend, info.id)
 
     @property
@@ -71,6 +71,7 @@ class Sandbox:
         return self._info
 
     async def kill(self, signal: KillSignal = Signal.KILL) -> SandboxInfo:
+        """End it at once; `stop` lets its programs finish."""
         self._info = await self._backend.sandboxes.kill(self.id, signal)
         return self._info
 
@@ -89,9 +90,10 @@ class Sandbox:
         control = await required(self._backend, self._backend.pauses, "pause", CapabilityName.PAUSE_CAPTURE)
         return await control.pause(self.id, PauseOptions(keep_memory=keep_memory))
 
-    async def resume(self) -> SandboxInfo:
+    async def resume(self, deadline: SandboxDeadline | None = None) -> SandboxInfo:
+        """Run on from where it was paused; `deadline` counts from now."""
         control = await required(self._backend, self._backend.pauses, "resume", CapabilityName.PAUSE_RESUME)
-        self._info = await control.resume(self.id)
+        self._info = await control.resume(self.id, ResumeOptions(deadline=deadline))
         return self._info
 
     async def logs(self, *, level: LogLevel = LogLevel.TRACE, limit: int = 1000) -> Sequence[LogEntry]:

@@ -49,6 +49,7 @@ class BackendSuite:
     is a command that serves connections on a port and sends back what it gets.
     """
 
+    pytestmark = pytest.mark.asyncio
     template_spec = TemplateSpec(source=HostSource())
 
     @pytest.fixture

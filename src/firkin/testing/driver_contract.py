@@ -27,6 +27,8 @@ ENDS_WITHIN_S = 10.0
 class DriverContract:
     """Supply `make_driver` and `boot_plan`; `reopen` too where a later process can find what an earlier one booted."""
 
+    pytestmark = pytest.mark.asyncio
+
     async def make_driver(self) -> Driver:
         """A new driver, not started."""
         raise NotImplementedError

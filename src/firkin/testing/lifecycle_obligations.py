@@ -8,7 +8,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from firkin.law.backend import SandboxBackend
-from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec, NotFound, ResourceKind, WrongState
+from firkin.law.errors import (
+    FirkinError,
+    InvalidReason,
+    InvalidSpec,
+    NotFound,
+    ResourceKind,
+    TemplatePrepareFailure,
+    WrongState,
+)
 from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.processes import Command, Signal
 from firkin.law.resources import MIB, SandboxResources
@@ -68,6 +76,11 @@ class TemplateObligations(BackendSuite):
         with pytest.raises(NotFound) as caught:
             await backend.sandboxes.create(SandboxSpec.from_template("missing"))
         assert caught.value.resource is ResourceKind.TEMPLATE
+
+    async def test_a_source_that_is_not_there_leaves_no_record(self, backend: SandboxBackend) -> None:
+        with pytest.raises((TemplatePrepareFailure, InvalidSpec)):
+            await backend.templates.prepare(TemplateSpec.local("/no/such/root", id=TemplateId("lost")))
+        assert list(await backend.templates.list()) == []
 
     async def test_a_template_in_use_is_not_deleted(
         self, backend: SandboxBackend, template: TemplateInfo, sandbox: SandboxInfo

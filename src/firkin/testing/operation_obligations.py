@@ -9,12 +9,19 @@ import pytest
 
 from firkin.law.backend import PortControl, ProcessControl, SandboxBackend
 from firkin.law.capabilities import Capabilities, CapabilityName
-from firkin.law.errors import CapacityRejected, FirkinError, NotFound, PortFailure, RetryClass
+from firkin.law.errors import (
+    CapacityRejected,
+    FirkinError,
+    NotFound,
+    PortFailure,
+    RetryClass,
+    UnsupportedCapability,
+)
 from firkin.law.events import EventFilter, LifecycleChanged
 from firkin.law.logs import LogFilter
 from firkin.law.metrics import MetricFilter
 from firkin.law.policies import Capacity, DeadlinePolicy, HygienePolicy, Policies
-from firkin.law.ports import ByteChannel, Port, PortExposure
+from firkin.law.ports import ByteChannel, DomainProxySpec, Port, PortExposure
 from firkin.law.processes import Argv, ById, Command
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.sandboxes import DeleteOptions, Never, SandboxFilter, SandboxInfo, SandboxSpec, Timeout
@@ -207,6 +214,17 @@ class PortObligations(BackendSuite):
         with pytest.raises(ConnectionError):
             await asyncio.open_connection("127.0.0.1", binding.host)
 
+    async def test_a_domain_is_served_or_refused(
+        self, ports: PortControl, capabilities: Capabilities, sandbox: SandboxInfo
+    ) -> None:
+        wish = DomainProxySpec("sandboxes.example")
+        if capabilities.supports(CapabilityName.PORTS_DOMAIN_PROXY):
+            assert (await ports.domain_proxy(sandbox.id, wish)).domain == wish.domain
+            return
+        with pytest.raises(UnsupportedCapability) as refused:
+            await ports.domain_proxy(sandbox.id, wish)
+        assert refused.value.capability is CapabilityName.PORTS_DOMAIN_PROXY
+
 
 async def _echo_through(ports: PortControl, sandbox: SandboxInfo, data: bytes) -> bytes:
     return await _echoed(await ports.connect(sandbox.id, _PORT), data)
@@ -257,6 +275,18 @@ class ObservationObligations(BackendSuite):
         assert len(await backend.logs.list(LogFilter(limit=1))) == 1
         late = datetime.now(UTC) + timedelta(days=1)
         assert list(await backend.logs.list(LogFilter(sandbox_id=other.id, since=late))) == []
+
+    async def test_log_entries_are_told_as_they_are_written(
+        self, backend: SandboxBackend, template: TemplateInfo
+    ) -> None:
+        if backend.logs is None:
+            pytest.skip("no logs here")
+        stream = await backend.logs.stream(LogFilter())
+        info = await backend.sandboxes.create(self.spec(template))
+        async with asyncio.timeout(PATIENCE_S):
+            while (await anext(stream)).sandbox_id != info.id:
+                pass
+        await stream.aclose()
 
     async def test_metrics_have_units_and_prefixes(self, backend: SandboxBackend, sandbox: SandboxInfo) -> None:
         if backend.metrics is None:

@@ -2,78 +2,55 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from firkin.cli.failures import CommandFailure, one_sentence
+from firkin.cli.failures import BAD_INPUT, FAILURE, CommandFailure, one_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from firkin.cli.bench.samples import Series
-    from firkin.cli.bench.stage import Stage
+    from firkin.cli.bench.stage import Amounts, Stage
 
 
 @click.command()
 @click.option("--n", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Samples a fast metric.")
 @click.option("--peers", is_flag=True, help="Measure docker, podman, bwrap, runc and crun in the same run.")
 @click.option("--json", "json_file", type=click.Path(allow_dash=True), help="Write raw samples there (- for stdout).")
-@click.option("--quick", is_flag=True, help="A few samples of everything: proves that it runs, nothing more.")
+@click.option("--quick", is_flag=True, help="A few samples of most things: proves that it runs, nothing more.")
 @click.option("--burst", type=click.IntRange(0, 10_000), default=100, show_default=True, help="Creates at once.")
 @click.option("--idle", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Idle ones to weigh.")
-@click.option("--alive", type=click.IntRange(0, 100_000), default=0, show_default=True, help="Create beside so many.")
-@click.option("--cycles", type=click.IntRange(0, 10**6), default=0, show_default=True, help="Create, exec, kill.")
+@click.option("--alive", type=click.IntRange(0, 100_000), default=500, show_default=True, help="Create beside so many.")
+@click.option("--cycles", type=click.IntRange(0, 10**6), default=2000, show_default=True, help="Create, exec, kill.")
 @click.option("--template", default="base", show_default=True, help="The template to create from.")
 @click.option("--driver", help="The driver of the benchmark's own server (default namespaces).")
 @click.option("--url", help="A running server to measure instead of one of the benchmark's own.")
 @click.option("--api-key", help="The key to that server (default: E2B_API_KEY).")
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="That server's state folder.")
-def bench(
-    n: int,
-    peers: bool,
-    json_file: str | None,
-    quick: bool,
-    burst: int,
-    idle: int,
-    alive: int,
-    cycles: int,
-    template: str,
-    driver: str | None,
-    url: str | None,
-    api_key: str | None,
-    state_dir: Path | None,
-) -> int:
+def bench(peers: bool, json_file: str | None, **given: Any) -> int:
     """Measure through the official SDK, with the number of samples, their tier and the isolation beside each figure.
 
     Starts a server of its own, unless --url or --state-dir names one. Ends with 1
     when something failed on the way: figures of a run with failures are no evidence.
+    This takes several minutes, with --quick less than one. 0 leaves a scenario out.
     """
     from firkin.cli.bench import report
     from firkin.cli.bench.peers import Measured, measure_peers
     from firkin.cli.bench.sdk_scenarios import load_sdk
-    from firkin.cli.bench.stage import QUICK, Amounts, Stage, isolation_of, machine, own_server, to_json
-    from firkin.cli.discovery import find_server
+    from firkin.cli.bench.stage import machine, to_json
 
-    if driver is not None and (url or state_dir):
+    if given["driver"] is not None and (given["url"] or given["state_dir"]):
         raise click.UsageError("--driver is for the benchmark's own server; leave it out with --url or --state-dir")
+    if json_file is not None:
+        _require_writable(json_file)
     client = f"e2b {_version(load_sdk())}"
-    amounts = QUICK if quick else Amounts(n=n, batch=100, burst=burst, idle=idle, alive=alive, cycles=cycles)
     fingerprint = machine()
-    with ExitStack() as stack:
-        if url or state_dir:
-            address, folder = find_server(url, api_key, state_dir), state_dir
-        else:
-            address, folder = stack.enter_context(own_server(driver))
-        stage = Stage(
-            address=address,
-            template=template,
-            amounts=amounts,
-            isolation=isolation_of(address.driver),
-            state_dir=folder,
-        )
+    amounts = _amounts(given)
+    with _stage(given, amounts) as stage:
         series = _measure(stage)
     measured = measure_peers(amounts.n) if peers else Measured(series=[], absent={})
     series += measured.series
@@ -82,6 +59,34 @@ def bench(
     if json_file != "-":
         report.show(fingerprint, series, measured.absent, client)
     return 1 if any(each.failures for each in series) else 0
+
+
+def _amounts(given: Mapping[str, Any]) -> Amounts:
+    from firkin.cli.bench.stage import QUICK, Amounts
+
+    if given["quick"]:
+        return QUICK
+    return Amounts(batch=100, **{name: given[name] for name in ("n", "burst", "idle", "alive", "cycles")})
+
+
+@contextmanager
+def _stage(given: Mapping[str, Any], amounts: Amounts) -> Iterator[Stage]:
+    """The server that the options name, or one of our own for the length of the block."""
+    from firkin.cli.bench.stage import Stage, isolation_of, own_server
+    from firkin.cli.discovery import find_server
+
+    with ExitStack() as stack:
+        if given["url"] or given["state_dir"]:
+            address, folder = find_server(given["url"], given["api_key"], given["state_dir"]), given["state_dir"]
+        else:
+            address, folder = stack.enter_context(own_server(given["driver"]))
+        yield Stage(
+            address=address,
+            template=given["template"],
+            amounts=amounts,
+            isolation=isolation_of(address.driver),
+            state_dir=folder,
+        )
 
 
 def _measure(stage: Stage) -> list[Series]:
@@ -116,9 +121,28 @@ def _version(sdk: object) -> str:
     return version(getattr(sdk, "__name__", "e2b"))
 
 
+def _require_writable(target: str) -> None:
+    """Found out before the measuring, not after. What is there already stays as it is."""
+    path = Path(target)
+    if target == "-":
+        return
+    fresh = not path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if fresh:
+            path.unlink()
+    except OSError as error:
+        raise _unwritable(target, error, BAD_INPUT) from None
+
+
+def _unwritable(target: str, error: OSError, exit_code: int = FAILURE) -> CommandFailure:
+    return CommandFailure(f"the report cannot be written to {target}: {error.strerror}", exit_code=exit_code)
+
+
 def _write(target: str, text: str) -> None:
     try:
         with click.open_file(target, "w") as file:
             file.write(text + "\n")
     except OSError as error:
-        raise CommandFailure(f"the report cannot be written to {target}: {error.strerror}") from None
+        raise _unwritable(target, error) from None
