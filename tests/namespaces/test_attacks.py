@@ -1,4 +1,4 @@
-"""Promises that an adversarial review once broke, attacked the same way again."""
+"""Less obvious attacks: host-wide tables, 32-bit comparisons, forged packets, facts about the host."""
 
 from __future__ import annotations
 

@@ -91,6 +91,8 @@ async def run_program(
 
 async def _hand_over(process: Process, data: bytes) -> None:
     assert process.stdin is not None
+    if process.stdin.is_closing():  # it has ended already; uvloop refuses to write then, even nothing
+        return
     with suppress(ConnectionError):  # it may end without reading; its exit status tells
         process.stdin.write(data)
         await process.stdin.drain()

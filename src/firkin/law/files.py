@@ -97,7 +97,8 @@ class WriteOptions:
     """How to write a file.
 
     `user` owns the file and every directory made for it; None means root. An
-    existing file is truncated in place (same inode), or appended to.
+    existing file is replaced when all bytes have arrived and not before, keeping
+    its mode (one with several hard links is written in place), or appended to.
     `metadata` replaces all of the file's metadata when it is not None.
     """
 
