@@ -18,6 +18,8 @@ import pytest
 from firkin.bootstrap.state_files import read_server_record
 from tests.cli.test_commands import firkin
 
+pytestmark = pytest.mark.served
+
 READY = "firkin ready: http://127.0.0.1:"
 
 

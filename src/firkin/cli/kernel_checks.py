@@ -15,7 +15,7 @@ _DETACHED_OVERLAY = (6, 13)
 _IDMAPPED_OVERLAY = (5, 19)
 _CONTROLLERS = ("cpu", "memory", "pids", "freezer")
 _WANTED_FILES = 4096
-_WANTED_INOTIFY = 1024
+_WANTED_INOTIFY = 16
 
 
 def kernel_findings() -> Iterator[Finding]:
@@ -139,9 +139,9 @@ def _limits() -> Iterator[Finding]:
     yield found(
         "inotify",
         int(instances) >= _WANTED_INOTIFY,
-        f"{instances} instances for all sandboxes, of which one may take 16",
-        why="watching directories inside sandboxes; when all are taken, no other sandbox can watch",
-        mend="sysctl -w fs.inotify.max_user_instances=8192",
+        f"{instances} instances a user; each sandbox is a user of its own, with at most 16",
+        why="watching directories inside sandboxes",
+        mend="sysctl -w fs.inotify.max_user_instances=128",
     )
     pids = _read("/proc/sys/kernel/pid_max") or "0"
     yield found(
