@@ -22,6 +22,8 @@ from firkin.cli.remote_process import exit_code
 from firkin.cli.template import absolute_source
 from firkin.cli.template_calls import default_id
 
+pytestmark = pytest.mark.served
+
 
 def firkin(
     *args: str, state: Path, stdin: bytes = b"", env: dict[str, str] | None = None
