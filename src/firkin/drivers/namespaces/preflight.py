@@ -55,17 +55,34 @@ def _user_namespaces(_: Path) -> str | None:
     try:
         os.close(idmap_namespace(_PROBE_UID))
     except OSError as error:
-        return (
-            f"User namespaces cannot be made here ({error.strerror or error}); allow them: "
-            "sysctl -w user.max_user_namespaces=100000"
-        )
+        return _why_no_user_namespaces(error)
     return None
+
+
+def _why_no_user_namespaces(error: OSError) -> str:
+    """The kernel says only that it may not be; the surroundings say why."""
+    with open("/proc/self/mountinfo") as file:
+        if not any(line.split()[4] == "/" for line in file):
+            return "Firkin runs inside a chroot, where the kernel allows no user namespaces; run it outside."
+    with open("/proc/self/status") as file:
+        if "Seccomp:\t2" in file.read():
+            return (
+                "This looks like a container whose seccomp policy forbids user namespaces; start it with "
+                "--security-opt seccomp=unconfined --security-opt systempaths=unconfined and the needed capabilities."
+            )
+    return (
+        f"User namespaces cannot be made here ({error.strerror or error}); allow them: "
+        "sysctl -w user.max_user_namespaces=100000"
+    )
 
 
 def _idmapped_mounts(state_dir: Path) -> str | None:
     """Idmapping a mount"""
     state_dir.mkdir(parents=True, exist_ok=True)
-    namespace = idmap_namespace(_PROBE_UID)
+    try:
+        namespace = idmap_namespace(_PROBE_UID)
+    except OSError:  # told by the probe for user namespaces
+        return None
     try:
         tree = open_tree(str(state_dir))
         try:
