@@ -12,8 +12,12 @@ import pytest
 import pytest_asyncio
 
 from firkin.drivers.namespaces.driver import NamespacesDriver
+from firkin.drivers.namespaces.launcher import LaunchFailed
+from firkin.drivers.namespaces.leases import SlotLeases
+from firkin.drivers.namespaces.slots import SlotPool
 from firkin.host.roots import HostRootPreparer
 from firkin.law.driver import BootPlan, RootFilesystem
+from firkin.law.errors import CapacityRejected
 from firkin.law.ids import SandboxId
 from firkin.law.resources import SandboxResources
 from firkin.law.templates import TemplateSpec
@@ -121,3 +125,32 @@ async def test_a_launch_that_fails_says_in_which_step(driver: NamespacesDriver, 
     with pytest.raises(Exception, match="mounts"):
         await driver.boot(BootPlan(sandbox_id=SandboxId("broken"), root=broken, resources=SandboxResources()))
     assert await driver.live() == []
+
+
+async def test_a_launch_that_fails_keeps_no_descriptor(driver: NamespacesDriver, root: RootFilesystem) -> None:
+    broken = RootFilesystem(base=root.base, shared={"/not/there": "/usr"})
+
+    async def fail() -> int:
+        with pytest.raises(LaunchFailed):
+            await driver.boot(BootPlan(sandbox_id=SandboxId("leaky"), root=broken, resources=SandboxResources()))
+        return sum("pidfd" in os.readlink(f"/proc/self/fd/{fd}") for fd in _descriptors())
+
+    assert [await fail() for _ in range(5)][1:] == [await fail()] * 4
+
+
+def _descriptors() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+async def test_a_machine_without_free_slots_says_so_at_once(tmp_path: Path) -> None:
+    class NoLeases(SlotLeases):
+        def take(self) -> list[int]:
+            raise CapacityRejected("make a sandbox slot", "slots", requested=1, available=0)
+
+    pool = SlotPool(NoLeases("full", lambda _: True, tmp_path), depth=1)
+    await pool.start(set())
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            with pytest.raises(CapacityRejected):
+                await pool.take(online=False)
+    await pool.aclose()

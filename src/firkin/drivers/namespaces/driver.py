@@ -145,6 +145,7 @@ class NamespacesDriver:
         report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         fds: list[int] = []
         borrowed = (slot.user, slot.network, slot.idmap)
+        launched: Launched | None = None
         try:
             listener = _listen(path)
             fds += [listener.detach(), said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
@@ -155,6 +156,8 @@ class NamespacesDriver:
                 await read_report(report)
         except BaseException:
             _close(fds, borrowed=borrowed)
+            if launched is not None:
+                os.close(launched.pidfd)
             await finish(settled(report), within_s=_UNDO_WITHIN_S)
             raise
         finally:
@@ -205,12 +208,12 @@ class NamespacesDriver:
 
     async def _released(self, instance: NamespacesInstance) -> None:
         self._instances.pop(instance.sandbox_id, None)
-        self._slots.give_back(instance.slot, clean=False)
+        self._slots.give_back(instance.slot)
 
     async def _undo(self, sandbox_id: SandboxId, slot: Slot) -> None:
         """After a failed boot: nothing of it may stay, however far it came."""
         await self._remove_remains(sandbox_id)
-        self._slots.give_back(slot, clean=False)
+        self._slots.give_back(slot)
 
     async def _remove_remains(self, sandbox_id: str) -> None:
         waited = 0.0

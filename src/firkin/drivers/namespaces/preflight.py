@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes.util
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +153,13 @@ _PROBES = (
 
 def detached_layers() -> bool:
     """Whether overlay takes its layers by descriptor (Linux 6.13 and newer)."""
-    words = platform.release().split("-")[0].split(".")
-    numbers = tuple(int(word) for word in words[:2] if word.isdigit())
-    return numbers >= (6, 13)
+    layer = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    overlay = NewFilesystem("overlay")
+    try:
+        overlay.descriptor("lowerdir+", layer)
+    except OSError:
+        return False
+    finally:
+        os.close(overlay.fd)
+        os.close(layer)
+    return True

@@ -22,7 +22,7 @@ from firkin.host.conntrack import delete_connections
 from firkin.host.disks import loop_is_bound, remove_loop_device
 from firkin.host.firewall import ONLINE
 from firkin.host.netlink import Netlink
-from firkin.law.errors import BackendFailure
+from firkin.law.errors import BackendFailure, CapacityRejected
 from firkin.lifetimes import Children
 
 _LOOP_FREE_WITHIN_S = 10.0
@@ -98,33 +98,34 @@ class SlotPool:
         try:
             await self._let_out(slot, online)
         except BaseException:
-            self.give_back(slot, clean=True)
+            self.give_back(slot)
             raise
         return slot
 
     async def adopt(self, number: int, *, online: bool) -> Slot:
-        """The slot of a sandbox that an earlier server started."""
+        """The slot of a sandbox that an earlier server started; without internet, should its interface be gone."""
         self._used.add(number)
         slot = Slot(number)
-        await self._let_out(slot, online)
+        with suppress(BackendFailure):
+            await self._let_out(slot, online)
         return slot
 
-    def give_back(self, slot: Slot, *, clean: bool) -> None:
-        """The sandbox is gone. Not `clean`: its parts may still be busy, so they are waited for first."""
-        self._tasks.start(self._recycle(slot, clean), name=f"recycle {slot.numbers.interface}")
+    def give_back(self, slot: Slot) -> None:
+        """The sandbox is gone. Parts of it that the kernel has not let go yet are waited for, in the background."""
+        self._tasks.start(self._recycle(slot), name=f"recycle {slot.numbers.interface}")
 
-    async def _recycle(self, slot: Slot, clean: bool) -> None:
-        if not clean and not await _loop_free(slot.numbers.loop):
+    async def _recycle(self, slot: Slot) -> None:
+        if not await _loop_free(slot.numbers.loop):
             return  # leaked by the kernel's measure: the number stays out of use while this server lives
-        if slot.online or not slot.whole:
-            await asyncio.to_thread(delete_connections, slot.numbers.guest_address)
+        forgotten = await _connections_forgotten(slot)
         self._used.discard(slot.numbers.slot)
-        if slot.whole and len(self._ready) < 2 * self._depth + 16:
+        if forgotten and slot.whole and len(self._ready) < 2 * self._depth + 16:
             self._offer(slot)
             return
         slot.close()
         await asyncio.to_thread(remove_loop_device, slot.numbers.loop)
         self._free.append(slot.numbers.slot)
+        self._wanted.set()
 
     def _best(self, online: bool) -> Slot | None:
         """The oldest ready slot, if possible one whose firewall answer is already right."""
@@ -176,12 +177,22 @@ class SlotPool:
             try:
                 self._offer(await self._make())
                 self._trouble = ""
-            except (BackendFailure, HelperDied) as error:
+            except CapacityRejected as error:  # a new try helps only when a sandbox has gone
+                self._refuse_all(error)
+                self._wanted.clear()
+                await self._wanted.wait()
+            except (BackendFailure, HelperDied, OSError) as error:
                 self._trouble = str(error)
                 await asyncio.sleep(0.2)
                 await self._restart_maker()
             if not self._waiting:
                 await asyncio.sleep(0.002)
+
+    def _refuse_all(self, error: CapacityRejected) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_exception(error)
 
     def _busy(self) -> bool:
         return asyncio.get_running_loop().time() < self._taken_at + _QUIET_S
@@ -211,8 +222,22 @@ class SlotPool:
     async def _let_out(self, slot: Slot, online: bool) -> None:
         if slot.online is not online:
             self._wires = self._wires or Netlink()
-            await asyncio.to_thread(self._wires.set_group, slot.numbers.interface, ONLINE if online else 0)
+            try:
+                await asyncio.to_thread(self._wires.set_group, slot.numbers.interface, ONLINE if online else 0)
+            except OSError as error:
+                raise BackendFailure("set a sandbox's network", "namespaces", str(error)) from error
             slot.online = online
+
+
+async def _connections_forgotten(slot: Slot) -> bool:
+    """False when the kernel cannot: then the address must not get its next tenant at once."""
+    if not slot.online and slot.whole:
+        return True
+    try:
+        await asyncio.to_thread(delete_connections, slot.numbers.guest_address)
+    except OSError:
+        return False
+    return True
 
 
 async def _loop_free(number: int) -> bool:
