@@ -61,7 +61,7 @@ class Settings:
     sandbox_vcpus: int = 2
     sandbox_memory_mb: int = 512
     sandbox_disk_mb: int = 1024
-    sandbox_pids: int = 1024
+    sandbox_pids: int = 4096
     ended_kept_s: float = 7 * 86400.0
 
     def policies(self) -> Policies:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from firkin.law.states import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.templates import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.warm_pool import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.webhooks import *  # noqa: F403 — __all__ below is the choice
 
 # Searched in this order on first use (PEP 562): who needs an error only should not load the rest.
 _MODULES = (
@@ -50,6 +51,7 @@ _MODULES = (
     "events",
     "snapshots",
     "warm_pool",
+    "webhooks",
     "backend",
     "driver",
 )
@@ -128,6 +130,7 @@ __all__ = [
     "FilesystemFailure",
     "FirkinError",
     "ForceAfter",
+    "ForkOptions",
     "FromSnapshot",
     "FromTemplate",
     "GitSource",
@@ -146,9 +149,11 @@ __all__ = [
     "InvalidSpec",
     "IoFailure",
     "Isolation",
+    "JournalQuery",
     "KillSignal",
     "Lifecycle",
     "LifecycleChanged",
+    "LifecycleEntry",
     "ListOptions",
     "LocalSource",
     "LogControl",
@@ -169,6 +174,7 @@ __all__ = [
     "OciSource",
     "OnTimeout",
     "PauseControl",
+    "PauseMode",
     "PauseOptions",
     "PausedSandbox",
     "Permanent",
@@ -213,6 +219,7 @@ __all__ = [
     "SandboxControl",
     "SandboxDeadline",
     "SandboxFilter",
+    "SandboxHistory",
     "SandboxId",
     "SandboxInfo",
     "SandboxPath",
@@ -237,6 +244,7 @@ __all__ = [
     "SnapshotOptions",
     "SnapshotRef",
     "Started",
+    "StateChange",
     "Stderr",
     "Stdout",
     "StopMode",
@@ -266,6 +274,9 @@ __all__ = [
     "WarmPoolStatus",
     "WarmPoolTarget",
     "WatchOptions",
+    "Webhook",
+    "WebhookControl",
+    "WebhookSpec",
     "WriteOptions",
     "WrongState",
     "allows",

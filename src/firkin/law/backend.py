@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from firkin.law.capabilities import Capabilities
-from firkin.law.events import EventFilter, EventStream
+from firkin.law.errors import FirkinError
+from firkin.law.events import EventFilter, EventStream, JournalQuery, LifecycleEntry
 from firkin.law.files import (
     CopyOptions,
     FileEntry,
@@ -44,11 +46,13 @@ from firkin.law.sandboxes import (
     KillSignal,
     SandboxDeadline,
     SandboxFilter,
+    SandboxHistory,
     SandboxInfo,
     SandboxSpec,
     StopMode,
 )
 from firkin.law.snapshots import (
+    ForkOptions,
     PausedSandbox,
     PauseOptions,
     RestoreOptions,
@@ -68,6 +72,7 @@ from firkin.law.warm_pool import (
     WarmPoolStatus,
     WarmPoolTarget,
 )
+from firkin.law.webhooks import Webhook, WebhookSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,10 @@ class SandboxControl(Protocol):
     async def delete(self, sandbox_id: SandboxId, options: DeleteOptions) -> None: ...
 
     async def update_deadline(self, sandbox_id: SandboxId, deadline: SandboxDeadline) -> SandboxInfo: ...
+
+    async def history(self, sandbox_id: SandboxId) -> SandboxHistory:
+        """What became of it, also after its end for as long as the operator wants ends remembered. `NotFound`."""
+        ...
 
 
 class ProcessControl(Protocol):
@@ -216,15 +225,26 @@ class FilesystemControl(Protocol):
 
 
 class SnapshotControl(Protocol):
-    async def capture(self, sandbox_id: SandboxId, options: SnapshotOptions) -> SnapshotRef: ...
+    async def capture(self, sandbox_id: SandboxId, options: SnapshotOptions) -> SnapshotRef:
+        """A durable copy of a sandbox that runs or is paused with its memory. `AlreadyExists` for a name in use."""
+        ...
 
     async def restore(self, snapshot_id: SnapshotId, options: RestoreOptions) -> SandboxInfo: ...
+
+    async def fork(self, sandbox_id: SandboxId, options: ForkOptions) -> Sequence[SandboxInfo | FirkinError]:
+        """Copies of a running sandbox, each under an identity of its own; an error in place of each that failed.
+
+        Raises when not even the original could be captured: then there is no copy.
+        """
+        ...
 
     async def get(self, snapshot_id: SnapshotId) -> SnapshotInfo: ...
 
     async def list(self, filter: SnapshotFilter) -> Sequence[SnapshotInfo]: ...
 
-    async def delete(self, snapshot_id: SnapshotId) -> None: ...
+    async def delete(self, snapshot_id: SnapshotId) -> None:
+        """Sandboxes made from it live on: they have copies."""
+        ...
 
     async def export_archive(self, snapshot_id: SnapshotId) -> SnapshotArchive: ...
 
@@ -232,7 +252,9 @@ class SnapshotControl(Protocol):
 
 
 class PauseControl(Protocol):
-    async def pause(self, sandbox_id: SandboxId, options: PauseOptions) -> PausedSandbox: ...
+    async def pause(self, sandbox_id: SandboxId, options: PauseOptions) -> PausedSandbox:
+        """Stop everything inside and keep it. `WrongState` when it is paused already or has ended."""
+        ...
 
     async def resume(self, sandbox_id: SandboxId, options: ResumeOptions | None = None) -> SandboxInfo:
         """Run on from where it was paused; without options as `ResumeOptions()` says."""
@@ -274,6 +296,22 @@ class WarmPoolControl(Protocol):
 class EventControl(Protocol):
     async def subscribe(self, filter: EventFilter) -> EventStream: ...
 
+    async def journal(self, query: JournalQuery) -> Sequence[LifecycleEntry]:
+        """What happened, durably: in order of its numbers, from after `query.after` on."""
+        ...
+
+
+class WebhookControl(Protocol):
+    """Where the journal is delivered to: at least once, in order, again after failures and restarts."""
+
+    async def add(self, spec: WebhookSpec) -> Webhook: ...
+
+    async def list(self) -> Sequence[Webhook]: ...
+
+    async def remove(self, webhook_id: str) -> None:
+        """`NotFound` for an unknown one."""
+        ...
+
 
 class LogControl(Protocol):
     async def list(self, filter: LogFilter) -> Sequence[LogEntry]: ...
@@ -288,6 +326,15 @@ class MetricControl(Protocol):
 
     async def usage(self, sandbox_id: SandboxId) -> SandboxUsage:
         """A fresh sample."""
+        ...
+
+    async def history(
+        self, sandbox_id: SandboxId, start: datetime | None = None, end: datetime | None = None
+    ) -> Sequence[SandboxUsage]:
+        """Samples from `start` to `end`, oldest first, of a paused sandbox too.
+
+        The first is taken within 5 s of the start; older ones may have been thinned out.
+        """
         ...
 
 
@@ -324,6 +371,9 @@ class SandboxBackend(Protocol):
 
     @property
     def events(self) -> EventControl | None: ...
+
+    @property
+    def webhooks(self) -> WebhookControl | None: ...
 
     @property
     def logs(self) -> LogControl | None: ...

@@ -59,14 +59,23 @@ class RootPreparer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootPlan:
-    """Everything a driver needs to make one instance."""
+    """Everything a driver needs to make one instance.
+
+    Its own files begin empty, or as `captured`, a directory that `Instance.capture`
+    filled; with `continues` they are those that the destroyed instance of the same
+    id left. `machine_id` (32 hexadecimal digits) is written to ``/etc/machine-id``;
+    empty leaves what is there.
+    """
 
     sandbox_id: SandboxId
     root: RootFilesystem
     resources: SandboxResources
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
     hostname: str = "sandbox"
+    machine_id: str = ""
     hardened: bool = False
+    captured: str = ""
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +113,31 @@ class Instance(Protocol):
         """End it and release everything but its files. Idempotent; returns when no process of it is left."""
         ...
 
-    async def freeze(self) -> None: ...
+    async def freeze(self) -> None:
+        """Stop every process where it is. Idempotent; returns when nothing inside runs any more."""
+        ...
 
-    async def thaw(self) -> None: ...
+    async def thaw(self) -> None:
+        """Let everything run on. Idempotent."""
+        ...
+
+    async def reclaim(self) -> None:
+        """Give the memory of a frozen instance back to the host, as far as the host can take it. Never fails."""
+        ...
+
+    async def capture(self, into: Path) -> None:
+        """Copy its files, as they are at one instant, into the empty directory `into`; durable when this returns.
+
+        It is frozen for as long as copying needs, unless it is already. Raises `BackendFailure`, `IoFailure`.
+        """
+        ...
+
+    async def dial_port(self, port: int) -> ByteChannel | None:
+        """A TCP connection to loopback inside, past the agent; None where only the agent can make one.
+
+        `PortFailure` with `refused` when nothing listens.
+        """
+        ...
 
     async def usage(self) -> Mapping[str, int]:
         """Raw counters: ``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``disk_used_bytes``, ``oom_kills``."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from firkin.law.files import FileEventKind, SandboxPath
-from firkin.law.ids import ProcessId, SandboxId, SnapshotId, WarmPoolKey
+from firkin.law.ids import ProcessId, SandboxId, SnapshotId, TemplateId, WarmPoolKey
 from firkin.law.ports import Port
 from firkin.law.processes import ProcessStatus
 from firkin.law.states import SandboxState
@@ -73,6 +73,34 @@ class EventFilter:
 
     def matches(self, event: Event) -> bool:
         return self.sandbox_id is None or getattr(event.kind, "sandbox_id", None) == self.sandbox_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifecycleEntry:
+    """One change of a sandbox's state as the journal keeps it. `number` grows and never comes twice."""
+
+    number: int
+    sandbox_id: SandboxId
+    at: datetime
+    was: SandboxState | None
+    became: SandboxState
+    cause: str
+    actor: str
+    owner: str = ""
+    template_id: TemplateId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalQuery:
+    """Entries numbered above `after`, at most `limit`; `newest_first` turns the order round."""
+
+    after: int = 0
+    sandbox_id: SandboxId | None = None
+    owner: str | None = None
+    became: frozenset[SandboxState] = frozenset()
+    offset: int = 0
+    limit: int = 100
+    newest_first: bool = False
 
 
 class EventStream(Protocol):

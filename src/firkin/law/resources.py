@@ -26,7 +26,7 @@ class SandboxResources:
     vcpus: int = 2
     memory_bytes: int = 512 * MIB
     disk_bytes: int = 1 * GIB
-    pids: int = 1024
+    pids: int = 4096
 
     def __post_init__(self) -> None:
         _within("vcpus", self.vcpus, 1, MAX_VCPUS)

@@ -83,6 +83,13 @@ class Lifecycle:
     auto_resume: bool = False
 
 
+class PauseMode(StrEnum):
+    """What a pause kept: everything, or the files alone (resuming then boots anew)."""
+
+    FULL = "full"
+    FILESYSTEM = "filesystem"
+
+
 class Isolation(StrEnum):
     """The tier asked for. DRIVER_DEFAULT takes the runtime's own driver."""
 
@@ -143,7 +150,10 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxInfo:
-    """The record of a sandbox. `deadline_at` None means never. `end_*` are set once it has ended."""
+    """The record of a sandbox. `deadline_at` None means never. `end_*` are set once it has ended.
+
+    While it is paused, `paused_at` and `pause_mode` say since when and with what kept.
+    """
 
     id: SandboxId
     state: SandboxState
@@ -153,6 +163,8 @@ class SandboxInfo:
     snapshot_id: SnapshotId | None = None
     started_at: datetime | None = None
     deadline_at: datetime | None = None
+    paused_at: datetime | None = None
+    pause_mode: PauseMode | None = None
     ended_at: datetime | None = None
     end_cause: EndCause | None = None
     end_detail: str = ""
@@ -219,7 +231,30 @@ class AttachOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteOptions:
-    """`force` kills a sandbox that still runs."""
+    """`force` kills a sandbox that still runs. `actor` is who wishes it, for the journal: a key's name, say.
+
+    `delete_snapshots` also deletes every snapshot that was captured from it.
+    """
 
     force: bool = False
     delete_snapshots: bool = False
+    actor: str = "caller"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChange:
+    """One line of a journal. `actor` wished it: ``caller``, ``engine``, ``deadline`` or a key's name."""
+
+    at: datetime
+    was: SandboxState | None
+    became: SandboxState
+    cause: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxHistory:
+    """The last record of a sandbox, also of one that has ended, and every change of its state, oldest first."""
+
+    info: SandboxInfo
+    changes: tuple[StateChange, ...]

@@ -27,8 +27,17 @@ class SnapshotRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotOptions:
+    """`name` is unique for its `owner`: capturing it again is `AlreadyExists` unless `replace`.
+
+    With `replace` the name moves to the new snapshot and the old one is deleted
+    once the new one stands. `labels` are the front end's private notes.
+    """
+
     name: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    replace: bool = False
+    owner: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +48,41 @@ class SnapshotIntegrity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotInfo:
+    """The record of a snapshot. `resources` and `env` are what a restored sandbox gets unless it asks for others."""
+
     id: SnapshotId
     kind: SnapshotKind
     created_at: datetime
+    name: str = ""
     source_sandbox_id: SandboxId | None = None
     source_template_id: TemplateId | None = None
     integrity: SnapshotIntegrity | None = None
+    resources: SandboxResources | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    driver: str = ""
+    owner: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotFilter:
+    """All given fields must match; `labels` match as a subset."""
+
     kind: SnapshotKind | None = None
+    source_sandbox_id: SandboxId | None = None
+    name: str | None = None
+    owner: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def matches(self, info: SnapshotInfo) -> bool:
+        return (
+            self.kind in (None, info.kind)
+            and self.source_sandbox_id in (None, info.source_sandbox_id)
+            and self.name in (None, info.name)
+            and self.owner in (None, info.owner)
+            and self.labels.items() <= info.labels.items()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +110,32 @@ class RestoreOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForkOptions:
+    """`count` copies; each gets `deadline` (None: the runtime's default) and all else from the original."""
+
+    count: int = 1
+    deadline: SandboxDeadline | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PauseOptions:
+    """`require_healthy` refuses to pause a sandbox whose agent does not answer; without memory that is always so."""
+
     keep_memory: bool = True
+    require_healthy: bool = False
+    actor: str = "caller"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeOptions:
-    """`deadline` counts from the resumption; None means the runtime's default."""
+    """`deadline` counts from the resumption; None means the runtime's default.
+
+    `keep_memory` False boots a sandbox that was paused with its memory anew from its files.
+    """
 
     deadline: SandboxDeadline | None = None
+    keep_memory: bool = True
+    actor: str = "caller"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,3 +89,5 @@ class EndCause(StrEnum):
     SERVER_SHUTDOWN = "server shut down with kill-on-exit"
     LOST = "gone when the server started"
     DRIVER_FAILED = "driver failed"
+    HOST_RESTARTED = "host restarted"
+    DISK_FAILED = "disk failed"
