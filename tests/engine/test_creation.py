@@ -111,7 +111,7 @@ async def test_cancelled_caller_leaves_nothing_behind(engine: Engine) -> None:
 
 @pytest.mark.parametrize("method", ["add", "change"])
 async def test_failed_record_undoes_the_create(engine: Engine, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    async def full(*_: object) -> None:
+    async def full(*_: object, **keywords: object) -> None:
         raise IoFailure("write", "the state database", "disk full")
 
     with monkeypatch.context() as patch:

@@ -17,6 +17,7 @@ from firkin.law.errors import (
     DeadlineExceeded,
     InvalidSpec,
     NotFound,
+    ResourceKind,
     SandboxUnavailable,
     UnsupportedCapability,
     WrongState,
@@ -31,8 +32,6 @@ from firkin.law.sandboxes import (
     FromSnapshot,
     Graceful,
     Isolation,
-    Lifecycle,
-    OnTimeout,
     SandboxFilter,
     SandboxSpec,
     VolumeMount,
@@ -203,8 +202,6 @@ async def test_ended_instance_cannot_be_reached(engine: Engine) -> None:
     [
         ({"volumes": (VolumeMount(name="data", path="/data"),)}, CapabilityName.RUNTIME_CREATE),
         ({"isolation": Isolation.GVISOR}, CapabilityName.RUNTIME_CREATE),
-        ({"lifecycle": Lifecycle(on_timeout=OnTimeout.PAUSE)}, CapabilityName.PAUSE_CAPTURE),
-        ({"lifecycle": Lifecycle(auto_resume=True)}, CapabilityName.PAUSE_RESUME),
     ],
 )
 async def test_what_is_not_done_is_refused(
@@ -216,10 +213,11 @@ async def test_what_is_not_done_is_refused(
     assert await engine.leftovers() == []
 
 
-async def test_snapshot_sources_are_refused(engine: Engine) -> None:
-    with pytest.raises(UnsupportedCapability) as refused:
+async def test_an_unknown_snapshot_is_no_source(engine: Engine) -> None:
+    with pytest.raises(NotFound) as missing:
         await engine.backend.sandboxes.create(SandboxSpec(source=FromSnapshot(SnapshotId("s"))))
-    assert refused.value.capability is CapabilityName.SNAPSHOT_RESTORE
+    assert missing.value.resource is ResourceKind.SNAPSHOT
+    assert await engine.leftovers() == []
 
 
 @pytest.mark.parametrize("grace_s", [-1.0, 1e9, float("nan")])

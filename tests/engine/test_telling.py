@@ -21,13 +21,12 @@ from firkin.law.errors import (
 )
 from firkin.law.events import EventFilter, FileChanged, LifecycleChanged, PortChanged, ProcessChanged
 from firkin.law.files import FileEventKind, SandboxPath, WriteOptions
-from firkin.law.ids import SandboxId, SnapshotId
+from firkin.law.ids import SandboxId
 from firkin.law.logs import LogFilter, LogLevel, LogSource
 from firkin.law.metrics import MetricFilter
 from firkin.law.ports import DomainProxySpec, Port, PortExposure, PortProtocol
 from firkin.law.processes import ById, Command, ProcessStatus
 from firkin.law.sandboxes import DeleteOptions
-from firkin.law.snapshots import SnapshotFilter, SnapshotOptions
 from firkin.law.states import SandboxState
 from firkin.testing.virtual_clock import VirtualClock
 from tests.engine.conftest import POLICIES, SPEC, Engine, engine_over
@@ -166,22 +165,13 @@ async def test_only_tcp_is_exposed(engine: Engine) -> None:
 
 async def test_report_and_controls_agree(engine: Engine) -> None:
     report = await engine.backend.capabilities()
-    assert (engine.backend.pauses, engine.backend.warm_pool) == (None, None)
-    assert not report.supports(CapabilityName.PAUSE_CAPTURE)
+    assert engine.backend.warm_pool is None
     assert not report.supports(CapabilityName.WARM_POOL_PREWARM)
+    assert engine.backend.pauses is not None
+    assert report.supports(CapabilityName.PAUSE_CAPTURE)
+    assert report.supports(CapabilityName.SNAPSHOT_EXPORT)
     assert report.supports(CapabilityName.RUNTIME_CREATE)
     assert all(str(reason) for _, reason in report if reason is not None)
-    with pytest.raises(UnsupportedCapability) as refused:
-        await engine.backend.snapshots.capture(SandboxId("a"), SnapshotOptions())
-    assert refused.value.capability is CapabilityName.SNAPSHOT_CAPTURE
-    for asking in (
-        engine.backend.snapshots.list(SnapshotFilter()),
-        engine.backend.snapshots.get(SnapshotId("s")),
-        engine.backend.snapshots.delete(SnapshotId("s")),
-        engine.backend.snapshots.export_archive(SnapshotId("s")),
-    ):
-        with pytest.raises(UnsupportedCapability):
-            await asking
 
 
 async def test_state_changes_are_told_in_order(engine: Engine) -> None:

@@ -13,15 +13,12 @@ from firkin.e2b.native import PREFIX, NativeRoutes
 from firkin.e2b.reports import ReportCalls
 from firkin.e2b.sandboxes import SandboxCalls
 from firkin.e2b.settings import ServerSettings
+from firkin.e2b.snapshot_calls import SnapshotCalls
 
 Call: TypeAlias = Callable[..., Awaitable[None]]
 
 _NOT_YET: tuple[tuple[str, str, str], ...] = (
-    ("POST", "/sandboxes/*/pause", "pause needs a driver that can save a sandbox"),
-    ("POST", "/sandboxes/*/fork", "fork needs a driver that can copy a sandbox"),
-    ("POST", "/sandboxes/*/snapshots", "snapshots need a driver that can save a sandbox"),
     ("PUT", "/sandboxes/*/network", "the network of a sandbox is set when it is created"),
-    ("GET", "/snapshots", "snapshots need a driver that can save a sandbox"),
     ("POST", "/v3/templates", "templates are prepared by the operator: firkin template prepare"),
     ("POST", "/v2/templates", "templates are prepared by the operator: firkin template prepare"),
     ("POST", "/templates", "templates are prepared by the operator: firkin template prepare"),
@@ -62,7 +59,9 @@ class ControlPlane:
         self._native = NativeRoutes(directory.backend, settings.secret)
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
-        for method, pattern, call in _calls(SandboxCalls(directory, settings), ReportCalls(directory, settings)):
+        sandboxes = SandboxCalls(directory, settings)
+        snapshots = SnapshotCalls(directory, settings, sandboxes.creator)
+        for method, pattern, call in _calls(sandboxes, snapshots, ReportCalls(directory, settings)):
             self._add(method, pattern, call)
         for method, pattern, reason in _NOT_YET:
             self._add(method, pattern, _refusing(f"{method} {pattern}", reason))
@@ -116,7 +115,7 @@ class ControlPlane:
         return None
 
 
-def _calls(sandboxes: SandboxCalls, reports: ReportCalls) -> list[tuple[str, str, Call]]:
+def _calls(sandboxes: SandboxCalls, snapshots: SnapshotCalls, reports: ReportCalls) -> list[tuple[str, str, Call]]:
     return [
         ("POST", "/sandboxes", sandboxes.create_v1),
         ("POST", "/v2/sandboxes", sandboxes.create),
@@ -128,6 +127,10 @@ def _calls(sandboxes: SandboxCalls, reports: ReportCalls) -> list[tuple[str, str
         ("POST", "/sandboxes/*/connect", sandboxes.connect_v1),
         ("POST", "/v2/sandboxes/*/connect", sandboxes.connect),
         ("POST", "/sandboxes/*/resume", sandboxes.resume),
+        ("POST", "/sandboxes/*/pause", sandboxes.pause),
+        ("POST", "/sandboxes/*/snapshots", snapshots.capture),
+        ("POST", "/sandboxes/*/fork", snapshots.fork),
+        ("GET", "/snapshots", snapshots.list),
         ("POST", "/sandboxes/*/timeout", sandboxes.set_timeout),
         ("POST", "/sandboxes/*/refreshes", sandboxes.refresh),
         ("GET", "/sandboxes/*/metrics", reports.metrics),
@@ -136,7 +139,7 @@ def _calls(sandboxes: SandboxCalls, reports: ReportCalls) -> list[tuple[str, str
         ("GET", "/templates", reports.templates),
         ("GET", "/v2/templates", reports.templates),
         ("GET", "/templates/*", reports.template),
-        ("DELETE", "/templates/*", reports.delete_template),
+        ("DELETE", "/templates/*", snapshots.delete),
         ("GET", "/templates/aliases/*", reports.alias),
     ]
 

@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import (
     LABEL_INTERNET,
     LABEL_KEY,
+    LABEL_MASK_HOST,
     LABEL_PUBLIC,
     LABEL_REQUEST,
     LABEL_SECURE,
@@ -21,25 +23,31 @@ from firkin.e2b.directory import (
 from firkin.e2b.exchange import Refused
 from firkin.e2b.models import NetworkConfig, NewSandbox, NewSandboxV1
 from firkin.e2b.settings import ServerSettings
+from firkin.e2b.snapshot_names import DEFAULT_TAG, is_called
+from firkin.e2b.waking import LABEL_TIMEOUT
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.network import NetworkPolicy
 from firkin.law.sandboxes import (
+    FromSnapshot,
     FromTemplate,
     Lifecycle,
     OnTimeout,
     SandboxFilter,
     SandboxInfo,
+    SandboxSource,
     SandboxSpec,
     Timeout,
 )
+from firkin.law.snapshots import SnapshotFilter
 from firkin.law.states import SandboxState
 
 _KEY_RULE = re.compile(r"[a-z0-9-]{1,255}")
 _V1_DEFAULT_TIMEOUT_S = 15
 _MAX_REMEMBERED_KEYS = 10_000
-_COUNTED = VISIBLE | {SandboxState.STOPPING}
+_SETTLED = frozenset({SandboxState.RUNNING, SandboxState.STOPPING})  # those being made are counted by `room_for`
+_MASK_RULE = re.compile(r"(?:[A-Za-z0-9.-]|\$\{PORT\}|:(?=[0-9$])){1,253}")
 
 
 class Creator:
@@ -96,26 +104,46 @@ class Creator:
 
     async def _make(self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str]) -> SandboxInfo:
         capabilities = await self._directory.backend.capabilities()
-        spec = self._spec(tenant, request, labels, capabilities)
-        await self._check_quota(tenant)
-        self._in_flight[tenant.name] += 1
-        try:
-            return await self._directory.backend.sandboxes.create(spec)
-        except NotFound as error:
-            raise Refused(404, f"template '{request.templateID}' not found", should_retry=False) from error
-        finally:
-            self._in_flight[tenant.name] -= 1
+        source = await self._source(tenant, request.templateID)
+        spec = self._spec(tenant, request, source, labels, capabilities)
+        async with self.room_for(tenant, 1):
+            try:
+                return await self._directory.backend.sandboxes.create(spec)
+            except NotFound as error:
+                raise Refused(404, f"template '{request.templateID}' not found", should_retry=False) from error
 
-    async def _check_quota(self, tenant: ApiKey) -> None:
-        if tenant.max_sandboxes is None:
-            return
-        alive = await self._directory.backend.sandboxes.list(SandboxFilter(owner=tenant.name, states=_COUNTED))
-        if len(alive) + self._in_flight[tenant.name] >= tenant.max_sandboxes:
-            text = f"you have reached the maximum number of concurrent sandboxes ({tenant.max_sandboxes})"
-            raise Refused(429, text, should_retry=False)
+    async def _source(self, tenant: ApiKey, text: str) -> SandboxSource:
+        """The template of that name, else the tenant's own snapshot. Raises `Refused` (400) for no name at all."""
+        name, _, tag = text.partition(":")
+        with suppress(InvalidSpec, NotFound):
+            if tag in ("", DEFAULT_TAG):
+                return FromTemplate((await self._directory.backend.templates.get(TemplateId(name))).id)
+        for info in await self._directory.backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
+            if is_called(tenant, info, text):
+                return FromSnapshot(info.id)
+        return FromTemplate(template_id(text))
+
+    @asynccontextmanager
+    async def room_for(self, tenant: ApiKey, count: int) -> AsyncIterator[None]:
+        """While the block runs, `count` sandboxes more count as the tenant's. `Refused` (429) beyond the quota."""
+        if tenant.max_sandboxes is not None:
+            alive = await self._directory.backend.sandboxes.list(SandboxFilter(owner=tenant.name, states=_SETTLED))
+            if len(alive) + self._in_flight[tenant.name] + count > tenant.max_sandboxes:
+                text = f"you have reached the maximum number of concurrent sandboxes ({tenant.max_sandboxes})"
+                raise Refused(429, text, should_retry=False)
+        self._in_flight[tenant.name] += count
+        try:
+            yield
+        finally:
+            self._in_flight[tenant.name] -= count
 
     def _spec(
-        self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str], capabilities: Capabilities
+        self,
+        tenant: ApiKey,
+        request: NewSandbox,
+        source: SandboxSource,
+        labels: Mapping[str, str],
+        capabilities: Capabilities,
     ) -> SandboxSpec:
         _refuse_unsupported(request)
         network = request.network or NetworkConfig()
@@ -126,10 +154,14 @@ class Creator:
         flags = {LABEL_SECURE: "1" if secure else "0", LABEL_PUBLIC: "1" if public else "0"}
         if request.allow_internet_access is not None:
             flags[LABEL_INTERNET] = "1" if request.allow_internet_access else "0"
+        if network.maskRequestHost:
+            flags[LABEL_MASK_HOST] = _mask(network.maskRequestHost)
+        timeout_s = self._timeout(request)
+        flags[LABEL_TIMEOUT] = str(timeout_s)
         return SandboxSpec(
-            source=FromTemplate(template_id(request.templateID)),
+            source=source,
             env=request.envVars or {},
-            deadline=Timeout(self._timeout(request)),
+            deadline=Timeout(timeout_s),
             metadata=request.metadata or {},
             network=NetworkPolicy(internet=request.allow_internet_access is not False),
             lifecycle=_lifecycle(request, capabilities),
@@ -156,7 +188,9 @@ def check_timeout(seconds: int, settings: ServerSettings, *, least: int) -> int:
 def template_id(text: str) -> TemplateId:
     """A template by its name; the only tag is ``default``."""
     name, _, tag = text.partition(":")
-    if tag not in ("", "default"):
+    if "/" in name:
+        raise Refused(404, f"template '{text[:128]}' not found", should_retry=False)
+    if tag not in ("", DEFAULT_TAG):
         raise Refused(404, f"template '{text[:128]}' not found: this server has no tag but 'default'")
     try:
         return TemplateId(name)
@@ -184,6 +218,13 @@ def _lifecycle(request: NewSandbox, capabilities: Capabilities) -> Lifecycle:
         raise _bad(f"{name} is not supported by this server yet: {reason}")
     on_timeout = OnTimeout.PAUSE if request.autoPause else OnTimeout.KILL
     return Lifecycle(on_timeout=on_timeout, keep_memory=request.autoPauseMemory is not False, auto_resume=resume)
+
+
+def _mask(text: str) -> str:
+    """A host name, perhaps with a port, in which ``${PORT}`` stands for the port inside."""
+    if _MASK_RULE.fullmatch(text) is None:
+        raise _bad("network.maskRequestHost must be a host name such as localhost:${PORT}")
+    return text
 
 
 def _bad(message: str) -> Refused:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from msgspec import UNSET
 
-from firkin.e2b.directory import LABEL_INTERNET, is_public, is_secure
+from firkin.e2b.directory import LABEL_INTERNET, LABEL_MASK_HOST, is_public, is_secure
 from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, Template
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import TokenMint
@@ -62,7 +62,10 @@ class Describer:
             **self._shared(info),  # type: ignore[arg-type]  # one set of fields for both shapes
             allowInternetAccess=None if internet is None else internet == "1",
             domain=self._settings.domain,
-            network={"allowPublicTraffic": is_public(info)},
+            network=_network(info),
+            pauseMode=UNSET
+            if info.pause_mode is None or info.state is not SandboxState.PAUSED
+            else info.pause_mode.value,
             lifecycle={"autoResume": info.lifecycle.auto_resume, "onTimeout": info.lifecycle.on_timeout.value},
             envdAccessToken=self._mint.data_plane(info.id) if is_secure(info) else UNSET,
         )
@@ -73,7 +76,7 @@ class Describer:
             "sandboxID": info.id,
             "clientID": self._settings.client_id,
             "startedAt": timestamp(started_at(info)),
-            "endAt": timestamp(info.ended_at or info.deadline_at or _NEVER),
+            "endAt": timestamp(info.ended_at or info.paused_at or info.deadline_at or _NEVER),
             "envdVersion": self._settings.envd_version,
             "cpuCount": info.resources.vcpus,
             "memoryMB": info.resources.memory_bytes // MIB,
@@ -82,6 +85,7 @@ class Describer:
             "alias": _template(info),
             "metadata": dict(info.metadata),
             "volumeMounts": [{"name": mount.name, "path": mount.path} for mount in info.volumes],
+            "envdUnresponsiveAtPause": True if info.unresponsive_at_pause else UNSET,
         }
 
     def template(self, info: TemplateInfo) -> Template:
@@ -122,4 +126,10 @@ def metric(usage: SandboxUsage) -> SandboxMetric:
 
 
 def _template(info: SandboxInfo) -> str:
-    return str(info.template_id or info.snapshot_id or "")
+    return str(info.snapshot_id or info.template_id or "")
+
+
+def _network(info: SandboxInfo) -> dict[str, object]:
+    mask = info.labels.get(LABEL_MASK_HOST)
+    public: dict[str, object] = {"allowPublicTraffic": is_public(info)}
+    return public if mask is None else {**public, "maskRequestHost": mask}

@@ -16,6 +16,7 @@ from firkin.e2b.exchange import Refused
 from firkin.e2b.protocol import ClientConnection
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import SignedLink, TokenMint
+from firkin.e2b.waking import Waker, wakes_on_traffic
 from firkin.law.backend import SandboxBackend
 from firkin.law.capabilities import CapabilityName, Permanent
 from firkin.law.errors import InvalidSpec, NotFound, UnsupportedCapability
@@ -28,6 +29,7 @@ from firkin.law.states import SandboxState
 LABEL_SECURE = "e2b.secure"
 LABEL_PUBLIC = "e2b.public"
 LABEL_INTERNET = "e2b.internet"
+LABEL_MASK_HOST = "e2b.mask-request-host"
 LABEL_KEY = "e2b.idempotency"
 LABEL_REQUEST = "e2b.request"
 
@@ -43,6 +45,7 @@ class SandboxDirectory:
         self.backend = backend
         self.mint = TokenMint(settings.secret)
         self._settings = settings
+        self._waker = Waker(backend, settings)
         self._held: dict[str, set[ClientConnection]] = {}
         self._users: dict[tuple[str, str | None], tuple[float, GuestUser]] = {}
         self._when_ended: list[Callable[[str], None]] = []
@@ -63,11 +66,16 @@ class SandboxDirectory:
         return info
 
     async def live(self, sandbox_id: SandboxId) -> SandboxInfo:
-        """A sandbox that the data plane can serve now; `Refused` (502) otherwise."""
+        """A sandbox that the data plane can serve now; `Refused` (502) otherwise.
+
+        One that is paused and wakes on traffic is resumed first, and the caller waits for it.
+        """
         try:
             info = await self.backend.sandboxes.inspect(sandbox_id)
         except NotFound:
             raise dead_sandbox(sandbox_id) from None
+        if info.state is SandboxState.PAUSED and wakes_on_traffic(info):
+            info = await self._waker.wake(info)
         if info.state is SandboxState.RUNNING:
             return info
         if info.state is SandboxState.STOPPING:
@@ -75,11 +83,10 @@ class SandboxDirectory:
         raise dead_sandbox(sandbox_id)
 
     async def signer(self, link: SignedLink) -> SandboxInfo | None:
-        """The running sandbox whose token made that link; such a link names no sandbox."""
-        running = SandboxFilter(states=frozenset({SandboxState.RUNNING}))
-        for info in await self.backend.sandboxes.list(running):
+        """The sandbox whose token made that link, which names no sandbox; one that wakes on traffic is resumed."""
+        for info in await self.backend.sandboxes.list(SandboxFilter(states=VISIBLE)):
             if link.matches(self.mint.data_plane(info.id)):
-                return info
+                return await self.live(info.id)
         return None
 
     async def user(self, info: SandboxInfo, name: str | None) -> GuestUser:

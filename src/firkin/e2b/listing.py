@@ -6,16 +6,15 @@ a sandbox that ends meanwhile shifts nothing.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import unquote, unquote_plus
 
-from firkin.e2b.descriptions import started_at, timestamp
+from firkin.e2b.descriptions import started_at
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import query_int
+from firkin.e2b.pages_of import read_token, token
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.states import SandboxState
 
@@ -47,7 +46,7 @@ class ListQuery:
         return (
             info.state in self.states
             and self.metadata.items() <= info.metadata.items()
-            and (self.template is None or self.template == info.template_id)
+            and (self.template is None or self.template in (info.template_id, info.snapshot_id))
             and (self.started_after is None or started_at(info) >= self.started_after)
         )
 
@@ -58,7 +57,7 @@ def _position(info: SandboxInfo) -> tuple[datetime, str]:
 
 def token_after(info: SandboxInfo) -> str:
     """The page token that continues behind `info`."""
-    return base64.urlsafe_b64encode(f"{timestamp(started_at(info))}__{info.id}".encode()).decode()
+    return token(_position(info))
 
 
 def read_query(exchange: Exchange, *, paged: bool) -> ListQuery:
@@ -75,7 +74,7 @@ def read_query(exchange: Exchange, *, paged: bool) -> ListQuery:
         started_after=None if started is None else _instant(started, "startedAfter"),
         ascending=order == "asc",
         limit=query_int(exchange, "limit", default=MAX_PAGE, least=1, most=MAX_PAGE) if paged else None,
-        after=_read_token(query["nextToken"]) if query.get("nextToken") else None,
+        after=read_token(query["nextToken"]) if query.get("nextToken") else None,
     )
 
 
@@ -118,14 +117,6 @@ def _instant(text: str, name: str) -> datetime:
     except ValueError:
         raise _bad(f"{name} must be an RFC 3339 time, e.g. 2026-01-31T12:00:00Z") from None
     return when if when.tzinfo else when.replace(tzinfo=UTC)
-
-
-def _read_token(text: str) -> tuple[datetime, str]:
-    try:
-        when, _, sandbox_id = base64.urlsafe_b64decode(text).decode("ascii").partition("__")
-        return _instant(when, "nextToken"), sandbox_id
-    except (binascii.Error, ValueError, Refused):
-        raise _bad("nextToken is not a token of this server; take it from X-Next-Token") from None
 
 
 def _bad(message: str) -> Refused:

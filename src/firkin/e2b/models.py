@@ -20,6 +20,9 @@ class AutoResume(msgspec.Struct, forbid_unknown_fields=True):
     enabled: bool = False
 
 
+_INBOUND = ("allowPublicTraffic", "maskRequestHost")
+
+
 class NetworkConfig(msgspec.Struct, forbid_unknown_fields=True):
     allowPublicTraffic: bool | None = None
     allowOut: list[str] | None = None
@@ -32,7 +35,7 @@ class NetworkConfig(msgspec.Struct, forbid_unknown_fields=True):
 
     def unsupported(self) -> list[str]:
         """The fields that ask for something; an empty list or null asks for nothing."""
-        return [name for name in self.__struct_fields__ if name != "allowPublicTraffic" and getattr(self, name)]
+        return [name for name in self.__struct_fields__ if name not in _INBOUND and getattr(self, name)]
 
 
 class NewSandbox(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +70,11 @@ class ResumeSandbox(msgspec.Struct, forbid_unknown_fields=True):
     timeout: int | None = None
     autoPause: bool | None = None
     memory: bool = True
+
+
+class PauseSandbox(msgspec.Struct, forbid_unknown_fields=True):
+    memory: bool = True
+    requireHealthyGuest: bool = False
 
 
 class SandboxTimeout(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,6 +112,7 @@ class ListedSandbox(msgspec.Struct, kw_only=True):
     alias: str
     metadata: dict[str, str]
     volumeMounts: list[dict[str, str]]
+    envdUnresponsiveAtPause: bool | UnsetType = UNSET
 
 
 class SandboxDetail(ListedSandbox, kw_only=True):
@@ -112,6 +121,7 @@ class SandboxDetail(ListedSandbox, kw_only=True):
     network: dict[str, Any]
     lifecycle: dict[str, Any]
     envdAccessToken: str | UnsetType = UNSET
+    pauseMode: str | UnsetType = UNSET
 
 
 class SandboxMetric(msgspec.Struct, kw_only=True):

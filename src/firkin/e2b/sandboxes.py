@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from firkin.e2b.auth import ApiKey
@@ -15,6 +16,7 @@ from firkin.e2b.models import (
     ConnectSandbox,
     NewSandbox,
     NewSandboxV1,
+    PauseSandbox,
     ResumeSandbox,
     SandboxRefresh,
     SandboxTimeout,
@@ -22,10 +24,23 @@ from firkin.e2b.models import (
     parse,
 )
 from firkin.e2b.settings import ServerSettings
-from firkin.law.sandboxes import At, AttachOptions, DeleteOptions, SandboxFilter, SandboxInfo, Timeout
+from firkin.law.errors import SandboxUnavailable, WrongState
+from firkin.law.sandboxes import (
+    At,
+    AttachOptions,
+    DeleteOptions,
+    Lifecycle,
+    OnTimeout,
+    SandboxFilter,
+    SandboxInfo,
+    Timeout,
+)
+from firkin.law.snapshots import PauseOptions, ResumeOptions
 from firkin.law.states import SandboxState
 
 _CONNECT_DEFAULT_S = 300
+_CONNECT_ATTEMPTS = 3
+_RESUME_DEFAULT_S = 15
 _REFRESH_DEFAULT_S = 15
 _FILTERS = ("metadata", "state", "order", "startedAfter", "template", "nextToken", "limit")
 
@@ -43,7 +58,7 @@ class SandboxCalls:
         self._directory = directory
         self._sandboxes = directory.backend.sandboxes
         self._settings = settings
-        self._creator = Creator(directory, settings)
+        self.creator = Creator(directory, settings)
         self._describe = Describer(settings, directory.mint)
         self._now = now
 
@@ -56,7 +71,7 @@ class SandboxCalls:
     async def _create(self, exchange: Exchange, tenant: ApiKey, kind: type[NewSandbox]) -> None:
         body = await exchange.body(self._settings.max_json_bytes)
         key = exchange.text_header(b"idempotency-key")
-        info = await self._creator.create(tenant, parse(body, kind), body, key)
+        info = await self.creator.create(tenant, parse(body, kind), body, key)
         await exchange.answer_json(201, self._describe.created(info))
 
     async def get(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
@@ -65,7 +80,7 @@ class SandboxCalls:
 
     async def kill(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         info = await self._directory.owned(tenant, path[0])
-        await self._sandboxes.delete(info.id, DeleteOptions(force=True, delete_snapshots=True))
+        await self._sandboxes.delete(info.id, DeleteOptions(force=True, actor=f"key {tenant.name}"))
         self._directory.ended(info.id)
         await exchange.answer(204)
 
@@ -104,33 +119,87 @@ class SandboxCalls:
         await self._connect(exchange, tenant, path[0], request)
 
     async def resume(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """The older way: only for a sandbox that is paused. `autoPause` changes what its deadline does."""
         request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", ResumeSandbox)
-        if request.autoPause:
-            raise Refused(400, "autoPause is not supported by this server yet; leave it out", should_retry=False)
-        await self._connect(exchange, tenant, path[0], ConnectSandbox(request.timeout, request.memory), running=201)
+        seconds = _RESUME_DEFAULT_S if request.timeout is None else request.timeout
+        check_timeout(seconds, self._settings, least=0)
+        info = await self._directory.owned(tenant, path[0])
+        if info.state is not SandboxState.PAUSED:
+            raise Refused(409, f"Sandbox {info.id} is already running", should_retry=False)
+        lifecycle = None
+        if request.autoPause is not None:
+            on_timeout = OnTimeout.PAUSE if request.autoPause else OnTimeout.KILL
+            lifecycle = replace(info.lifecycle, on_timeout=on_timeout)
+        try:
+            info = await self._resumed(tenant, info, seconds, memory=request.memory, lifecycle=lifecycle)
+        except WrongState as error:
+            raise Refused(409, f"Sandbox {info.id} is already running", should_retry=False) from error
+        await exchange.answer_json(201, self._describe.created(info))
 
-    async def _connect(
-        self, exchange: Exchange, tenant: ApiKey, sandbox_id: str, request: ConnectSandbox, *, running: int = 200
-    ) -> None:
+    async def pause(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", PauseSandbox)
+        info = await self._directory.owned(tenant, path[0])
+        pauses = self._directory.backend.pauses
+        if pauses is None:
+            raise Refused(400, "this server's driver cannot pause sandboxes", should_retry=False)
+        options = PauseOptions(
+            keep_memory=request.memory, require_healthy=request.requireHealthyGuest, actor=f"key {tenant.name}"
+        )
+        try:
+            await pauses.pause(info.id, options)
+        except WrongState as error:
+            if error.state.startswith(SandboxState.PAUSED.value):
+                message = f"Error pausing sandbox - sandbox '{info.id}' is already paused"
+                raise Refused(409, message, should_retry=False) from error
+            message = f"Sandbox '{info.id}' cannot be paused while in '{error.state}' state"
+            raise Refused(409, message, should_retry=False) from error
+        except SandboxUnavailable as error:
+            raise Refused(503, str(error), should_retry=True, retry_after_s=1) from error
+        self._directory.ended(info.id)
+        await exchange.answer(204)
+
+    async def _connect(self, exchange: Exchange, tenant: ApiKey, sandbox_id: str, request: ConnectSandbox) -> None:
         seconds = _CONNECT_DEFAULT_S if request.timeout is None else request.timeout
         check_timeout(seconds, self._settings, least=0)
         info = await self._directory.owned(tenant, sandbox_id)
-        status = running
-        if info.state is SandboxState.PAUSED:
-            await self._resume(info, request)
-            status = 201
-        info = await self._sandboxes.attach(info.id, AttachOptions(require_running=True))
-        info = await self._extend(info, seconds)
-        await exchange.answer_json(status, self._describe.created(info))
+        for _ in range(_CONNECT_ATTEMPTS):  # it may change its state again while we look
+            if info.state is SandboxState.PAUSED:
+                try:
+                    info = await self._resumed(tenant, info, seconds, memory=request.memory)
+                except WrongState as error:
+                    info = await self._directory.owned(tenant, sandbox_id)
+                    if info.state is SandboxState.PAUSED and info.unresponsive_at_pause:
+                        raise _unresponsive(info) from error
+                    continue
+                await exchange.answer_json(201, self._describe.created(info))
+                return
+            try:
+                info = await self._sandboxes.attach(info.id, AttachOptions(require_running=True))
+                info = await self._extend(info, seconds)
+            except WrongState:
+                info = await self._directory.owned(tenant, sandbox_id)
+                continue
+            await exchange.answer_json(200, self._describe.created(info))
+            return
+        raise Refused(409, f'Sandbox "{info.id}" is changing its state', should_retry=True, retry_after_s=1)
 
-    async def _resume(self, info: SandboxInfo, request: ConnectSandbox) -> None:
+    async def _resumed(
+        self,
+        tenant: ApiKey,
+        info: SandboxInfo,
+        seconds: int,
+        *,
+        memory: bool,
+        lifecycle: Lifecycle | None = None,
+    ) -> SandboxInfo:
         pauses = self._directory.backend.pauses
         if pauses is None:
-            raise Refused(400, "resume is not supported by this server yet", should_retry=False)
-        if not request.memory:
-            message = "memory=false is not supported by this server yet: a paused sandbox is resumed with its memory"
-            raise Refused(400, message, should_retry=False)
-        await pauses.resume(info.id)
+            raise Refused(400, "this server's driver cannot resume sandboxes", should_retry=False)
+        options = ResumeOptions(
+            deadline=Timeout(seconds), keep_memory=memory, lifecycle=lifecycle, actor=f"key {tenant.name}"
+        )
+        async with self.creator.room_for(tenant, 1):
+            return await pauses.resume(info.id, options)
 
     async def _extend(self, info: SandboxInfo, seconds: int) -> SandboxInfo:
         """Move the deadline later, never earlier."""
@@ -144,9 +213,10 @@ class SandboxCalls:
         request = parse(await exchange.body(self._settings.max_json_bytes), SandboxTimeout)
         check_timeout(request.timeout, self._settings, least=0)
         info = await self._directory.owned(tenant, path[0])
-        if info.state is not SandboxState.RUNNING:
-            raise Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False)
-        await self._sandboxes.update_deadline(info.id, Timeout(request.timeout))
+        try:
+            await self._sandboxes.update_deadline(info.id, Timeout(request.timeout))
+        except WrongState as error:
+            raise Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False) from error
         await exchange.answer(204)
 
     async def refresh(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
@@ -156,3 +226,11 @@ class SandboxCalls:
         check_timeout(seconds, self._settings, least=0)
         await self._extend(await self._directory.owned(tenant, path[0]), seconds)
         await exchange.answer(204)
+
+
+def _unresponsive(info: SandboxInfo) -> Refused:
+    message = (
+        f"Sandbox '{info.id}' was paused while its agent did not answer; resume it without its memory (memory: false)"
+    )
+    more = {"error_code": "sandbox_snapshot_guest_agent_unresponsive"}
+    return Refused(409, message, should_retry=False, more=more)

@@ -17,6 +17,7 @@ from firkin.law.resources import SandboxResources
 
 SAMPLE_KEPT_S = 0.25
 _CREATE = "create a sandbox"
+_RESUME = "resume a sandbox"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +58,16 @@ def _memory_available() -> int:
 class Reservation:
     """Room promised to one sandbox. Giving it back twice gives it back once."""
 
-    resources: SandboxResources
+    sandboxes: int
+    vcpus: int
+    memory_bytes: int
     _owner: Admission = field(repr=False)
     _held: bool = True
 
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._owner._give_back(self.resources)
+            self._owner._count(self, -1)
 
 
 class Admission:
@@ -88,22 +91,37 @@ class Admission:
         _floor("free disk on the host", capacity.disk_floor_bytes, room.disk_bytes)
         return self.hold(resources)
 
+    def reserve_again(self, resources: SandboxResources, held: Reservation) -> Reservation:
+        """Room to run again for what `held` its memory; `CapacityRejected` leaves `held` as it is."""
+        capacity = self.capacity
+        _limit("sandboxes", capacity.max_sandboxes, self.sandboxes, 1, operation=_RESUME)
+        _limit("vcpus", capacity.max_vcpus, self.vcpus, resources.vcpus, operation=_RESUME)
+        held.release()
+        return self.hold(resources)
+
     def hold(self, resources: SandboxResources) -> Reservation:
         """Count a sandbox that lives already, whatever the limits say."""
-        self.sandboxes += 1
-        self.vcpus += resources.vcpus
-        self.memory_bytes += resources.memory_bytes
-        return Reservation(resources, self)
+        return self._taken(Reservation(1, resources.vcpus, resources.memory_bytes, self))
 
-    def _give_back(self, resources: SandboxResources) -> None:
-        self.sandboxes -= 1
-        self.vcpus -= resources.vcpus
-        self.memory_bytes -= resources.memory_bytes
+    def hold_memory(self, resources: SandboxResources) -> Reservation:
+        """Count a frozen sandbox: it runs nothing, but what it had in memory is still there."""
+        return self._taken(Reservation(0, 0, resources.memory_bytes, self))
+
+    def _taken(self, reservation: Reservation) -> Reservation:
+        self._count(reservation, 1)
+        return reservation
+
+    def _count(self, reservation: Reservation, sign: int) -> None:
+        self.sandboxes += sign * reservation.sandboxes
+        self.vcpus += sign * reservation.vcpus
+        self.memory_bytes += sign * reservation.memory_bytes
 
 
-def _limit(short: str, most: int | None, used: int, requested: int, unit: str = "") -> None:
+def _limit(
+    short: str, most: int | None, used: int, requested: int, unit: str = "", *, operation: str = _CREATE
+) -> None:
     if most is not None and used + requested > most:
-        raise CapacityRejected(_CREATE, short, requested=requested, available=max(0, most - used), unit=unit)
+        raise CapacityRejected(operation, short, requested=requested, available=max(0, most - used), unit=unit)
 
 
 def _floor(short: str, floor: int, free: int) -> None:

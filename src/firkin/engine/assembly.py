@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from firkin.engine.acts import Acts
 from firkin.engine.admission import Admission, HostGauge
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
+from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
@@ -17,8 +19,8 @@ from firkin.engine.node import Node
 from firkin.engine.port_exposures import PortExposures
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
+from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
-from firkin.engine.watching import expire
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver
 from firkin.law.policies import Policies
@@ -34,6 +36,7 @@ class Ground:
     gauge: HostGauge
     clock: Clock
     records: Records
+    snapshots_dir: Path
     children: Children
     offer: Capabilities
 
@@ -42,6 +45,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     """A node that has not begun to serve."""
     clock, records = ground.clock, ground.records
     events, logs, acts, roster = EventBus(clock), LogStore(clock, records), Acts(ground.children), Roster(records)
+    templates = TemplateRegistry(ground.place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer)
     node = Node(
         driver=ground.driver,
         clock=clock,
@@ -57,9 +61,8 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         admission=Admission(policies.capacity, ground.gauge),
         gauge=ground.gauge,
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
-        templates=TemplateRegistry(
-            ground.place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer
-        ),
+        templates=templates,
+        snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
         links=Links(roster, ground.offer),
         exposures=PortExposures(ground.children),
         figures=Figures(),

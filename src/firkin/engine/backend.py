@@ -17,15 +17,16 @@ from firkin.engine.logs import LogStore
 from firkin.engine.metrics import LocalMetrics
 from firkin.engine.node import Node
 from firkin.engine.offer import engine_offer
+from firkin.engine.pauses import LocalPauses
 from firkin.engine.ports import LocalPorts
 from firkin.engine.processes import LocalProcesses
 from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
-from firkin.engine.snapshots import RefusedSnapshots
+from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.law.backend import BackendInfo, Preflight
-from firkin.law.capabilities import Capabilities
+from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver, RootPreparer
 from firkin.law.errors import BackendFailure, RetryClass
 from firkin.law.ids import BackendName
@@ -58,7 +59,6 @@ class LocalBackend:
         self._version = version
         self._open = AsyncExitStack()
         self._node: Node | None = None
-        self.snapshots = RefusedSnapshots()
 
     async def capabilities(self) -> Capabilities:
         return engine_offer(await self._driver.capabilities())
@@ -90,8 +90,15 @@ class LocalBackend:
         return LocalPorts(self._started())
 
     @property
-    def pauses(self) -> None:
-        return None
+    def snapshots(self) -> LocalSnapshots:
+        return LocalSnapshots(self._started())
+
+    @property
+    def pauses(self) -> LocalPauses | None:
+        """None over a driver that can neither pause nor resume."""
+        node = self._started()
+        offered = node.offer.supports(CapabilityName.PAUSE_CAPTURE) or node.offer.supports(CapabilityName.PAUSE_RESUME)
+        return LocalPauses(node) if offered else None
 
     @property
     def warm_pool(self) -> None:
@@ -152,6 +159,7 @@ class LocalBackend:
                 gauge=HostGauge(self._state_dir, self._clock),
                 clock=self._clock,
                 records=Records(database),
+                snapshots_dir=self._state_dir / "snapshots",
                 children=await undo.enter_async_context(children()),
                 offer=await self.capabilities(),
             ),

@@ -8,49 +8,68 @@ its label at the next start. A failure or a cancelled caller undoes all of it.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sqlite3
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from firkin.engine.foundations import Foundation, fitting, on_snapshot, on_template
 from firkin.engine.identifiers import new_sandbox_id
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import check_sandbox, deadline_after
-from firkin.engine.stored_forms import Origin, TemplateRecord
 from firkin.engine.substrate import substrate
 from firkin.engine.watching import watch
-from firkin.law.driver import BootPlan, RootFilesystem
-from firkin.law.errors import BackendFailure, CapacityRejected, FirkinError, RetryClass
+from firkin.law.driver import BootPlan
+from firkin.law.errors import (
+    AlreadyExists,
+    BackendFailure,
+    CapacityRejected,
+    FirkinError,
+    ResourceKind,
+    RetryClass,
+)
+from firkin.law.ids import SandboxId
 from firkin.law.logs import LogSource
 from firkin.law.resources import SandboxResources
-from firkin.law.sandboxes import SandboxInfo, SandboxSpec
+from firkin.law.sandboxes import FromSnapshot, SandboxInfo, SandboxSpec
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.lifetimes import finish
 
 BOOT_WITHIN_S = 60.0
+COPY_WITHIN_S = 600.0
 UNDO_WITHIN_S = 90.0
 _CREATE = "create a sandbox"
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """A spec that has been found possible."""
+    """A spec that has been found possible. `sandbox_id` None takes a fresh one."""
 
     spec: SandboxSpec
-    template: TemplateRecord
-    root: RootFilesystem
+    foundation: Foundation
+    resources: SandboxResources
     lifetime_s: float | None
+    sandbox_id: SandboxId | None = None
 
 
-async def create(node: Node, spec: SandboxSpec) -> SandboxInfo:
+async def create(node: Node, spec: SandboxSpec, *, sandbox_id: SandboxId | None = None) -> SandboxInfo:
     """See `SandboxControl.create`."""
-    template_id = check_sandbox(spec, node.offer, node.driver.name)
+    check_sandbox(spec, node.offer, node.driver.name)
+    if not isinstance(spec.source, FromSnapshot):
+        return await create_on(node, spec, on_template(_CREATE, node.templates.ready(_CREATE, spec.source.template_id)))
+    with node.snapshots.borrowed(_CREATE, spec.source.snapshot_id) as (record, captured):
+        return await create_on(node, spec, on_snapshot(_CREATE, record, str(captured)), sandbox_id=sandbox_id)
+
+
+async def create_on(
+    node: Node, spec: SandboxSpec, foundation: Foundation, *, sandbox_id: SandboxId | None = None
+) -> SandboxInfo:
+    """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
-    template = node.templates.ready(_CREATE, template_id)
-    if template.root is None:
-        raise BackendFailure(_CREATE, "the engine", f"template {template_id} has no files")
-    order = _Order(spec, template, template.root, lifetime_s)
+    resources = fitting(foundation, spec.resources, node.policies.default_resources)
+    order = _Order(spec, foundation, resources, lifetime_s, sandbox_id)
     resident = _admit(node, order)
     began = node.clock.monotonic()
     async with resident.lock:
@@ -66,32 +85,33 @@ async def create(node: Node, spec: SandboxSpec) -> SandboxInfo:
 
 def _admit(node: Node, order: _Order) -> Resident:
     """Room, a name and a place on the roster, all at once."""
-    resources = order.spec.resources or node.policies.default_resources
+    if order.sandbox_id is not None and order.sandbox_id in node.roster:
+        raise AlreadyExists(_CREATE, ResourceKind.SANDBOX, order.sandbox_id)
     try:
-        reservation = node.admission.reserve(resources)
+        reservation = node.admission.reserve(order.resources)
     except CapacityRejected:
         node.figures.refused += 1
         raise
-    template = order.template
     resident = Resident(
-        info=_first_info(node, order, resources),
-        origin=Origin(directory=template.directory, base_env=template.info.config.env),
+        info=_first_info(node, order),
+        origin=order.foundation.origin,
         reservation=reservation,
-        template=node.templates.hold(template.directory),
+        template=node.templates.hold(order.foundation.origin.directory),
     )
     node.roster.add(resident)
     return resident
 
 
-def _first_info(node: Node, order: _Order, resources: SandboxResources) -> SandboxInfo:
-    spec, config = order.spec, order.template.info.config
+def _first_info(node: Node, order: _Order) -> SandboxInfo:
+    spec, foundation = order.spec, order.foundation
     return SandboxInfo(
-        id=new_sandbox_id(node.roster.__contains__),
+        id=order.sandbox_id or new_sandbox_id(node.roster.__contains__),
         state=SandboxState.CREATING,
         created_at=node.clock.now(),
-        resources=resources,
-        template_id=order.template.info.id,
-        env=dict(spec.env),
+        resources=order.resources,
+        template_id=foundation.template_id,
+        snapshot_id=foundation.snapshot_id,
+        env={**foundation.env, **spec.env},
         metadata=dict(spec.metadata),
         network=spec.network,
         lifecycle=spec.lifecycle,
@@ -99,36 +119,40 @@ def _first_info(node: Node, order: _Order, resources: SandboxResources) -> Sandb
         hardened=spec.hardened,
         owner=spec.owner,
         labels=dict(spec.labels),
-        default_user=config.user,
-        default_workdir=config.workdir,
+        default_user=foundation.default_user,
+        default_workdir=foundation.default_workdir,
     )
 
 
 async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     try:
-        await node.ledger.open(resident)
+        await node.ledger.open(resident, anew=order.sandbox_id is not None)
     except sqlite3.IntegrityError as error:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
-    async with substrate(_CREATE, node.driver.name, within_s=BOOT_WITHIN_S, sandbox_id=resident.id):
+    within_s = COPY_WITHIN_S if order.foundation.captured else BOOT_WITHIN_S
+    async with substrate(_CREATE, node.driver.name, within_s=within_s, sandbox_id=resident.id):
         resident.instance = await node.driver.boot(_boot_plan(order, resident))
     resident.ref = resident.instance.ref
     await node.links.connect(resident)
     now = node.clock.now()
-    resident.info = replace(resident.info, started_at=now, deadline_at=_deadline_at(now, order.lifetime_s))
+    resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))
 
 
 def _boot_plan(order: _Order, resident: Resident) -> BootPlan:
     return BootPlan(
         sandbox_id=resident.id,
-        root=order.root,
+        root=order.foundation.root,
         resources=resident.info.resources,
         network=order.spec.network,
+        hostname=str(resident.id),
+        machine_id=secrets.token_hex(16),
         hardened=order.spec.hardened,
+        captured=order.foundation.captured,
     )
 
 
-def _deadline_at(now: datetime, lifetime_s: float | None) -> datetime | None:
+def deadline_at(now: datetime, lifetime_s: float | None) -> datetime | None:
     return None if lifetime_s is None else now + timedelta(seconds=lifetime_s)
 
 

@@ -51,6 +51,16 @@ MIGRATIONS: Sequence[str] = (
     );
     CREATE INDEX journal_by_sandbox ON journal (sandbox_id, seq);
     """,
+    """
+    CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE facts (
+        name TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 

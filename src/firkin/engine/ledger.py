@@ -45,13 +45,13 @@ class Ledger:
         self._logs = logs
         self._clock = clock
 
-    async def open(self, resident: Resident) -> None:
-        """Make the first record of a sandbox that is about to be made."""
+    async def open(self, resident: Resident, *, anew: bool = False) -> None:
+        """Make the first record of a sandbox that is about to be made; `anew` takes the place of one that has ended."""
         info = resident.info
         entry = JournalEntry(
             sandbox_id=info.id, at=info.created_at, was="", became=info.state, cause="create requested", actor="caller"
         )
-        await self._records.add(SandboxRecord(info=info, origin=resident.origin, ref=None), entry)
+        await self._records.add(SandboxRecord(info=info, origin=resident.origin, ref=None), entry, anew=anew)
         self._tell(entry)
 
     async def move(self, resident: Resident, *acts: Act, why: Why) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
-from firkin.engine import creation, endings
+from firkin.engine import creation, endings, snapshots
+from firkin.engine.histories import history
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import deadline_after
-from firkin.law.errors import InvalidReason, InvalidSpec, ResourceKind, WrongState
+from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind, WrongState
 from firkin.law.ids import SandboxId
 from firkin.law.processes import Signal, signal_number
 from firkin.law.sandboxes import (
@@ -21,6 +23,7 @@ from firkin.law.sandboxes import (
     KillSignal,
     SandboxDeadline,
     SandboxFilter,
+    SandboxHistory,
     SandboxInfo,
     SandboxSpec,
     StopMode,
@@ -69,8 +72,7 @@ class LocalSandboxes:
         return await self._node.acts.run(self._kill(sandbox_id, signal), name=f"kill {sandbox_id}")
 
     async def delete(self, sandbox_id: SandboxId, options: DeleteOptions) -> None:
-        """`delete_snapshots` has nothing to do: no sandbox has any here."""
-        await self._node.acts.run(self._delete(sandbox_id, options.force), name=f"delete {sandbox_id}")
+        await self._node.acts.run(self._delete(sandbox_id, options), name=f"delete {sandbox_id}")
 
     async def update_deadline(self, sandbox_id: SandboxId, deadline: SandboxDeadline) -> SandboxInfo:
         return await self._node.acts.run(self._renew(sandbox_id, deadline), name=f"renew {sandbox_id}")
@@ -93,14 +95,22 @@ class LocalSandboxes:
             await endings.kill(self._node, resident, Why.ended(EndCause.REQUESTED, actor="caller", detail="killed"))
             return resident.info
 
-    async def _delete(self, sandbox_id: SandboxId, force: bool) -> None:
+    async def history(self, sandbox_id: SandboxId) -> SandboxHistory:
+        return await history(self._node, sandbox_id)
+
+    async def _delete(self, sandbox_id: SandboxId, options: DeleteOptions) -> None:
         resident = await self._node.roster.meet("delete sandbox", sandbox_id)
-        if force:
+        if options.force:
             resident.hurry.set()
         async with resident.turn("delete sandbox"):
             await self._still_here(resident, "delete sandbox")
-            why = Why.ended(EndCause.REQUESTED, actor="caller", detail="deleted")
-            await endings.delete(self._node, resident, why, force=force)
+            detail = "deleted" if options.actor == DeleteOptions().actor else f"killed by {options.actor}"
+            why = Why.ended(EndCause.REQUESTED, actor=options.actor, detail=detail)
+            await endings.delete(self._node, resident, why, force=options.force)
+        if options.delete_snapshots:
+            for snapshot_id in self._node.snapshots.of_sandbox(sandbox_id):
+                with suppress(NotFound):  # somebody else was first
+                    await snapshots.delete(self._node, snapshot_id)
 
     async def _renew(self, sandbox_id: SandboxId, deadline: SandboxDeadline) -> SandboxInfo:
         operation = "set the deadline"
@@ -108,7 +118,7 @@ class LocalSandboxes:
         resident = await node.roster.meet(operation, sandbox_id)
         async with resident.turn(operation):
             await self._still_here(resident, operation)
-            if resident.info.state not in (SandboxState.RUNNING, SandboxState.PAUSED):
+            if resident.info.state is not SandboxState.RUNNING:
                 raise WrongState(operation, ResourceKind.SANDBOX, sandbox_id, resident.info.state.value)
             now = node.clock.now()
             lifetime_s = deadline_after(deadline, node.policies.deadlines, now)
@@ -125,6 +135,4 @@ class LocalSandboxes:
             return resident.info
 
     async def _still_here(self, resident: Resident, operation: str) -> None:
-        """It may have been deleted while this act waited for its turn."""
-        if self._node.roster.get(resident.id) is not resident:
-            raise await self._node.roster.absence(operation, resident.id)
+        await self._node.roster.check_present(operation, resident)

@@ -75,6 +75,10 @@ class Links:
         if inside is not None:
             await inside.link.aclose()
 
+    def readmit(self, resident: Resident) -> None:
+        """Let callers in again after a pause that had dropped the connection."""
+        resident.leaving = False
+
     async def _dial(self, resident: Resident) -> Inside:
         instance, info = resident.instance, resident.info
         if instance is None or resident.leaving:

@@ -17,6 +17,7 @@ from firkin.engine.logs import LogStore
 from firkin.engine.port_exposures import PortExposures
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
+from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplateRegistry
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver
@@ -41,6 +42,7 @@ class Node:
     gauge: HostGauge
     deadlines: Deadlines
     templates: TemplateRegistry
+    snapshots: SnapshotStore
     links: Links
     exposures: PortExposures
     figures: Figures

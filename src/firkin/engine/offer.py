@@ -29,19 +29,22 @@ ENGINE_ALONE = (
     _C.METRICS_HOST,
 )
 
-FROM_DRIVER = (*AGENT_CAPABILITIES, _C.NETWORK_POLICY)
+FROM_DRIVER = (
+    *AGENT_CAPABILITIES,
+    _C.NETWORK_POLICY,
+    _C.SNAPSHOT_CAPTURE,
+    _C.SNAPSHOT_RESTORE,
+    _C.PAUSE_CAPTURE,
+    _C.PAUSE_RESUME,
+)
 
-SNAPSHOTS = BuildFeatureGated("snapshots")
-PAUSES = BuildFeatureGated("pauses")
+# What the engine does itself with files that a driver captured.
+WITH_CAPTURES = (_C.SNAPSHOT_DELETE, _C.SNAPSHOT_EXPORT, _C.SNAPSHOT_IMPORT)
+
 WARM_POOLS = BuildFeatureGated("warm pools")
 TEMPLATE_BUILDS = BuildFeatureGated("template builds")
 
 _NOT_BUILT: tuple[tuple[CapabilityReason, tuple[CapabilityName, ...]], ...] = (
-    (
-        SNAPSHOTS,
-        (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.SNAPSHOT_DELETE, _C.SNAPSHOT_EXPORT, _C.SNAPSHOT_IMPORT),
-    ),
-    (PAUSES, (_C.PAUSE_CAPTURE, _C.PAUSE_RESUME)),
     (WARM_POOLS, (_C.WARM_POOL_PREWARM, _C.WARM_POOL_CHECKOUT)),
     (TEMPLATE_BUILDS, (_C.TEMPLATE_READY, _C.TEMPLATE_FRESHNESS)),
     (
@@ -59,6 +62,8 @@ def engine_offer(driver: Capabilities) -> Capabilities:
         offer = offer.with_unsupported(reason, *names)
     for name in FROM_DRIVER:
         offer = _taking(offer, name, driver.refusal(name))
+    for name in WITH_CAPTURES:
+        offer = _taking(offer, name, driver.refusal(_C.SNAPSHOT_CAPTURE))
     return _taking(offer, _C.PORTS_EXPOSE, driver.refusal(_C.PORTS_CONNECT))
 
 

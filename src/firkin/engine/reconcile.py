@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import timedelta
 
 from firkin.engine import endings
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node
+from firkin.engine.pauses import is_going_down, lay_down
 from firkin.engine.records import SandboxRecord
 from firkin.engine.roster import Resident
 from firkin.engine.substrate import substrate
 from firkin.engine.watching import watch
 from firkin.law.driver import Instance
 from firkin.law.errors import FirkinError
+from firkin.law.sandboxes import PauseMode
 from firkin.law.states import Act, EndCause, SandboxState
 
 ADOPT_WITHIN_S = 15.0
 SWEEP_WITHIN_S = 120.0
 AT_ONCE = 16
+_HOST_BOOT = "host boot"
 _log = logging.getLogger("firkin.engine")
 
 
@@ -27,13 +31,29 @@ async def reconcile(node: Node) -> None:
     """Take up every recorded sandbox that lives, end the others with their cause, remove what nobody owns."""
     standing = await node.records.standing()
     residents = [_settle(node, record) for record in standing]
-    await node.templates.load([resident.origin.directory for resident in residents])
+    snapshots = [record.origin.directory for record in await node.records.snapshots()]
+    await node.templates.load([*snapshots, *(resident.origin.directory for resident in residents)])
     for resident in residents:
         resident.template = node.templates.hold(resident.origin.directory)
+    await node.snapshots.load()
+    gone = EndCause.HOST_RESTARTED if await _host_restarted(node) else EndCause.LOST
     gate = asyncio.Semaphore(AT_ONCE)
-    await asyncio.gather(*(_take_up(node, resident, gate) for resident in residents))
+    await asyncio.gather(*(_take_up(node, resident, gate, gone) for resident in residents))
     await _sweep(node)
     await asyncio.gather(*(_forget_interrupted(node, resident) for resident in residents))
+
+
+async def _host_restarted(node: Node) -> bool:
+    """Whether the machine was booted since the last server ran here."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            now = file.read().strip()
+    except OSError:
+        return False
+    before = await node.records.fact(_HOST_BOOT)
+    if before != now:
+        await node.records.put_fact(_HOST_BOOT, now)
+    return before is not None and before != now
 
 
 async def forget_ended(node: Node) -> None:
@@ -53,23 +73,40 @@ def _settle(node: Node, record: SandboxRecord) -> Resident:
     return resident
 
 
-async def _take_up(node: Node, resident: Resident, gate: asyncio.Semaphore) -> None:
+async def _take_up(node: Node, resident: Resident, gate: asyncio.Semaphore, gone: EndCause) -> None:
     state = resident.info.state
     if state in (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPING):
         async with gate:
             instance = await _adopted(node, resident)
-        if instance is None:
-            await _lost(node, resident)
-        else:
-            await _keep(node, resident, instance)
+            if instance is not None:
+                await _keep(node, resident, instance)
+            elif not await _files_alone(node, resident, gone):
+                await _lost(node, resident, gone)
     if node.roster.get(resident.id) is resident and resident.info.deadline_at is not None:
         left_s = (resident.info.deadline_at - node.clock.now()).total_seconds()
         node.deadlines.arm(resident.id, max(0.0, left_s))
 
 
+async def _files_alone(node: Node, resident: Resident, gone: EndCause) -> bool:
+    """Whether nothing runs but the files are to be kept: paused so, on the way there, or paused with a lost memory."""
+    if resident.info.state is not SandboxState.PAUSED and not is_going_down(resident.info):
+        return False
+    try:
+        async with substrate("halt", node.driver.name, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+            kept = await node.driver.halt(resident.id)
+    except FirkinError as error:
+        _log.error("not halted sandbox=%s error=%s", resident.id, error)
+        return True  # nobody knows what is there: it must not be swept away
+    if kept:
+        await lay_down(node, resident, gone)
+    return kept
+
+
 async def _adopted(node: Node, resident: Resident) -> Instance | None:
     if resident.ref is None or resident.ref.driver != node.driver.name:
         return None
+    if resident.info.state is SandboxState.PAUSED and resident.info.pause_mode is PauseMode.FILESYSTEM:
+        return None  # whatever runs there was booted by a resume that nobody has seen the end of
     try:
         async with substrate("adopt", node.driver.name, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
             return await node.driver.adopt(resident.id, resident.ref)
@@ -81,7 +118,7 @@ async def _adopted(node: Node, resident: Resident) -> Instance | None:
 async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
     """It lives: count it, watch it, and end a stop that was under way."""
     resident.instance = instance
-    resident.reservation = node.admission.hold(resident.info.resources)
+    await _hold(node, resident, instance)
     node.background(watch(node, resident, instance), name=f"watch {resident.id}")
     if resident.info.state is not SandboxState.STOPPING:
         return
@@ -95,11 +132,26 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
         await node.ledger.note(resident, Act.STOPPED, why=why)
 
 
-async def _lost(node: Node, resident: Resident) -> None:
+async def _hold(node: Node, resident: Resident, instance: Instance) -> None:
+    """Frozen or running as the record says: the last server may have ended between the two."""
+    frozen = resident.info.state is SandboxState.PAUSED
+    try:
+        async with substrate("adopt", node.driver.name, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+            await (instance.freeze() if frozen else instance.thaw())
+    except FirkinError as error:
+        _log.error("not brought to its state sandbox=%s error=%s", resident.id, error)
+    resources = resident.info.resources
+    resident.reservation = node.admission.hold_memory(resources) if frozen else node.admission.hold(resources)
+    if is_going_down(resident.info):
+        resident.info = replace(resident.info, pause_mode=None)
+        await node.ledger.save(resident)
+
+
+async def _lost(node: Node, resident: Resident, gone: EndCause) -> None:
     """It is gone, or cannot be found again; the sweep removes what is left of it."""
     resident.ref = None
-    node.figures.ended[EndCause.LOST] += 1
-    await node.ledger.note(resident, Act.FAIL, why=Why.ended(EndCause.LOST, actor="engine"))
+    node.figures.ended[gone] += 1
+    await node.ledger.note(resident, Act.FAIL, why=Why.ended(gone, actor="engine"))
 
 
 async def _sweep(node: Node) -> None:

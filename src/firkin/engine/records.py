@@ -14,16 +14,18 @@ from datetime import UTC, datetime
 from firkin.engine.database import Database
 from firkin.engine.stored_forms import (
     Origin,
+    SnapshotRecord,
     TemplateRecord,
     dump,
     dump_template,
     load_info,
     load_origin,
     load_ref,
+    load_snapshot,
     load_template,
 )
 from firkin.law.driver import InstanceRef
-from firkin.law.ids import SandboxId, TemplateId
+from firkin.law.ids import SandboxId, SnapshotId, TemplateId
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.states import SandboxState
 
@@ -53,10 +55,10 @@ class Records:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, record: SandboxRecord, entry: JournalEntry) -> None:
-        """`sqlite3.IntegrityError` when the id was ever used before and is still remembered."""
+    async def add(self, record: SandboxRecord, entry: JournalEntry, *, anew: bool = False) -> None:
+        """`sqlite3.IntegrityError` when the id is still remembered; with `anew`, when its sandbox has not ended."""
         row = (record.info.id, record.info.state.value, dump(record.info), dump(record.origin))
-        await self._database.run(lambda connection: _add(connection, row, entry))
+        await self._database.run(lambda connection: _add(connection, row, entry, anew=anew))
 
     async def change(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> None:
         ended_at = None if info.ended_at is None else info.ended_at.timestamp()
@@ -98,6 +100,35 @@ class Records:
         """Remove deleted sandboxes that ended before then, with their journal; how many there were."""
         return await self._database.run(lambda connection: _forget(connection, before.timestamp()))
 
+    async def put_snapshot(self, record: SnapshotRecord) -> None:
+        row = (record.info.id, dump(record))
+        await self._database.run(
+            lambda connection: connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", row)
+        )
+
+    async def drop_snapshot(self, snapshot_id: SnapshotId) -> None:
+        await self._database.run(
+            lambda connection: connection.execute("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
+        )
+
+    async def snapshots(self) -> list[SnapshotRecord]:
+        rows = await self._database.run(
+            lambda connection: connection.execute("SELECT record FROM snapshots").fetchall()
+        )
+        return [load_snapshot(text) for (text,) in rows]
+
+    async def fact(self, name: str) -> str | None:
+        """A small fact that outlives the server."""
+        row = await self._database.run(
+            lambda connection: connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        )
+        return None if row is None else str(row[0])
+
+    async def put_fact(self, name: str, value: str) -> None:
+        await self._database.run(
+            lambda connection: connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        )
+
     async def put_template(self, record: TemplateRecord) -> None:
         row = (record.info.id, dump_template(record))
         await self._database.run(
@@ -116,7 +147,9 @@ class Records:
         return [load_template(text) for (text,) in rows]
 
 
-def _add(connection: sqlite3.Connection, row: tuple[str, ...], entry: JournalEntry) -> None:
+def _add(connection: sqlite3.Connection, row: tuple[str, ...], entry: JournalEntry, *, anew: bool) -> None:
+    if anew:
+        connection.execute("DELETE FROM sandboxes WHERE id = ? AND state = 'deleted'", (row[0],))
     connection.execute("INSERT INTO sandboxes (id, state, info, origin) VALUES (?, ?, ?, ?)", row)
     _journal(connection, (entry,))
 

@@ -34,8 +34,8 @@ class Resident:
 
     `instance` is set while there is something to destroy; once it is `leaving`
     nobody is let in, and a dial under way is cut short by its `dial_limit`; `renewals` tells an
-    expiry that fired from the renewal that overtook it; `hurry` cuts a graceful
-    stop short; `sampled` is the last
+    expiry that fired from the renewal or pause that overtook it; `hurry` cuts a graceful
+    stop or a capture short; `sampled` is the last
     (monotonic time, CPU µs) seen.
     """
 
@@ -105,6 +105,11 @@ class Roster:
         if resident is None:
             raise await self.absence(operation, sandbox_id)
         return resident
+
+    async def check_present(self, operation: str, resident: Resident) -> None:
+        """`NotFound` when it was deleted while an act waited for its turn."""
+        if self.get(resident.id) is not resident:
+            raise await self.absence(operation, resident.id)
 
     async def absence(self, operation: str, sandbox_id: str) -> NotFound:
         last = await self._records.last(sandbox_id)

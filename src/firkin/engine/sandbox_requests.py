@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from firkin.engine.offer import SNAPSHOTS
 from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
-from firkin.law.ids import TemplateId
 from firkin.law.policies import DeadlinePolicy
 from firkin.law.sandboxes import FromSnapshot, Isolation, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
 
 _CREATE = "create a sandbox"
 
 
-def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> TemplateId:
-    """The template to make it from. `UnsupportedCapability` for each wish that nobody here would honour."""
+def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> None:
+    """`UnsupportedCapability` for each wish that nobody here would honour."""
     if isinstance(spec.source, FromSnapshot):
-        raise UnsupportedCapability(_CREATE, CapabilityName.SNAPSHOT_RESTORE, SNAPSHOTS)
+        offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
     if spec.volumes:
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, BuildFeatureGated("volumes"))
     if spec.isolation not in (Isolation.DRIVER_DEFAULT, driver):
@@ -28,7 +26,6 @@ def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> Templa
     if spec.lifecycle.auto_resume:
         offer.require(_CREATE, CapabilityName.PAUSE_RESUME)
     offer.require(_CREATE, CapabilityName.RUNTIME_CREATE)
-    return spec.source.template_id
 
 
 def deadline_after(wish: SandboxDeadline | None, policy: DeadlinePolicy, now: datetime) -> float | None:

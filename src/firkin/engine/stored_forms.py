@@ -15,7 +15,10 @@ import msgspec
 
 from firkin.law.driver import InstanceRef, RootFilesystem
 from firkin.law.ids import Identifier, TemplateId
+from firkin.law.network import NetworkPolicy
+from firkin.law.resources import SandboxResources
 from firkin.law.sandboxes import SandboxInfo
+from firkin.law.snapshots import SnapshotInfo
 from firkin.law.templates import (
     EnvdPlane,
     GitSource,
@@ -44,10 +47,14 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a sandbox came from: what must outlive a change of its template."""
+    """Where a sandbox came from: what must outlive a change of its template.
+
+    `root` None was written by a Firkin that kept it with the template only.
+    """
 
     directory: str
     base_env: Mapping[str, str]
+    root: RootFilesystem | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +65,20 @@ class TemplateRecord:
     key: str
     directory: str = ""
     root: RootFilesystem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecord:
+    """A snapshot beside its files: all that a sandbox made from it needs. `template_digest` tells its template."""
+
+    info: SnapshotInfo
+    origin: Origin
+    default_user: str
+    default_workdir: str
+    network: NetworkPolicy
+    hardened: bool
+    resources: SandboxResources
+    template_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +116,11 @@ _encoder = msgspec.json.Encoder(enc_hook=_encode_hook)
 _infos = msgspec.json.Decoder(SandboxInfo, dec_hook=_decode_hook)
 _origins = msgspec.json.Decoder(Origin)
 _refs = msgspec.json.Decoder(InstanceRef)
+_snapshots = msgspec.json.Decoder(SnapshotRecord, dec_hook=_decode_hook)
 _templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=_decode_hook)
 
 
-def dump(value: SandboxInfo | Origin | InstanceRef) -> str:
+def dump(value: SandboxInfo | Origin | InstanceRef | SnapshotRecord) -> str:
     return _encoder.encode(value).decode()
 
 
@@ -108,6 +130,11 @@ def load_info(text: str) -> SandboxInfo:
 
 def load_origin(text: str) -> Origin:
     return _origins.decode(text)
+
+
+def load_snapshot(text: str | bytes) -> SnapshotRecord:
+    """Raises `msgspec.DecodeError` for what this module did not write."""
+    return _snapshots.decode(text)
 
 
 def load_ref(text: str | None) -> InstanceRef | None:

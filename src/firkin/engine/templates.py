@@ -35,16 +35,17 @@ _log = logging.getLogger("firkin.engine")
 
 @dataclass(slots=True, eq=False)
 class TemplateUse:
-    """A sandbox's claim on a template's files. Released once, however often it is asked."""
+    """A claim on a template's files. Released once, however often it is asked."""
 
     directory: str
+    pins: bool
     _owner: TemplateRegistry
     _held: bool = True
 
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._owner._unuse(self.directory)
+            self._owner._unuse(self)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +78,7 @@ class TemplateRegistry:
         self._known: dict[TemplateId, TemplateRecord] = {}
         self._preparing: dict[TemplateId, _Preparation] = {}
         self._used: Counter[str] = Counter()
+        self._pinned: Counter[str] = Counter()
 
     async def load(self, in_use: Sequence[str]) -> None:
         """Take up what an earlier server left; `in_use` are the directories of sandboxes that live."""
@@ -121,11 +123,19 @@ class TemplateRegistry:
         record = self._record(operation, template_id)
         if template_id in self._preparing:
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, "being prepared")
-        users = self._used[record.directory] if record.directory else 0
+        users = self._pinned[record.directory] if record.directory else 0
         if users:
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"in use by {users} sandboxes")
         del self._known[template_id]
         await self._acts.run(self._forget(record), name=f"delete template {template_id}")
+
+    def with_digest(self, digest: str) -> TemplateRecord | None:
+        """A ready template of that content, if there is one."""
+        ready = (record for record in self._known.values() if record.info.state is TemplateState.READY)
+        return next((record for record in ready if record.info.digest == digest), None)
+
+    def of_directory(self, directory: str) -> TemplateRecord | None:
+        return next((record for record in self._known.values() if record.directory == directory), None)
 
     def ready(self, operation: str, template_id: TemplateId) -> TemplateRecord:
         """The record of a template that can be used. `NotFound`; `WrongState` while it is not ready."""
@@ -135,16 +145,18 @@ class TemplateRegistry:
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"{record.info.state.value}{why}")
         return record
 
-    def hold(self, directory: str) -> TemplateUse:
-        """Claim the files of a ready template for one sandbox."""
+    def hold(self, directory: str, *, pins: bool = True) -> TemplateUse:
+        """Claim the files of a ready template. A sandbox pins the template itself; a snapshot keeps its files alone."""
         self._used[directory] += 1
-        return TemplateUse(directory, self)
+        self._pinned[directory] += pins
+        return TemplateUse(directory, pins, self)
 
-    def _unuse(self, directory: str) -> None:
-        self._used[directory] -= 1
-        if self._used[directory] <= 0:
-            del self._used[directory]
-            self._retire(directory)
+    def _unuse(self, use: TemplateUse) -> None:
+        self._used[use.directory] -= 1
+        self._pinned[use.directory] -= use.pins
+        if self._used[use.directory] <= 0:
+            del self._used[use.directory], self._pinned[use.directory]
+            self._retire(use.directory)
 
     def _retire(self, directory: str) -> None:
         """Remove a directory that no record and no sandbox needs any more."""
@@ -252,7 +264,7 @@ class TemplateRegistry:
 
     async def _forget(self, record: TemplateRecord) -> None:
         await self._records.drop_template(record.info.id)
-        if record.directory:
+        if record.directory and record.directory not in self._used:
             await self._remove(Path(record.directory))
 
     async def _remove(self, directory: Path) -> None:

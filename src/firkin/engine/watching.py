@@ -1,18 +1,15 @@
-"""Noticing what ends without being asked: an instance by itself, a sandbox by its deadline."""
+"""Noticing what ends without being asked."""
 
 from __future__ import annotations
 
 import logging
 
 from firkin.engine import endings
-from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.law.driver import Instance, InstanceEnd
-from firkin.law.ids import SandboxId
 from firkin.law.states import Act, EndCause, allows
 
-RETRY_AFTER_S = 5.0
 _log = logging.getLogger("firkin.engine")
 
 
@@ -38,24 +35,3 @@ async def _note_end(node: Node, resident: Resident, instance: Instance, end: Ins
             return  # it was destroyed by us
         cause = EndCause.DRIVER_FAILED if end.cause is EndCause.REQUESTED else end.cause
         await endings.fail(node, resident, cause, end.detail)
-
-
-def expire(node: Node, sandbox_id: SandboxId) -> None:
-    """Begin to end a sandbox whose deadline has passed. Does not wait."""
-    resident = node.roster.get(sandbox_id)
-    if resident is not None:
-        node.acts.start(_expire(node, resident, resident.renewals), name=f"expire {sandbox_id}")
-
-
-async def _expire(node: Node, resident: Resident, renewals: int) -> None:
-    resident.hurry.set()
-    try:
-        async with resident.turn("end at the deadline"):
-            if resident.renewals != renewals or node.roster.get(resident.id) is not resident:
-                return  # renewed or deleted in the meantime
-            why = Why.ended(EndCause.DEADLINE, actor="deadline")
-            await endings.delete(node, resident, why, force=True)
-    except Exception as error:  # noqa: BLE001 — root of a task: a sandbox past its deadline is tried again
-        _log.error("expiry failed sandbox=%s error=%s", resident.id, error)
-        if node.roster.get(resident.id) is resident:
-            node.deadlines.arm(resident.id, RETRY_AFTER_S)

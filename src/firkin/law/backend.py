@@ -248,7 +248,15 @@ class SnapshotControl(Protocol):
 
     async def export_archive(self, snapshot_id: SnapshotId) -> SnapshotArchive: ...
 
-    async def import_archive(self, snapshot_id: SnapshotId, archive: SnapshotArchive) -> SnapshotRef: ...
+    async def import_archive(
+        self, snapshot_id: SnapshotId, archive: SnapshotArchive, options: SnapshotOptions | None = None
+    ) -> SnapshotRef:
+        """Keep an archive under that id. `SnapshotIntegrityFailure` when it is not what was exported.
+
+        The template it was made on must be here, with the same content (`NotFound`).
+        Only archives of people you trust: what is inside is mounted by the host.
+        """
+        ...
 
 
 class PauseControl(Protocol):

@@ -168,6 +168,13 @@ class Driver(Protocol):
         """Remove everything labelled ours that belongs to no sandbox in `keep`; say what was removed."""
         ...
 
+    async def halt(self, sandbox_id: SandboxId) -> bool:
+        """End whatever runs under that id and keep its files; whether there are any. Idempotent.
+
+        For what an earlier process left: an `Instance` in hand is destroyed by itself.
+        """
+        ...
+
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove the files of a destroyed instance. Idempotent."""
         ...

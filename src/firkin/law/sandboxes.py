@@ -152,7 +152,8 @@ class SandboxSpec:
 class SandboxInfo:
     """The record of a sandbox. `deadline_at` None means never. `end_*` are set once it has ended.
 
-    While it is paused, `paused_at` and `pause_mode` say since when and with what kept.
+    While it is paused, `paused_at` and `pause_mode` say since when and with what kept;
+    `unresponsive_at_pause`: its agent did not answer then, so it cannot be resumed with its memory.
     """
 
     id: SandboxId
@@ -165,6 +166,7 @@ class SandboxInfo:
     deadline_at: datetime | None = None
     paused_at: datetime | None = None
     pause_mode: PauseMode | None = None
+    unresponsive_at_pause: bool = False
     ended_at: datetime | None = None
     end_cause: EndCause | None = None
     end_detail: str = ""

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId
 from firkin.law.resources import SandboxResources
-from firkin.law.sandboxes import SandboxDeadline
+from firkin.law.sandboxes import Lifecycle, SandboxDeadline
 
 
 class SnapshotKind(StrEnum):
@@ -111,10 +111,14 @@ class RestoreOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkOptions:
-    """`count` copies; each gets `deadline` (None: the runtime's default) and all else from the original."""
+    """`count` copies; each gets `deadline` (None: the runtime's default) and all else from the original.
+
+    `labels` None are the original's, too.
+    """
 
     count: int = 1
     deadline: SandboxDeadline | None = None
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +135,12 @@ class ResumeOptions:
     """`deadline` counts from the resumption; None means the runtime's default.
 
     `keep_memory` False boots a sandbox that was paused with its memory anew from its files.
+    `lifecycle` takes the place of the one it had; None keeps that.
     """
 
     deadline: SandboxDeadline | None = None
     keep_memory: bool = True
+    lifecycle: Lifecycle | None = None
     actor: str = "caller"
 
 

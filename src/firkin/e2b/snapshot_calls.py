@@ -1,0 +1,161 @@
+"""The control plane's calls about snapshots and forks."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.creation import Creator, check_timeout
+from firkin.e2b.descriptions import Describer
+from firkin.e2b.directory import LABEL_KEY, LABEL_REQUEST, SandboxDirectory
+from firkin.e2b.error_map import as_refusal
+from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.models import allow_query, parse, query_int
+from firkin.e2b.pages_of import page, read_token
+from firkin.e2b.settings import ServerSettings
+from firkin.e2b.snapshot_names import is_called, stored_name, wire_id, wire_names
+from firkin.law.errors import AlreadyExists, FirkinError, InvalidSpec, NotFound
+from firkin.law.ids import TemplateId
+from firkin.law.sandboxes import SandboxInfo, Timeout
+from firkin.law.snapshots import ForkOptions, SnapshotFilter, SnapshotInfo, SnapshotOptions
+from firkin.law.states import SandboxState
+
+_FORK_DEFAULT_S = 15
+_MOST_FORKS = 100
+_MAX_PAGE = 100
+
+
+class NewSnapshot(msgspec.Struct, forbid_unknown_fields=True):
+    """``POST /sandboxes/{id}/snapshots``. `memory` None takes what the driver can."""
+
+    name: str | None = None
+    memory: bool | None = None
+
+
+class Fork(msgspec.Struct, forbid_unknown_fields=True):
+    timeout: int | None = None
+    count: int | None = None
+
+
+class SnapshotCalls:
+    """Each method answers one kind of request of one tenant; `path` holds the path's variable parts."""
+
+    def __init__(self, directory: SandboxDirectory, settings: ServerSettings, creator: Creator) -> None:
+        self._directory = directory
+        self._backend = directory.backend
+        self._settings = settings
+        self._creator = creator
+        self._describe = Describer(settings, directory.mint)
+
+    async def capture(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        request = parse(await exchange.body(self._settings.max_json_bytes), NewSnapshot)
+        info = await self._directory.owned(tenant, path[0])
+        if request.memory:
+            message = "memory=true is not offered by this server's driver: it captures files; leave memory out"
+            raise Refused(400, message, should_retry=False, more={"error_code": "snapshot_memory_unsupported"})
+        _require_running(info, f"Sandbox '{info.id}' cannot be snapshotted while in '{{}}' state")
+        name = None if request.name is None else await self._free_name(tenant, request.name)
+        options = SnapshotOptions(name=name, owner=tenant.name, replace=True)
+        try:
+            ref = await self._backend.snapshots.capture(info.id, options)
+        except AlreadyExists as error:
+            message = f"A snapshot called '{request.name}' is being made at this moment"
+            raise Refused(409, message, should_retry=True) from error
+        made = await self._backend.snapshots.get(ref.id)
+        await exchange.answer_json(201, _snapshot(tenant, made))
+
+    async def _free_name(self, tenant: ApiKey, text: str) -> str:
+        """A name that no template has. A snapshot of that name is replaced, as its tag moves on."""
+        name = stored_name(tenant, text)
+        try:
+            template = await self._backend.templates.get(TemplateId(name.partition(":")[0]))
+        except (InvalidSpec, NotFound):
+            return name
+        raise Refused(409, f"A template is called '{template.id}'; choose another name", should_retry=False)
+
+    async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        allow_query(exchange, "sandboxID", "name", "limit", "nextToken")
+        limit = query_int(exchange, "limit", default=_MAX_PAGE, least=1, most=_MAX_PAGE) or _MAX_PAGE
+        after = read_token(exchange.query["nextToken"]) if exchange.query.get("nextToken") else None
+        sandbox_id, name = exchange.query.get("sandboxID"), exchange.query.get("name")
+        found = [
+            ((info.created_at, str(info.id)), info)
+            for info in await self._backend.snapshots.list(SnapshotFilter(owner=tenant.name))
+            if (sandbox_id is None or info.source_sandbox_id == sandbox_id.partition("-")[0])
+            and (name is None or _has_name(tenant, info, name))
+        ]
+        found.sort(key=lambda pair: pair[0], reverse=True)
+        shown, headers = page(found, after=after, limit=limit)
+        await exchange.answer_json(200, [_snapshot(tenant, info) for info in shown], headers)
+
+    async def delete(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """``DELETE /templates/{id}``: a snapshot is a template to clients; the operator's own are not theirs."""
+        info = await find_snapshot(self._directory, tenant, path[0])
+        if info is None:
+            await self._refuse_templates(path[0])
+            raise Refused(404, f"template '{path[0][:128]}' not found", should_retry=False)
+        try:
+            await self._backend.snapshots.delete(info.id)
+        except NotFound as error:  # another caller was first
+            raise Refused(404, f"template '{path[0][:128]}' not found", should_retry=False) from error
+        await exchange.answer(204)
+
+    async def _refuse_templates(self, text: str) -> None:
+        with suppress(InvalidSpec, NotFound):
+            template = await self._backend.templates.get(TemplateId(text.partition(":")[0]))
+            message = f"template '{template.id}' belongs to the operator of this server: firkin template delete ID"
+            raise Refused(403, message, should_retry=False)
+
+    async def fork(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", Fork)
+        seconds = _FORK_DEFAULT_S if request.timeout is None else request.timeout
+        check_timeout(seconds, self._settings, least=1)
+        count = 1 if request.count is None else request.count
+        if count < 1:
+            raise Refused(400, "Count must be at least 1", should_retry=False)
+        if count > _MOST_FORKS:
+            raise Refused(400, f"Count cannot be greater than {_MOST_FORKS}", should_retry=False)
+        info = await self._directory.owned(tenant, path[0])
+        if info.state is SandboxState.PAUSED:
+            message = f"Sandbox '{info.id}' is paused and cannot be forked; resume it first"
+            raise Refused(409, message, should_retry=False)
+        _require_running(info, f"Sandbox '{info.id}' cannot be forked while in '{{}}' state")
+        labels = {key: value for key, value in info.labels.items() if key not in (LABEL_KEY, LABEL_REQUEST)}
+        options = ForkOptions(count=count, deadline=Timeout(seconds), labels=labels)
+        async with self._creator.room_for(tenant, count):
+            forks = await self._backend.snapshots.fork(info.id, options)
+        await exchange.answer_json(201, [self._forked(fork) for fork in forks])
+
+    def _forked(self, fork: SandboxInfo | FirkinError) -> dict[str, object]:
+        if isinstance(fork, SandboxInfo):
+            return {"sandbox": self._describe.created(fork)}
+        refusal = as_refusal(fork)
+        return {"error": {"code": refusal.status, "message": refusal.message}}
+
+
+async def find_snapshot(directory: SandboxDirectory, tenant: ApiKey, text: str) -> SnapshotInfo | None:
+    """The tenant's snapshot that a client means by `text`: its id, or its name with or without namespace and tag."""
+    for info in await directory.backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
+        if is_called(tenant, info, text):
+            return info
+    return None
+
+
+def _has_name(tenant: ApiKey, info: SnapshotInfo, text: str) -> bool:
+    """A filter's name without a tag takes every tag."""
+    if not info.name:
+        return False
+    if ":" in text:
+        return is_called(tenant, info, text)
+    return is_called(tenant, info, f"{text}:{info.name.partition(':')[2]}")
+
+
+def _snapshot(tenant: ApiKey, info: SnapshotInfo) -> dict[str, object]:
+    return {"snapshotID": wire_id(tenant, info), "names": wire_names(tenant, info)}
+
+
+def _require_running(info: SandboxInfo, message: str) -> None:
+    if info.state is not SandboxState.RUNNING:
+        raise Refused(409, message.format(info.state.value), should_retry=False)

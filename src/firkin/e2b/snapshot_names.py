@@ -1,0 +1,58 @@
+"""What a snapshot is called on the wire: ``<id>:default``, or ``<namespace>/<alias>:<tag>`` for one with a name.
+
+The namespace is the tenant's; inside it a name means what it says, and
+``default`` is the tag of a name that has none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.exchange import Refused
+from firkin.law.snapshots import SnapshotInfo
+
+DEFAULT_TAG = "default"
+_ALIAS = re.compile(r"[a-z0-9_-]{1,128}")
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def namespace(tenant: ApiKey) -> str:
+    """The tenant's name as the part of a name before the slash."""
+    return re.sub(r"[^a-z0-9]+", "-", tenant.name.lower()).strip("-") or "team"
+
+
+def stored_name(tenant: ApiKey, text: str) -> str:
+    """``alias:tag`` out of ``[namespace/]alias[:tag]``. Raises `Refused` (400)."""
+    space, slash, rest = text.strip().rpartition("/")
+    alias, colon, tag = rest.lower().partition(":")
+    tag = rest[len(alias) + 1 :] if colon else DEFAULT_TAG
+    if slash and space != namespace(tenant):
+        raise _bad(f"Invalid name: the namespace is {namespace(tenant)!r}, not {space[:64]!r}; leave it out")
+    if _ALIAS.fullmatch(alias) is None:
+        raise _bad("Invalid name: use 1 to 128 letters, digits, '-' and '_', and then a tag after ':' if you want one")
+    if _TAG.fullmatch(tag) is None:
+        raise _bad("Invalid name: a tag has 1 to 128 letters, digits, '.', '-' and '_'")
+    return f"{alias}:{tag}"
+
+
+def wire_id(tenant: ApiKey, info: SnapshotInfo) -> str:
+    return f"{namespace(tenant)}/{info.name}" if info.name else f"{info.id}:{DEFAULT_TAG}"
+
+
+def wire_names(tenant: ApiKey, info: SnapshotInfo) -> list[str]:
+    return [wire_id(tenant, info)] if info.name else []
+
+
+def is_called(tenant: ApiKey, info: SnapshotInfo, text: str) -> bool:
+    """Whether `text`, as a client sends it, means that snapshot."""
+    if text in (str(info.id), f"{info.id}:{DEFAULT_TAG}"):
+        return True
+    try:
+        return bool(info.name) and stored_name(tenant, text) == info.name
+    except Refused:
+        return False
+
+
+def _bad(message: str) -> Refused:
+    return Refused(400, message, should_retry=False)

@@ -1,0 +1,60 @@
+"""Paused sandboxes that traffic wakes."""
+
+from __future__ import annotations
+
+from firkin.e2b.error_map import as_refusal, dead_sandbox
+from firkin.e2b.exchange import Refused
+from firkin.e2b.settings import ServerSettings
+from firkin.law.backend import SandboxBackend
+from firkin.law.errors import CapacityRejected, NotFound, WrongState
+from firkin.law.sandboxes import PauseMode, SandboxInfo, Timeout
+from firkin.law.snapshots import ResumeOptions
+from firkin.law.states import SandboxState
+
+LABEL_TIMEOUT = "e2b.timeout"
+_LEAST_S = 60  # below it a sandbox that is asked now and then would do little but pause and resume
+_DEFAULT_S = 300
+_ATTEMPTS = 3
+
+
+def wakes_on_traffic(info: SandboxInfo) -> bool:
+    """A sandbox without its memory is never woken by chance: it would boot anew."""
+    return info.lifecycle.auto_resume and info.pause_mode is PauseMode.FULL and not info.unresponsive_at_pause
+
+
+class Waker:
+    def __init__(self, backend: SandboxBackend, settings: ServerSettings) -> None:
+        self._backend = backend
+        self._settings = settings
+
+    async def wake(self, info: SandboxInfo) -> SandboxInfo:
+        """Resume it for as long as it was first given. Those who come together wait for the same resumption.
+
+        Raises `Refused`: 503 when the machine is full, 502 when it has ended meanwhile.
+        """
+        pauses = self._backend.pauses
+        if pauses is None:
+            raise dead_sandbox(info.id)
+        options = ResumeOptions(deadline=Timeout(self._lifetime_s(info)), actor="traffic")
+        for _ in range(_ATTEMPTS):  # it may be paused again at once, by its deadline or by its owner
+            try:
+                return await pauses.resume(info.id, options)
+            except WrongState:
+                pass
+            except NotFound:
+                raise dead_sandbox(info.id) from None
+            except CapacityRejected as error:
+                raise as_refusal(error) from error
+            try:
+                info = await self._backend.sandboxes.inspect(info.id)
+            except NotFound:
+                raise dead_sandbox(info.id) from None
+            if info.state is not SandboxState.PAUSED:
+                return info
+        raise Refused(409, "The sandbox is changing its state", should_retry=True, more={"sandboxId": info.id})
+
+    def _lifetime_s(self, info: SandboxInfo) -> float:
+        text = info.labels.get(LABEL_TIMEOUT, "")
+        seconds = max(_LEAST_S, int(text) if text.isdigit() else _DEFAULT_S)
+        most = self._settings.max_timeout_s
+        return seconds if most is None else min(seconds, most)

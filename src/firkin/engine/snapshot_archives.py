@@ -1,0 +1,153 @@
+"""Snapshots on the way out and in: a tar of two members, ``manifest.json`` and ``files``, streamed both ways.
+
+``files`` is the stream of `captured_files`; the manifest is the snapshot's record
+with the digest and size of that stream. The tar is written by hand because it is
+never whole anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from firkin.engine import captured_files
+from firkin.engine.captured_files import StreamWriter
+from firkin.engine.stored_forms import SnapshotRecord, dump, load_snapshot
+from firkin.law.errors import FirkinError, IoFailure, SnapshotIntegrityFailure
+from firkin.law.snapshots import SnapshotIntegrity
+
+MEDIA_TYPE = "application/vnd.firkin.snapshot+tar"
+_IMPORT = "import a snapshot"
+_MANIFEST, _FILES = "manifest.json", "files"
+_RECORD = 512
+_MOST_MANIFEST = 8 << 20
+_PIECE = 1 << 20
+
+
+async def exported(record: SnapshotRecord, directory: Path, content: SnapshotIntegrity) -> AsyncIterator[bytes]:
+    """The archive in pieces of about 1 MiB; ends early, with `IoFailure`, when the files cannot be read."""
+    manifest = dump(record).encode()
+    yield _head(_MANIFEST, len(manifest)) + manifest + _padding(len(manifest)) + _head(_FILES, content.size_bytes)
+    stream = captured_files.stream(directory)
+    try:
+        while piece := await asyncio.to_thread(_next_piece, stream):
+            yield piece
+    except OSError as error:
+        raise IoFailure("export", str(directory), error.strerror or str(error)) from error
+    yield _padding(content.size_bytes) + bytes(2 * _RECORD)
+
+
+def _next_piece(stream: captured_files.Pieces) -> bytes:
+    """As much as makes a large piece; nothing at the end."""
+    gathered = bytearray()
+    for part in stream:
+        gathered += part
+        if len(gathered) >= _PIECE:
+            break
+    return bytes(gathered)
+
+
+def _head(name: str, size: int) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = size, 0o600
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % _RECORD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """What an archive held: its record as written, and what its files were found to be."""
+
+    record: SnapshotRecord
+    content: SnapshotIntegrity
+
+
+class _Intake:
+    """Takes exactly so many bytes at a time from chunks of any size."""
+
+    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
+        self._chunks = aiter(chunks)
+        self._buffer = bytearray()
+
+    async def exactly(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._buffer += await self._more()
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    async def upto(self, size: int) -> bytes:
+        """At least one byte, at most `size`."""
+        if not self._buffer:
+            self._buffer += await self._more()
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    async def _more(self) -> bytes:
+        try:
+            while not (chunk := await anext(self._chunks)):
+                pass
+        except StopAsyncIteration:
+            raise ValueError("it ends too early") from None
+        return chunk
+
+
+async def imported(chunks: AsyncIterable[bytes], into: Path) -> Arrived:
+    """Write an archive's files to the empty directory `into`. `SnapshotIntegrityFailure` for a broken one."""
+    intake = _Intake(chunks)
+    try:
+        record = load_snapshot(await _manifest(intake))
+        claimed = record.info.integrity
+        if claimed is None:
+            raise ValueError("its manifest has no digest")
+        size = _size(await intake.exactly(_RECORD), _FILES)
+        found = await _files(intake, size, into, most_bytes=2 * record.resources.disk_bytes)
+    except (ValueError, UnicodeDecodeError, tarfile.TarError, msgspec.DecodeError, FirkinError) as error:
+        raise SnapshotIntegrityFailure(_IMPORT, None, f"the archive is not a snapshot of Firkin: {error}") from error
+    except OSError as error:
+        raise IoFailure("import into", str(into), captured_files.check_disk(into, error)) from error
+    if found != claimed:
+        detail = (
+            f"the archive is damaged: its content has the digest {found.sha256}, its manifest says {claimed.sha256}"
+        )
+        raise SnapshotIntegrityFailure(_IMPORT, None, detail)
+    return Arrived(record=record, content=found)
+
+
+async def _manifest(intake: _Intake) -> bytes:
+    size = _size(await intake.exactly(_RECORD), _MANIFEST)
+    if size > _MOST_MANIFEST:
+        raise ValueError(f"its manifest has {size} bytes")
+    return (await intake.exactly(size + -size % _RECORD))[:size]
+
+
+def _size(head: bytes, name: str) -> int:
+    entry = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    if entry.name != name or not entry.isreg():
+        raise ValueError(f"a member called {name!r} was expected")
+    return entry.size
+
+
+async def _files(intake: _Intake, size: int, into: Path, *, most_bytes: int) -> SnapshotIntegrity:
+    writer = StreamWriter(into, most_bytes=most_bytes)
+    left = size
+    try:
+        while left:
+            piece = await intake.upto(min(left, _PIECE))
+            left -= len(piece)
+            await asyncio.to_thread(writer.feed, piece)
+    finally:
+        writer.close()
+    if not writer.complete:
+        raise ValueError("its files end in the middle")
+    await intake.exactly(-size % _RECORD + 2 * _RECORD)
+    return SnapshotIntegrity(sha256=writer.digest.hexdigest(), size_bytes=writer.size)
