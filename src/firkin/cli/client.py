@@ -21,6 +21,7 @@ from firkin.e2b.operators import OPERATOR_HEADER
 ENVD_PORT = "49983"
 _PATIENCE_S = 60.0
 _CONNECT_S = 5.0
+_PIECE = 1 << 20
 _MAX_ENVELOPE = 16 * 1024 * 1024
 _END_OF_STREAM = 2
 _BAD_REQUEST = frozenset({400, 401, 403, 404, 409, 413, 422})
@@ -78,6 +79,32 @@ class ServerClient:
                     _check(answer.status, await answer.read())
                 async for line in answer.content:
                     yield json.loads(line)
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        """A large answer in pieces; `CommandFailure` when it breaks off."""
+        try:
+            async with self._session.get(self._address.url + path) as answer:
+                if answer.status >= 400:
+                    _check(answer.status, await answer.read())
+                async for chunk in answer.content.iter_chunked(_PIECE):
+                    yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def upload(
+        self, path: str, pieces: AsyncIterator[bytes], *, media_type: str, params: Mapping[str, str]
+    ) -> Any:
+        """Send a large body in pieces; the answer's JSON."""
+        headers = {"Content-Type": media_type}
+        try:
+            async with self._session.put(
+                self._address.url + path, data=pieces, headers=headers, params=params
+            ) as answer:
+                raw = await answer.read()
+                _check(answer.status, raw)
+                return json.loads(raw)
         except (aiohttp.ClientError, OSError) as error:
             raise self._unreachable(error) from error
 

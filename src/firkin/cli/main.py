@@ -26,7 +26,9 @@ _COMMANDS = {
     "env": ("firkin.cli.env:env", "Print the variables that point an SDK at the server."),
     "run": ("firkin.cli.run:run", "Run one command in a fresh sandbox, without a server."),
     "sandbox": ("firkin.cli.sandbox:sandbox", "Work with the sandboxes of a running server."),
+    "snapshot": ("firkin.cli.snapshot:snapshot", "List, export, import and delete snapshots."),
     "template": ("firkin.cli.template:template", "Prepare, list and delete templates."),
+    "tls": ("firkin.cli.tls:tls", "Make certificates, so that sandboxes are reached by https."),
     "doctor": ("firkin.cli.doctor:doctor", "Say what works on this machine, what does not, and how to mend it."),
     "bench": ("firkin.cli.bench.command:bench", "Measure, through the official SDK, with evidence."),
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from firkin.engine.node import Node
+from firkin.engine.substrate import substrate
 from firkin.law.capabilities import NOT_REPORTED, CapabilityName, Permanent
 from firkin.law.errors import UnsupportedCapability
 from firkin.law.events import PortChanged
 from firkin.law.ids import SandboxId
 from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure, PortProtocol
 
+CONNECT_WITHIN_S = 10.0
 _C = CapabilityName
 
 
@@ -21,8 +23,17 @@ class LocalPorts:
         self._node = node
 
     async def connect(self, sandbox_id: SandboxId, port: Port) -> ByteChannel:
-        inside = await self._node.links.enter(sandbox_id, "connect to a port", _C.PORTS_CONNECT)
-        return await inside.ports.connect(port)
+        operation = "connect to a port"
+        node = self._node
+        node.offer.require(operation, _C.PORTS_CONNECT)
+        resident = await node.roster.meet(operation, sandbox_id)
+        resident.require_running(operation)
+        if resident.instance is not None:
+            async with substrate(operation, node.driver.name, within_s=CONNECT_WITHIN_S, sandbox_id=sandbox_id):
+                channel = await resident.instance.dial_port(port)
+            if channel is not None:
+                return channel
+        return await (await node.links.connect(resident)).ports.connect(port)
 
     async def list(self, sandbox_id: SandboxId) -> Sequence[PortBinding]:
         inside = await self._node.links.enter(sandbox_id, "list ports", _C.PORTS_CONNECT)

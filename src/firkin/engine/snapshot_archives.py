@@ -1,13 +1,15 @@
-"""Snapshots on the way out and in: a tar of two members, ``manifest.json`` and ``files``, streamed both ways.
+"""Snapshots on the way out and in: a tar of three members, streamed both ways.
 
-``files`` is the stream of `captured_files`; the manifest is the snapshot's record
-with the digest and size of that stream. The tar is written by hand because it is
+``files`` is the stream of `captured_files`; ``manifest.json`` before it is the
+snapshot's record with the digest and size of that stream; ``manifest.sha256``
+after it is the digest of the manifest. The tar is written by hand because it is
 never whole anywhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tarfile
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from firkin.law.snapshots import SnapshotIntegrity
 
 MEDIA_TYPE = "application/vnd.firkin.snapshot+tar"
 _IMPORT = "import a snapshot"
-_MANIFEST, _FILES = "manifest.json", "files"
+_MANIFEST, _FILES, _SEAL = "manifest.json", "files", "manifest.sha256"
+_SEAL_BYTES = 64
 _RECORD = 512
 _MOST_MANIFEST = 8 << 20
 _PIECE = 1 << 20
@@ -39,7 +42,8 @@ async def exported(record: SnapshotRecord, directory: Path, content: SnapshotInt
             yield piece
     except OSError as error:
         raise IoFailure("export", str(directory), error.strerror or str(error)) from error
-    yield _padding(content.size_bytes) + bytes(2 * _RECORD)
+    seal = hashlib.sha256(manifest).hexdigest().encode()
+    yield _padding(content.size_bytes) + _head(_SEAL, _SEAL_BYTES) + seal + _padding(_SEAL_BYTES) + bytes(2 * _RECORD)
 
 
 def _next_piece(stream: captured_files.Pieces) -> bytes:
@@ -105,12 +109,14 @@ async def imported(chunks: AsyncIterable[bytes], into: Path) -> Arrived:
     """Write an archive's files to the empty directory `into`. `SnapshotIntegrityFailure` for a broken one."""
     intake = _Intake(chunks)
     try:
-        record = load_snapshot(await _manifest(intake))
+        manifest = await _manifest(intake)
+        record = load_snapshot(manifest)
         claimed = record.info.integrity
         if claimed is None:
             raise ValueError("its manifest has no digest")
         size = _size(await intake.exactly(_RECORD), _FILES)
         found = await _files(intake, size, into, most_bytes=2 * record.resources.disk_bytes)
+        await _check_seal(intake, manifest)
     except (ValueError, UnicodeDecodeError, tarfile.TarError, msgspec.DecodeError, FirkinError) as error:
         raise SnapshotIntegrityFailure(_IMPORT, None, f"the archive is not a snapshot of Firkin: {error}") from error
     except OSError as error:
@@ -137,6 +143,15 @@ def _size(head: bytes, name: str) -> int:
     return entry.size
 
 
+async def _check_seal(intake: _Intake, manifest: bytes) -> None:
+    if _size(await intake.exactly(_RECORD), _SEAL) != _SEAL_BYTES:
+        raise ValueError("the digest of its manifest has another size")
+    seal = (await intake.exactly(_SEAL_BYTES + -_SEAL_BYTES % _RECORD))[:_SEAL_BYTES]
+    if seal != hashlib.sha256(manifest).hexdigest().encode():
+        raise ValueError("its manifest was changed")
+    await intake.exactly(2 * _RECORD)
+
+
 async def _files(intake: _Intake, size: int, into: Path, *, most_bytes: int) -> SnapshotIntegrity:
     writer = StreamWriter(into, most_bytes=most_bytes)
     left = size
@@ -149,5 +164,5 @@ async def _files(intake: _Intake, size: int, into: Path, *, most_bytes: int) -> 
         writer.close()
     if not writer.complete:
         raise ValueError("its files end in the middle")
-    await intake.exactly(-size % _RECORD + 2 * _RECORD)
+    await intake.exactly(-size % _RECORD)
     return SnapshotIntegrity(sha256=writer.digest.hexdigest(), size_bytes=writer.size)

@@ -92,7 +92,9 @@ def _stage(given: Mapping[str, Any], amounts: Amounts) -> Iterator[Stage]:
 def _measure(stage: Stage) -> list[Series]:
     from firkin.cli.bench.density import density
     from firkin.cli.bench.leftovers import cycles
+    from firkin.cli.bench.lives import lives
     from firkin.cli.bench.sdk_scenarios import cold_and_kill, commands, concurrent
+    from firkin.cli.bench.traffic import traffic
     from firkin.cli.event_loops import run_command
 
     stage.point_sdk_here()
@@ -101,6 +103,8 @@ def _measure(stage: Stage) -> list[Series]:
         ("cold create, first output, kill", lambda: cold_and_kill(stage)),
         ("commands", lambda: commands(stage)),
         ("commands and creates at once", lambda: run_command(concurrent(stage))),
+        ("pauses, snapshots, forks", lambda: lives(stage)),
+        ("traffic to a port, uploads and downloads", lambda: run_command(traffic(stage))),
         ("many alive", lambda: run_command(density(stage))),
         ("cycles and leftovers", lambda: run_command(cycles(stage))),
     ]

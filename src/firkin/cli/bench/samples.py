@@ -14,6 +14,7 @@ class Lifecycle(StrEnum):
 
     COLD_PREPARED = "cold_prepared"
     HOT = "hot"
+    RESUMED = "resumed"
     RESOURCES = "resources"
     CLEANUP = "cleanup"
 

@@ -1,0 +1,101 @@
+"""``firkin snapshot``: the snapshots of a running server, and archives of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firkin.cli.options import server_options
+from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
+from firkin.cli.talking import call, talk
+
+if TYPE_CHECKING:
+    from firkin.cli.client import ServerClient
+
+_COLUMNS = ("id", "name", "owner", "source_sandbox", "source_template", "size_bytes", "created_at")
+_ROUTE = "/firkin/v1/snapshots"
+
+
+@click.group()
+def snapshot() -> None:
+    """List, export, import and delete snapshots. Make one with: firkin sandbox snapshot ID."""
+
+
+@snapshot.command("list")
+@server_options
+@json_option
+def list_(as_json: bool, **where: Any) -> None:
+    """List the snapshots of every API key, the newest first."""
+    rows = call(where, "GET", _ROUTE)
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows(rows, _COLUMNS, empty="no snapshots")
+
+
+@snapshot.command()
+@click.argument("snapshot_id")
+@server_options
+@json_option
+def show(snapshot_id: str, as_json: bool, **where: Any) -> None:
+    """Show what is known of a snapshot."""
+    found = call(where, "GET", f"{_ROUTE}/{_id(snapshot_id)}")
+    if as_json:
+        show_json(found)
+    else:
+        show_fields(found)
+
+
+@snapshot.command()
+@click.argument("snapshot_id")
+@server_options
+def delete(snapshot_id: str, **where: Any) -> None:
+    """Delete a snapshot. Sandboxes made from it live on."""
+    call(where, "DELETE", f"{_ROUTE}/{_id(snapshot_id)}")
+    click.echo(plain(snapshot_id))
+
+
+@snapshot.command("export")
+@click.argument("snapshot_id")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@server_options
+def export(snapshot_id: str, file: Path, **where: Any) -> None:
+    """Write a snapshot to FILE, which appears when it is whole and verified."""
+    from firkin.cli.snapshot_transfer import save_archive
+
+    async def work(server: ServerClient) -> int:
+        return await save_archive(server, f"{_ROUTE}/{_id(snapshot_id)}/archive", file)
+
+    click.echo(f"{talk(where, work)} bytes written to {plain(str(file))}")
+
+
+@snapshot.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("snapshot_id")
+@click.option("--name", help="A name, with or without a tag, under which the owner finds it.")
+@click.option("--owner", default="", help="The API key's name whose snapshot it becomes (default: the operator's own).")
+@server_options
+@json_option
+def import_(file: Path, snapshot_id: str, name: str | None, owner: str, as_json: bool, **where: Any) -> None:
+    """Keep the archive FILE as a snapshot. Import only archives of people you trust: the host mounts what is inside."""
+    from firkin.cli.snapshot_transfer import send_archive
+
+    params = {key: value for key, value in (("name", name), ("owner", owner)) if value}
+
+    async def work(server: ServerClient) -> Any:
+        return await send_archive(server, f"{_ROUTE}/{_id(snapshot_id)}/archive", file, params)
+
+    kept = talk(where, work)
+    if as_json:
+        show_json(kept)
+    else:
+        click.echo(plain(kept["id"]))
+
+
+def _id(text: str) -> str:
+    """A checked id: what is typed becomes part of a URL."""
+    from firkin.law.ids import SnapshotId
+
+    return SnapshotId(text)
