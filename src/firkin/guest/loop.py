@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 _EVENTS_A_TURN = 64
+_TICK_S = 5.0
+_FROZEN_S = 1.0
 
 
 class Timer:
@@ -80,9 +82,14 @@ class Job:
 
 
 class Loop:
-    """Calls back what is ready. A callback that raises loses its descriptor, never the agent."""
+    """Calls back what is ready. A callback that raises loses its descriptor, never the agent.
 
-    __slots__ = ("_callbacks", "_ends", "_epoll", "_interest", "_jobs", "_timers")
+    Its time stands still while the sandbox is frozen, which the kernel's monotonic
+    clock does not: a wait that took much longer than asked for was a pause. Waits are
+    cut into ticks, so that what a pause can cost a timer is less than one tick.
+    """
+
+    __slots__ = ("_callbacks", "_ends", "_epoll", "_frozen_s", "_interest", "_jobs", "_timers")
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[int], None]] = {}
@@ -90,6 +97,7 @@ class Loop:
         self._timers: list[Timer] = []
         self._jobs: deque[Job] = deque()
         self._ends: list[Callable[[], None]] = []
+        self._frozen_s = 0.0
 
     def begin(self) -> None:
         """Open the descriptor; nothing can be watched before."""
@@ -119,7 +127,7 @@ class Loop:
             self._epoll.unregister(fd)
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
-        timer = Timer(monotonic() + seconds, call)
+        timer = Timer(self._now() + seconds, call)
         heapq.heappush(self._timers, timer)
         return timer
 
@@ -131,7 +139,7 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something, then do everything that is due, once."""
-        for fd, events in self._epoll.poll(self._patience(), _EVENTS_A_TURN):
+        for fd, events in self._wait():
             callback = self._callbacks.get(fd)
             if callback is not None:
                 self._guarded(callback, events, fd)
@@ -142,19 +150,30 @@ class Loop:
         for end in ends:
             self._attempt(end)
 
+    def _now(self) -> float:
+        return monotonic() - self._frozen_s
+
+    def _wait(self) -> list[tuple[int, int]]:
+        patience, began = self._patience(), monotonic()
+        ready = self._epoll.poll(patience, _EVENTS_A_TURN)
+        late = monotonic() - began - patience
+        if patience >= 0 and late > _FROZEN_S:
+            self._frozen_s += late
+        return ready
+
     def _patience(self) -> float:
         if self._jobs or self._ends:
             return 0
         timers = self._timers
         while timers and not timers[0].wanted:
             heapq.heappop(timers)
-        return max(0.0, timers[0].at - monotonic()) if timers else -1
+        return min(_TICK_S, max(0.0, timers[0].at - self._now())) if timers else -1
 
     def _run_timers(self) -> None:
         timers = self._timers
         if not timers:
             return
-        now = monotonic()
+        now = self._now()
         while timers and (timers[0].at <= now or not timers[0].wanted):
             self._attempt(heapq.heappop(timers).run)
 
