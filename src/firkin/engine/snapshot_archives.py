@@ -96,6 +96,21 @@ class _Intake:
         del self._buffer[:size]
         return data
 
+    async def padding(self, size: int) -> None:
+        """So many zero bytes."""
+        if any(await self.exactly(size)):
+            raise ValueError("there is something between its members")
+
+    async def end(self) -> None:
+        """Nothing may follow."""
+        left = bool(self._buffer)
+        async for chunk in self._chunks:
+            left = left or bool(chunk)
+            if left:
+                break
+        if left:
+            raise ValueError("there is something behind its end")
+
     async def _more(self) -> bytes:
         try:
             while not (chunk := await anext(self._chunks)):
@@ -105,8 +120,11 @@ class _Intake:
         return chunk
 
 
-async def imported(chunks: AsyncIterable[bytes], into: Path) -> Arrived:
-    """Write an archive's files to the empty directory `into`. `SnapshotIntegrityFailure` for a broken one."""
+async def imported(chunks: AsyncIterable[bytes], into: Path, *, announced: SnapshotIntegrity | None) -> Arrived:
+    """Write an archive's files to the empty directory `into`. `SnapshotIntegrityFailure` for a broken one.
+
+    `announced` is what the content must be, where the caller knows that.
+    """
     intake = _Intake(chunks)
     try:
         manifest = await _manifest(intake)
@@ -121,11 +139,13 @@ async def imported(chunks: AsyncIterable[bytes], into: Path) -> Arrived:
         raise SnapshotIntegrityFailure(_IMPORT, None, f"the archive is not a snapshot of Firkin: {error}") from error
     except OSError as error:
         raise IoFailure("import into", str(into), captured_files.check_disk(into, error)) from error
-    if found != claimed:
-        detail = (
-            f"the archive is damaged: its content has the digest {found.sha256}, its manifest says {claimed.sha256}"
-        )
-        raise SnapshotIntegrityFailure(_IMPORT, None, detail)
+    for wanted, who in ((claimed, "its manifest"), (announced or found, "whoever sent it")):
+        if found != wanted:
+            said = f"{wanted.sha256} and {wanted.size_bytes} bytes"
+            detail = (
+                f"the archive is damaged: {who} says {said}, but it has {found.sha256} and {found.size_bytes} bytes"
+            )
+            raise SnapshotIntegrityFailure(_IMPORT, None, detail)
     return Arrived(record=record, content=found)
 
 
@@ -133,7 +153,9 @@ async def _manifest(intake: _Intake) -> bytes:
     size = _size(await intake.exactly(_RECORD), _MANIFEST)
     if size > _MOST_MANIFEST:
         raise ValueError(f"its manifest has {size} bytes")
-    return (await intake.exactly(size + -size % _RECORD))[:size]
+    manifest = await intake.exactly(size)
+    await intake.padding(-size % _RECORD)
+    return manifest
 
 
 def _size(head: bytes, name: str) -> int:
@@ -146,10 +168,11 @@ def _size(head: bytes, name: str) -> int:
 async def _check_seal(intake: _Intake, manifest: bytes) -> None:
     if _size(await intake.exactly(_RECORD), _SEAL) != _SEAL_BYTES:
         raise ValueError("the digest of its manifest has another size")
-    seal = (await intake.exactly(_SEAL_BYTES + -_SEAL_BYTES % _RECORD))[:_SEAL_BYTES]
+    seal = await intake.exactly(_SEAL_BYTES)
     if seal != hashlib.sha256(manifest).hexdigest().encode():
         raise ValueError("its manifest was changed")
-    await intake.exactly(2 * _RECORD)
+    await intake.padding(-_SEAL_BYTES % _RECORD + 2 * _RECORD)
+    await intake.end()
 
 
 async def _files(intake: _Intake, size: int, into: Path, *, most_bytes: int) -> SnapshotIntegrity:
@@ -164,5 +187,5 @@ async def _files(intake: _Intake, size: int, into: Path, *, most_bytes: int) -> 
         writer.close()
     if not writer.complete:
         raise ValueError("its files end in the middle")
-    await intake.exactly(-size % _RECORD)
+    await intake.padding(-size % _RECORD)
     return SnapshotIntegrity(sha256=writer.digest.hexdigest(), size_bytes=writer.size)

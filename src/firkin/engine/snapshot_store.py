@@ -42,6 +42,7 @@ class SnapshotStore:
         self._known: dict[SnapshotId, SnapshotRecord] = {}
         self._held: dict[SnapshotId, TemplateUse] = {}
         self._taken: set[tuple[str, str]] = set()
+        self._arriving: set[SnapshotId] = set()
         self._borrowed: Counter[SnapshotId] = Counter()
         self._doomed: set[SnapshotId] = set()
 
@@ -112,15 +113,19 @@ class SnapshotStore:
         """Make what is in `aside` the snapshot of `record`. `AlreadyExists` for an id that is in use."""
         snapshot_id = record.info.id
         place = self._directory / snapshot_id
-        if snapshot_id in self._known or place.exists():
+        if snapshot_id in self._known or snapshot_id in self._arriving or place.exists():
             raise AlreadyExists("keep snapshot", ResourceKind.SNAPSHOT, snapshot_id)
-        await asyncio.to_thread(_rename_durably, aside, place)
+        self._arriving.add(snapshot_id)
         try:
-            await self._records.put_snapshot(record)
-        except BaseException:
-            await finish(remove_tree(place), within_s=REMOVE_WITHIN_S)
-            raise
-        self._adopt(record)
+            await asyncio.to_thread(_rename_durably, aside, place)
+            try:
+                await self._records.put_snapshot(record)
+            except BaseException:
+                await finish(remove_tree(place), within_s=REMOVE_WITHIN_S)
+                raise
+            self._adopt(record)
+        finally:
+            self._arriving.discard(snapshot_id)
 
     async def delete(self, operation: str, snapshot_id: SnapshotId) -> SnapshotRecord:
         """Forget it at once; its files go when nobody reads them any more."""

@@ -169,7 +169,7 @@ class LocalSnapshots:
         with store.naming("import a snapshot", options.owner, options.name, replace=False):
             async with store.aside() as aside:
                 _require_disk(node, 0 if archive.integrity is None else archive.integrity.size_bytes)
-                arrived = await snapshot_archives.imported(archive.chunks, aside)
+                arrived = await snapshot_archives.imported(archive.chunks, aside, announced=archive.integrity)
                 record = _naturalised(node, arrived.record, snapshot_id, options)
                 await node.acts.run(store.keep(record, aside), name=f"keep snapshot {snapshot_id}")
         node.events.publish(SnapshotChanged(None, snapshot_id))
