@@ -15,13 +15,16 @@
 
 from __future__ import annotations
 
+from firkin.testing.archive_obligations import ArchiveObligations
 from firkin.testing.file_obligations import CopyObligations, FileObligations, LinkObligations, WatchObligations
+from firkin.testing.fork_obligations import ForkObligations
+from firkin.testing.history_obligations import HistoryObligations
 from firkin.testing.lifecycle_obligations import CreateObligations, EndObligations, TemplateObligations
 from firkin.testing.offer_obligations import (
     OfferObligations,
-    PauseObligations,
+    PauseRefusalObligations,
     RefusalObligations,
-    SnapshotObligations,
+    SnapshotRefusalObligations,
     WarmPoolObligations,
 )
 from firkin.testing.operation_obligations import (
@@ -30,8 +33,11 @@ from firkin.testing.operation_obligations import (
     PortObligations,
     RestartObligations,
 )
+from firkin.testing.pause_obligations import PauseDeadlineObligations, PauseObligations
+from firkin.testing.pause_race_obligations import PauseRaceObligations, PauseRestartObligations
 from firkin.testing.process_obligations import RunObligations, StreamObligations, TerminalObligations
 from firkin.testing.runtime_obligations import ShellObligations
+from firkin.testing.snapshot_obligations import CaptureObligations, RestoreObligations
 
 
 class BackendContract(
@@ -39,6 +45,7 @@ class BackendContract(
     TemplateObligations,
     CreateObligations,
     EndObligations,
+    HistoryObligations,
     RunObligations,
     StreamObligations,
     TerminalObligations,
@@ -50,8 +57,16 @@ class BackendContract(
     ObservationObligations,
     CapacityObligations,
     RestartObligations,
-    SnapshotObligations,
     PauseObligations,
+    PauseDeadlineObligations,
+    PauseRaceObligations,
+    PauseRestartObligations,
+    PauseRefusalObligations,
+    CaptureObligations,
+    RestoreObligations,
+    ForkObligations,
+    ArchiveObligations,
+    SnapshotRefusalObligations,
     WarmPoolObligations,
     RefusalObligations,
     ShellObligations,

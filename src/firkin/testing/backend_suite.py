@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import pairwise
 
 import pytest
 import pytest_asyncio
@@ -14,8 +15,9 @@ from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.errors import NotFound
 from firkin.law.ids import SandboxId
 from firkin.law.policies import Capacity, Policies
-from firkin.law.processes import Command
+from firkin.law.processes import Command, Exited
 from firkin.law.sandboxes import Never, SandboxFilter, SandboxInfo, SandboxSpec
+from firkin.law.states import SandboxState
 from firkin.law.templates import HostSource, TemplateInfo, TemplateSpec
 
 MakeBackend = Callable[[Policies], Awaitable[SandboxBackend]]
@@ -23,7 +25,7 @@ MakeBackend = Callable[[Policies], Awaitable[SandboxBackend]]
 FREE = Policies(capacity=Capacity(memory_floor_bytes=0, disk_floor_bytes=0))
 PATIENCE_S = 10.0
 
-_ECHO_SERVER = """
+ECHO_SERVER = """
 import socket
 server = socket.create_server(("127.0.0.1", {port}))
 while True:
@@ -42,6 +44,35 @@ async def eventually(holds: Callable[[], Awaitable[bool]], *, within_s: float = 
         await asyncio.sleep(0.01)
 
 
+async def said(processes: ProcessControl, sandbox_id: SandboxId, text: str) -> str:
+    """What shell text that must succeed writes, as the default user."""
+    output = await processes.run(sandbox_id, Command.shell(text))
+    assert output.status == Exited(0), (text, output)
+    return output.stdout.decode()
+
+
+async def outcomes(*attempts: Awaitable[object]) -> list[object]:
+    """How each of several attempts at once came out: its value or its error."""
+    async with asyncio.timeout(PATIENCE_S):
+        return await asyncio.gather(*attempts, return_exceptions=True)
+
+
+def failures(answers: Sequence[object]) -> list[BaseException]:
+    return [answer for answer in answers if isinstance(answer, BaseException)]
+
+
+async def linear(backend: SandboxBackend, sandbox_id: SandboxId) -> list[SandboxState]:
+    """The states it went through, each of which must follow from the one before."""
+    history = await backend.sandboxes.history(sandbox_id)
+    assert history.changes[0].was is None
+    for before, after in pairwise(history.changes):
+        assert after.was is before.became
+        assert after.at >= before.at
+    assert all(change.cause and change.actor for change in history.changes)
+    assert history.info.state is history.changes[-1].became
+    return [change.became for change in history.changes]
+
+
 class BackendSuite:
     """Supply the fixture `make_backend`: policies in, a *started* backend out, over the same state at each call.
 
@@ -57,7 +88,7 @@ class BackendSuite:
         raise NotImplementedError
 
     def listener(self, port: int) -> Command:
-        return Command.argv("python3", "-c", _ECHO_SERVER.format(port=port))
+        return Command.argv("python3", "-c", ECHO_SERVER.format(port=port))
 
     async def leftovers(self, backend: SandboxBackend) -> list[str]:
         """What the substrate still holds, as names. Override it: a record can be wrong about that."""

@@ -6,57 +6,29 @@ The substrate itself is asked what is left (`Driver.live`), never our records.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
-import pytest_asyncio
 
 from firkin.law.capabilities import CapabilityName
-from firkin.law.driver import BootPlan, Driver, InstanceRef
+from firkin.law.driver import Driver, InstanceRef
 from firkin.law.errors import SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.states import EndCause
 from firkin.testing.conversation import Conversation
+from firkin.testing.driver_capture_obligations import CaptureObligations, ContinuationObligations
+from firkin.testing.driver_identity_obligations import (
+    DriverPortObligations,
+    FreezeObligations,
+    IdentityObligations,
+)
+from firkin.testing.driver_suite import ENDS_WITHIN_S, DriverSuite
 from firkin.wire.frames import CHUNK, PROTOCOL, WINDOW
 
 USAGE_KEYS = {"cpu_us", "memory_bytes", "memory_cache_bytes", "disk_used_bytes", "oom_kills"}
-ENDS_WITHIN_S = 10.0
 
 
-class DriverContract:
-    """Supply `make_driver` and `boot_plan`; `reopen` too where a later process can find what an earlier one booted."""
-
-    pytestmark = pytest.mark.asyncio
-
-    async def make_driver(self) -> Driver:
-        """A new driver, not started."""
-        raise NotImplementedError
-
-    def boot_plan(self, sandbox_id: SandboxId) -> BootPlan:
-        raise NotImplementedError
-
-    async def reopen(self, driver: Driver) -> Driver:
-        """Close `driver` and return the started one that a restarted server would have, over the same substrate."""
-        return driver
-
-    async def _restarted(self, driver: Driver) -> Driver:
-        self._current: Driver = await self.reopen(driver)
-        return self._current
-
-    @pytest_asyncio.fixture
-    async def driver(self) -> AsyncIterator[Driver]:
-        driver = await self.make_driver()
-        await driver.start()
-        self._current = driver
-        try:
-            yield driver
-        finally:
-            await self._current.sweep(keep=())
-            left = list(await self._current.live())
-            await self._current.aclose()
-        assert left == [], f"instances outlived the test's sweep: {left}"
-
+class InstanceObligations(DriverSuite):
     # -- what it says of itself -----------------------------------------------------------------
 
     async def test_it_is_ready_and_has_a_name(self, driver: Driver) -> None:
@@ -223,25 +195,7 @@ class DriverContract:
         assert list(await driver.live()) == ["kept"]
         assert list(await driver.sweep(keep=[SandboxId("kept")])) == []
 
-    # -- control --------------------------------------------------------------------------------
-
-    async def test_a_frozen_instance_is_silent_until_thawed(self, driver: Driver) -> None:
-        instance = await driver.boot(self.boot_plan(SandboxId("frozen")))
-        async with await Conversation.open(await instance.dial()) as talk:
-            await instance.freeze()
-            stream = await talk.request("ping")
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await talk.finished(stream)
-            await instance.thaw()
-            assert (await talk.finished(stream)).result == {}
-
-    async def test_a_frozen_instance_can_be_destroyed(self, driver: Driver) -> None:
-        instance = await driver.boot(self.boot_plan(SandboxId("frozenend")))
-        await instance.freeze()
-        async with asyncio.timeout(ENDS_WITHIN_S):
-            await instance.destroy()
-        assert list(await driver.live()) == []
+    # -- figures --------------------------------------------------------------------------------
 
     async def test_usage_has_every_counter(self, driver: Driver) -> None:
         instance = await driver.boot(self.boot_plan(SandboxId("usage")))
@@ -254,3 +208,14 @@ class DriverContract:
         plans = [self.boot_plan(SandboxId(f"many{number}")) for number in range(10)]
         await asyncio.gather(*(driver.boot(plan) for plan in plans))
         assert len(await driver.live()) == 10
+
+
+class DriverContract(
+    InstanceObligations,
+    FreezeObligations,
+    IdentityObligations,
+    DriverPortObligations,
+    CaptureObligations,
+    ContinuationObligations,
+):
+    """Supply what `firkin.testing.driver_suite.DriverSuite` asks for."""

@@ -150,9 +150,12 @@ class Connection:
         try:
             async with children() as running:
                 self.send(frame(HELLO, 0, encode(greeting(self._machine, self._boot))))
-                writer = running.start(self._write(), name="agent writer")
+                hold = self._machine.gate.hold
+                writer = running.start(hold(self._write), name="agent writer")
                 try:
-                    await self._read(lambda stream, facts: running.start(self._answer(stream, facts), name="request"))
+                    await self._read(
+                        lambda *request: running.start(hold(lambda: self._answer(*request)), name="request")
+                    )
                 finally:
                     writer.cancel()
         except (WireError, ConnectionError):
@@ -167,7 +170,6 @@ class Connection:
                 self._room.set()
                 self._wake.clear()
                 await self._wake.wait()
-            await self._machine.gate.passed()
             batch = b"".join(self._outgoing)
             self._outgoing.clear()
             self._room.set()
@@ -179,7 +181,6 @@ class Connection:
     async def _read(self, start: Callable[[Stream, Object], asyncio.Task[None]]) -> None:
         reader = FrameReader()
         while data := await self._channel.read(1 << 16):
-            await self._machine.gate.passed()
             for kind, number, payload in reader.feed(data):
                 self._frame(kind, number, payload, start)
 

@@ -8,26 +8,38 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from firkin.drivers.memory import captures
 from firkin.drivers.memory.agent import Connection, Operation, Stream, greeting
 from firkin.drivers.memory.faults import DriverFaults
 from firkin.drivers.memory.file_operations import FILE_OPERATIONS
 from firkin.drivers.memory.machine import Machine
 from firkin.drivers.memory.pipes import MemoryChannel, connection
 from firkin.drivers.memory.process_operations import PROCESS_OPERATIONS
-from firkin.drivers.memory.tree import Fault
+from firkin.drivers.memory.tree import Fault, Tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, Permanent
 from firkin.law.driver import BootPlan, InstanceEnd, InstanceRef
-from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec, SandboxUnavailable
+from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec, IoFailure, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.states import EndCause
 from firkin.lifetimes import finish
 from firkin.wire.codec import Object
 
+CAPTURE_WITHIN_S = 600.0
 MEMORY_BYTES = 1 << 20  # what an instance counts as using beside its files: there is no kernel to ask
 
 _C = CapabilityName
-_SUPPORTED = (_C.SANDBOX_STOP, _C.SANDBOX_KILL, _C.SANDBOX_DELETE, _C.PORTS_EXPOSE, *AGENT_CAPABILITIES)
+_SUPPORTED = (
+    _C.SANDBOX_STOP,
+    _C.SANDBOX_KILL,
+    _C.SANDBOX_DELETE,
+    _C.SNAPSHOT_CAPTURE,
+    _C.SNAPSHOT_RESTORE,
+    _C.PAUSE_CAPTURE,
+    _C.PAUSE_RESUME,
+    _C.PORTS_EXPOSE,
+    *AGENT_CAPABILITIES,
+)
 
 
 async def _hello(machine: Machine, stream: Stream, facts: Object) -> None:
@@ -38,11 +50,12 @@ OPERATIONS: Mapping[str, Operation] = {**PROCESS_OPERATIONS, **FILE_OPERATIONS, 
 
 
 class MemoryInstance:
-    """One computer in this process."""
+    """One computer in this process. `left` are the files of the one that it continues."""
 
-    def __init__(self, plan: BootPlan) -> None:
+    def __init__(self, plan: BootPlan, faults: DriverFaults, left: Tree | None = None) -> None:
         self.boot = secrets.token_hex(8)
-        self.machine = Machine(plan)
+        self.machine = Machine(plan, left)
+        self._faults = faults
         self._sandbox_id = plan.sandbox_id
         self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
 
@@ -63,7 +76,7 @@ class MemoryInstance:
             raise SandboxUnavailable("reach agent", self._sandbox_id, "the instance has ended")
         ours, theirs = connection()
         served = Connection(self.machine, theirs, OPERATIONS, self.boot)
-        self.machine.background(served.serve(), name="agent connection")
+        self.machine.background(served.serve, name="agent connection")
         return ours
 
     async def ended(self) -> InstanceEnd:
@@ -79,10 +92,29 @@ class MemoryInstance:
             self._end.set_result(end)
 
     async def freeze(self) -> None:
+        self._faults.before_freeze()
         self.machine.gate.shut()
 
     async def thaw(self) -> None:
         self.machine.gate.open()
+
+    async def reclaim(self) -> None:
+        """Nothing can be given back: what an instance remembers is this process's own memory."""
+
+    async def capture(self, into: Path) -> None:
+        """Its files are copied between two steps of the event loop, in which nothing inside can run."""
+        if not self.alive:
+            raise BackendFailure("capture files", "memory", "the instance has ended")
+        self._faults.before_capture()
+        work = asyncio.to_thread(captures.write, captures.copied(self.machine.tree), into)
+        try:
+            await finish(work, within_s=CAPTURE_WITHIN_S)
+        except OSError as error:
+            raise IoFailure("capture files into", str(into), error.strerror or str(error)) from error
+
+    async def dial_port(self, port: int) -> None:
+        """Only the agent makes connections inside."""
+        return
 
     async def usage(self) -> Mapping[str, int]:
         """No CPU time is measured and nothing is ever killed for memory here; files count as memory and as disk."""
@@ -130,21 +162,42 @@ class MemoryDriver:
         """Nothing needs to be made ready."""
 
     async def boot(self, plan: BootPlan) -> MemoryInstance:
-        if plan.sandbox_id in self._instances:
-            raise BackendFailure("boot instance", self.name, f"an instance {plan.sandbox_id!r} exists already")
-        instance = MemoryInstance(plan)
+        former = self._former(plan)
+        instance = MemoryInstance(plan, self.faults, former.machine.tree if former else None)
         self._instances[plan.sandbox_id] = instance
         try:
             await self.faults.before_boot()
-            await asyncio.to_thread(instance.machine.furnish)
-        except Fault as fault:
-            del self._instances[plan.sandbox_id]
-            raise BackendFailure("boot instance", self.name, fault.message) from fault
+            await self._furnish(instance)
         except BaseException:
-            del self._instances[plan.sandbox_id]
-            await finish(instance.destroy(), within_s=5)
+            await finish(self._undo(instance, former), within_s=5)
             raise
         return instance
+
+    def _former(self, plan: BootPlan) -> MemoryInstance | None:
+        """The ended instance whose files the new one continues, None for one of its own."""
+        former = self._instances.get(plan.sandbox_id)
+        if former is None and plan.continues:
+            raise BackendFailure("boot instance", self.name, f"no instance {plan.sandbox_id!r} left any files")
+        if former is not None and (former.alive or not plan.continues):
+            raise BackendFailure("boot instance", self.name, f"an instance {plan.sandbox_id!r} exists already")
+        return former
+
+    async def _furnish(self, instance: MemoryInstance) -> None:
+        machine = instance.machine
+        try:
+            if machine.plan.continues:  # no thread may go on with files that a cancelled boot gives back
+                machine.furnish()
+            else:
+                await asyncio.to_thread(machine.furnish)
+        except Fault as fault:
+            raise BackendFailure("boot instance", self.name, fault.message) from fault
+
+    async def _undo(self, instance: MemoryInstance, former: MemoryInstance | None) -> None:
+        if former is None:
+            del self._instances[instance.sandbox_id]
+        else:
+            self._instances[instance.sandbox_id] = former
+        await instance.destroy()
 
     async def adopt(self, sandbox_id: SandboxId, ref: InstanceRef) -> MemoryInstance | None:
         instance = self._instances.get(sandbox_id)
@@ -159,6 +212,12 @@ class MemoryDriver:
             await self.discard(sandbox_id)
             removed.append(f"instance {sandbox_id}")
         return removed
+
+    async def halt(self, sandbox_id: SandboxId) -> bool:
+        instance = self._instances.get(sandbox_id)
+        if instance is not None:
+            await instance.destroy()
+        return instance is not None
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         instance = self._instances.get(sandbox_id)

@@ -6,17 +6,25 @@ import asyncio
 
 
 class DriverFaults:
-    """`fail_next_boot` makes one boot raise; `hold_boots` makes them wait for `release_boots`;
+    """`fail_next_boot` and the like make one such act raise; `hold_boots` makes boots wait for `release_boots`;
     `boot_waits` is set once one does."""
 
     def __init__(self) -> None:
         self._failures: list[Exception] = []
+        self._capture_failures: list[Exception] = []
+        self._freeze_failures: list[Exception] = []
         self._held = asyncio.Event()
         self._held.set()
         self.boot_waits = asyncio.Event()
 
     def fail_next_boot(self, error: Exception) -> None:
         self._failures.append(error)
+
+    def fail_next_capture(self, error: Exception) -> None:
+        self._capture_failures.append(error)
+
+    def fail_next_freeze(self, error: Exception) -> None:
+        self._freeze_failures.append(error)
 
     def hold_boots(self) -> None:
         self._held.clear()
@@ -30,3 +38,11 @@ class DriverFaults:
         if not self._held.is_set():
             self.boot_waits.set()
             await self._held.wait()
+
+    def before_capture(self) -> None:
+        if self._capture_failures:
+            raise self._capture_failures.pop(0)
+
+    def before_freeze(self) -> None:
+        if self._freeze_failures:
+            raise self._freeze_failures.pop(0)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 
+from firkin.drivers.memory import captures
 from firkin.drivers.memory.accounts import account
 from firkin.drivers.memory.calls import Call
+from firkin.drivers.memory.gate import Gate
 from firkin.drivers.memory.pipes import BrokenPipe, MemoryChannel, Pipe, connection
-from firkin.drivers.memory.processes import STDERR, STDOUT, TERMINAL, Gate, Output, OutputSink, Process
+from firkin.drivers.memory.processes import STDERR, STDOUT, TERMINAL, Output, OutputSink, Process
 from firkin.drivers.memory.programs import PROGRAMS, Program, interpreter
-from firkin.drivers.memory.roots import load
+from firkin.drivers.memory.roots import identify, load
 from firkin.drivers.memory.shell import Streams
 from firkin.drivers.memory.terminal import Terminal
 from firkin.drivers.memory.tree import DIRECTORY, FILE, Fault, Tree
@@ -24,12 +28,14 @@ MAX_EXITS_KEPT = 1024
 
 
 class Machine:
-    """Made from a boot plan by `furnish`; `halt` ends everything in it."""
+    """Made from a boot plan by `furnish`, on the files in `left` when it continues; `halt` ends everything in it."""
 
-    def __init__(self, plan: BootPlan) -> None:
+    def __init__(self, plan: BootPlan, left: Tree | None = None) -> None:
         self.plan = plan
         self.hostname = plan.hostname
-        self.tree = Tree(plan.resources.disk_bytes)
+        self.boot_id = str(uuid.uuid4())
+        self.tree = left or Tree(plan.resources.disk_bytes)
+        self.tree.limit = plan.resources.disk_bytes
         self.gate = Gate()
         self.everything: dict[int, Process] = {}
         self.started: dict[int, Process] = {}
@@ -40,8 +46,13 @@ class Machine:
         self._next_pid = 2
 
     def furnish(self) -> None:
-        """Read the template's files. Blocks; call it away from the loop."""
-        load(self.tree, self.plan.root, sorted(PROGRAMS))
+        """Read its first files and give it its identity. Blocks; `Fault` when the files cannot be had."""
+        plan = self.plan
+        if plan.captured:
+            captures.read(self.tree, Path(plan.captured), PROGRAMS)
+        elif not plan.continues:
+            load(self.tree, plan.root, sorted(PROGRAMS))
+        identify(self.tree, hostname=plan.hostname, machine_id=plan.machine_id, boot_id=self.boot_id)
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -94,7 +105,7 @@ class Machine:
         program = self.program(real)
         process.tag, process.size = tag, size
         process.stdin = Pipe() if stdin or size else None
-        process.output = output = Output(self.gate)
+        process.output = output = Output()
         kinds = (TERMINAL, TERMINAL) if size else (STDOUT, STDERR)
         streams = Streams(process.source, OutputSink(output, kinds[0]), OutputSink(output, kinds[1]))
         call = Call(self, process, argv, {**full, "PWD": process.cwd}, process.cwd, streams)
@@ -135,12 +146,13 @@ class Machine:
 
     def _run(self, process: Process, work: Callable[[], Awaitable[int]]) -> asyncio.Task[int]:
         self.everything[process.pid] = process
-        task = self.background(_contained(work), f"process {process.pid}")
+        task = self.background(lambda: _contained(work), f"process {process.pid}")
         process.started(task, self.now)
         return task
 
-    def background(self, work: Coroutine[object, object, int], name: str) -> asyncio.Task[int]:
-        return self._children.start(work, name=name)
+    def background(self, work: Callable[[], Coroutine[object, object, int]], name: str) -> asyncio.Task[int]:
+        """Work that ends with the instance and stands still while it is frozen."""
+        return self._children.start(self.gate.hold(work), name=name)
 
     def _pid(self) -> int:
         self._next_pid += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from firkin.drivers.memory.calls import Call
 from firkin.drivers.memory.pipes import BrokenPipe, MemoryChannel
@@ -29,7 +30,8 @@ async def _listen(call: Call, port: int, serve: Callable[[MemoryChannel], Awaita
     try:
         async with children() as serving:
             while True:
-                serving.start(_served(serve, await arrived.get()), name=f"connection to port {port}")
+                work = partial(_served, serve, await arrived.get())
+                serving.start(call.machine.gate.hold(work), name=f"connection to port {port}")
     finally:
         del call.machine.listeners[port]
 

@@ -64,7 +64,7 @@ async def _follow(
     try:
         async with children() as pumping:
             if takes_input:
-                pumping.start(_pump(machine, stream, process), name="standard input")
+                pumping.start(machine.gate.hold(lambda: _pump(machine, stream, process)), name="standard input")
             await process.ended.wait()
             await process.silent.wait()
     finally:
@@ -157,7 +157,7 @@ async def _connect(machine: Machine, stream: Stream, facts: Object) -> None:
     stream.event({})
     try:
         async with children() as pumping:
-            sending = pumping.start(_upstream(stream, channel), name="to the port")
+            sending = pumping.start(machine.gate.hold(lambda: _upstream(stream, channel)), name="to the port")
             while data := await channel.read():
                 await stream.data(data)
             stream.eof()

@@ -28,31 +28,12 @@ class Reader(Protocol):
     def output(self, kind: str, data: bytes) -> None: ...
 
 
-class Gate:
-    """Open while the instance runs, shut while it is frozen."""
-
-    def __init__(self) -> None:
-        self._open = asyncio.Event()
-        self._open.set()
-
-    def shut(self) -> None:
-        self._open.clear()
-
-    def open(self) -> None:
-        self._open.set()
-
-    async def passed(self) -> None:
-        if not self._open.is_set():
-            await self._open.wait()
-
-
 class Output:
     """Delivers to every reader at the pace of the slowest, and keeps the latest bytes for those to come."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self) -> None:
         self.readers: list[Reader] = []
         self.lost = False
-        self._gate = gate
         self._kept: deque[tuple[str, bytes]] = deque()
         self._kept_bytes = 0
         self._wake = asyncio.Event()
@@ -74,7 +55,6 @@ class Output:
 
     async def write(self, kind: str, data: bytes) -> None:
         while data:
-            await self._gate.passed()
             room = min((reader.credit for reader in self.readers), default=CHUNK)
             if room <= 0:
                 self._wake.clear()

@@ -1,4 +1,4 @@
-"""Where an instance's first files come from: a template's directory, read into memory.
+"""Where an instance's first files come from: a template's directory, read into memory; and who it is.
 
 Host directories that a template shows through (`shared`) appear empty: nothing
 of the host is reachable from a sandbox in memory.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from firkin.drivers.memory.tree import DIRECTORY, FILE, OTHER, SYMLINK, Fault, Node, Tree
@@ -22,6 +24,8 @@ MAX_NODES = 20_000
 
 _PASSWD = "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\n"
 _GROUP = "root:x:0:\nuser:x:1000:\n"
+_HOSTS = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class MemoryRootPreparer:
@@ -88,7 +92,7 @@ def _load_node(tree: Tree, entry: os.DirEntry[str]) -> Node:
         node.target = os.readlink(entry.path)
     elif kind == FILE:
         tree.resize(node, status.st_size)
-        node.data[:] = Path(entry.path).read_bytes()[: status.st_size]
+        tree.overwrite(node, Path(entry.path).read_bytes()[: status.st_size])
     return node
 
 
@@ -101,7 +105,7 @@ def _furnish(tree: Tree, programs: list[str]) -> None:
     tree.make_directory("/tmp").mode = 0o1777
     for path, text in (("/etc/passwd", _PASSWD), ("/etc/group", _GROUP)):
         if tree.seek(path)[1] is None:
-            tree.make_file(path).data[:] = text.encode()
+            tree.overwrite(tree.make_file(path), text.encode())
     if tree.seek("/dev/null")[1] is None:
         tree.add("/dev/null", Node(OTHER, 0o666))
     for path in ("/bin", "/sbin"):
@@ -118,3 +122,24 @@ def _install(tree: Tree, name: str) -> None:
     if node is None:
         node = tree.make_file(real, 0o755)
         node.program = name
+
+
+def identify(tree: Tree, *, hostname: str, machine_id: str, boot_id: str) -> None:
+    """Say inside who it is. ``/proc`` is made anew; a tree that has no place for the rest goes without it."""
+    tree.root.children["proc"] = Node(DIRECTORY, 0o555)
+    tree.make_directory(posixpath.dirname(_BOOT_ID), mode=0o555)
+    tree.overwrite(tree.make_file(_BOOT_ID, 0o444), f"{boot_id}\n".encode())
+    texts = {"/etc/hostname": f"{hostname}\n", "/etc/hosts": _HOSTS.format(hostname=hostname)}
+    if machine_id:
+        texts["/etc/machine-id"] = f"{machine_id}\n"
+    for path, text in texts.items():
+        with suppress(Fault):  # what an earlier life did to its own /etc keeps nobody from booting
+            _say(tree, path, text)
+
+
+def _say(tree: Tree, path: str, text: str) -> None:
+    real, node = tree.seek(path)
+    if node is None:
+        node = tree.make_file(real)
+    if node.kind == FILE:
+        tree.overwrite(node, text.encode())

@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from firkin.drivers.memory import shell_commands
@@ -155,7 +156,8 @@ class Shell:
                 last = index == len(parts) - 1
                 pipe = None if last else Pipe()
                 own = Streams(stdin, pipe or streams.stdout, streams.stderr)
-                tasks.append(running.start(self._stage(part, own, pipe), name="pipeline stage"))
+                work = self.call.machine.gate.hold(partial(self._stage, part, own, pipe))
+                tasks.append(running.start(work, name="pipeline stage"))
                 stdin = pipe or stdin
             return [await task for task in tasks][-1]
 
@@ -272,7 +274,8 @@ class Shell:
     async def launch(self, argv: list[str], env: dict[str, str], streams: Streams) -> int:
         """Run a program in the foreground. A trapped signal interrupts it."""
         async with children() as running:
-            task = running.start(self.call.execute(argv, env=env, cwd=self.cwd, streams=streams), name=argv[0])
+            work = partial(self.call.execute, argv, env=env, cwd=self.cwd, streams=streams)
+            task = running.start(self.call.machine.gate.hold(work), name=argv[0])
             outer, self._foreground = self._foreground, task
             try:
                 await asyncio.wait({task})

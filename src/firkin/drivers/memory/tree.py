@@ -43,6 +43,14 @@ class Node:
         self.metadata: dict[str, str] = {}
         self.program = ""
 
+    def copy(self) -> Node:
+        """The same without what is below it."""
+        twin = Node(self.kind, self.mode, self.uid, self.gid)
+        twin.mtime_ns, twin.target, twin.program = self.mtime_ns, self.target, self.program
+        twin.data[:] = self.data
+        twin.metadata = dict(self.metadata)
+        return twin
+
     @property
     def size(self) -> int:
         if self.kind == DIRECTORY:
@@ -166,6 +174,11 @@ class Tree:
         node.data += data
         node.mtime_ns = time.time_ns()
         self.changed("write", real)
+
+    def overwrite(self, node: Node, data: bytes) -> None:
+        """Give it other content, whatever the disk's limit says: for what an instance gets at its start."""
+        self.used += len(data) - len(node.data)
+        node.data[:] = data
 
     def _charge(self, amount: int) -> None:
         if amount > 0 and self.used + amount > self.limit:
