@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from firkin.host.disks import UPPER, WORK
 from firkin.law.errors import BackendFailure
 
 _MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-I", "256")
+_REPAIR_WITHIN_S = 300.0
 _EXTENDED = "root_owner=0:0,lazy_itable_init=1,nodiscard"
 
 
@@ -40,6 +42,20 @@ class BaseDisks:
                 os.ftruncate(file.fileno(), size)
             await _mkfs(aside, Path(seed))
             aside.rename(path)
+
+
+def repair(image: str) -> None:
+    """Put an ext4 in order that was not unmounted. `BackendFailure` when that cannot be done without a person."""
+    try:
+        checked = subprocess.run(
+            ["e2fsck", "-f", "-p", image],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=_REPAIR_WITHIN_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BackendFailure("check a disk", "e2fsck", str(error)) from error
+    if checked.returncode & ~3:  # 1 and 2: errors were corrected
+        said = checked.stdout.decode(errors="replace").strip()[-200:]
+        raise BackendFailure("check a disk", "e2fsck", f"{image}: {said}")
 
 
 async def _mkfs(image: Path, seed: Path) -> None:

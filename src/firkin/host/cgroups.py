@@ -15,6 +15,7 @@ and works on directory descriptors, so that a launcher without a view of
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any  # the JSON of `Layout.as_object`
 
 AGENT_RESERVE_BYTES = 24 * 1024 * 1024
@@ -212,6 +213,34 @@ class Trees:
             return "frozen 1" in _read(self._folders[""], f"{box}/cgroup.events")
         return _read(self._folders["freezer"], f"{box}/freezer.state").strip() == "FROZEN"
 
+    def reclaim(self, box: str) -> None:
+        """Push what a frozen box has in memory out to swap or back to its files. May take seconds; for a thread.
+
+        The kernel takes as much as it can and complains when that was not all. The
+        permission to use swap is taken back when the box is thawed: `forbid_swap`.
+        """
+        if self.layout.version == 2:
+            folder = self._folders[""]
+            for path in (f"{box}/memory.swap.max", f"{box}/user/memory.swap.max", f"{box}/agent/memory.swap.max"):
+                _try(folder, path, "max")
+            _try(folder, f"{box}/memory.reclaim", _read(folder, f"{box}/memory.current").strip() or "0")
+            return
+        folder = self._folders.get("memory", -1)
+        for path in (box, f"{box}/user"):
+            _try(folder, f"{path}/memory.memsw.limit_in_bytes", "-1")
+        for path in (f"{box}/user", f"{box}/agent", box):
+            _try(folder, f"{path}/memory.force_empty", "0")
+
+    def forbid_swap(self, box: str) -> None:
+        """Back to the limits of a running box. What is in swap comes back when it is touched."""
+        if self.layout.version == 2:
+            for path in (box, f"{box}/user", f"{box}/agent"):
+                _try(self._folders[""], f"{path}/memory.swap.max", "0")
+            return
+        folder = self._folders.get("memory", -1)
+        for path in (f"{box}/user", box):
+            _try(folder, f"{path}/memory.memsw.limit_in_bytes", _read(folder, f"{path}/memory.limit_in_bytes").strip())
+
     def usage(self, box: str) -> dict[str, int]:
         """``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``oom_kills``; 0 where there is no counter."""
         if self.layout.version == 2:
@@ -308,6 +337,12 @@ def _write_optional(folder: int, path: str, value: str) -> None:
     except FileNotFoundError:
         if not path.endswith(_OPTIONAL):
             raise
+
+
+def _try(folder: int, path: str, value: str) -> None:
+    """Write where that is possible: a wish, not a limit."""
+    with suppress(OSError):
+        _write(folder, path, value)
 
 
 def _read(folder: int, path: str) -> str:

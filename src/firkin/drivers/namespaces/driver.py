@@ -19,7 +19,7 @@ from pathlib import Path
 
 from firkin.drivers.namespaces import preflight
 from firkin.drivers.namespaces.helper_process import HelperDied
-from firkin.drivers.namespaces.instance import NamespacesInstance
+from firkin.drivers.namespaces.instance import IMAGE, NamespacesInstance
 from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
 from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.options import NamespacesOptions
@@ -27,20 +27,23 @@ from firkin.drivers.namespaces.orders import LaunchOrder
 from firkin.drivers.namespaces.process_table import start_time
 from firkin.drivers.namespaces.slots import Slot, SlotPool
 from firkin.host import cgroups
-from firkin.host.base_disks import BaseDisks
+from firkin.host.base_disks import BaseDisks, repair
+from firkin.host.disks import is_attached, is_clean
 from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
+from firkin.host.netns_sockets import NamespaceSockets
 from firkin.host.seccomp import cached_filter
 from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
-from firkin.law.errors import BackendFailure, DeadlineExceeded
+from firkin.law.errors import BackendFailure, DeadlineExceeded, InvalidReason, InvalidSpec
 from firkin.law.ids import SandboxId
 from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
 _RUN = Path("/run/firkin")
 _BOOT_WITHIN_S = 30.0
+_COPY_WITHIN_S = 600.0
 _UNDO_WITHIN_S = 30.0
 _BUSY = 16
 _ATTEMPTS = 4
@@ -67,6 +70,7 @@ class NamespacesDriver:
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._slots_started = False
         self._background = Children()
+        self._sockets_inside = NamespaceSockets()
 
     @classmethod
     def from_settings(cls, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
@@ -122,13 +126,15 @@ class NamespacesDriver:
         return self._slots
 
     async def boot(self, plan: BootPlan) -> NamespacesInstance:
+        if plan.sandbox_id in self._instances:
+            raise BackendFailure("create sandbox", NAME, f"an instance {plan.sandbox_id!r} exists already")
         slots = await self._slot_pool()
         for attempt in range(_ATTEMPTS):
             slot = await slots.take(online=plan.network.internet)
             try:
                 return await self._boot_in(plan, slot)
             except BaseException as error:
-                await finish(self._undo(plan.sandbox_id, slot), within_s=_UNDO_WITHIN_S)
+                await finish(self._undo(plan, slot), within_s=_UNDO_WITHIN_S)
                 if attempt + 1 < _ATTEMPTS and _worth_another_try(error):
                     continue
                 if isinstance(error, HelperDied):
@@ -140,18 +146,18 @@ class NamespacesDriver:
 
     async def _boot_in(self, plan: BootPlan, slot: Slot) -> NamespacesInstance:
         assert self._launcher is not None, "start() comes first"
-        base = await self._bases.image(plan.resources.disk_bytes)
+        image = await self._image(plan)
         path = str(self._sockets / plan.sandbox_id)
         report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        fds: list[int] = []
+        fds: list[int] = [image]
         borrowed = (slot.user, slot.network, slot.idmap)
         launched: Launched | None = None
         try:
             listener = _listen(path)
-            fds += [listener.detach(), said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
+            fds[:0] = [listener.detach(), said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
             fds += [open_tree(source) for source in plan.root.shared.values()]
-            async with asyncio.timeout(_BOOT_WITHIN_S):
-                launched = await self._launcher.fork(self._order(plan, slot, base.name), fds)
+            async with asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S):
+                launched = await self._launcher.fork(self._order(plan, slot), fds)
                 _close(fds, borrowed=borrowed)
                 await read_report(report)
         except BaseException:
@@ -164,13 +170,33 @@ class NamespacesDriver:
             os.close(report)
         return self._instance(plan.sandbox_id, self._ref(plan.sandbox_id, launched, slot, path), launched.pidfd, slot)
 
-    def _order(self, plan: BootPlan, slot: Slot, base: str) -> LaunchOrder:
+    async def _image(self, plan: BootPlan) -> int:
+        """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""
+        if plan.continues:
+            return await asyncio.to_thread(_own_image, str(self._disk(plan.sandbox_id)), plan.resources.disk_bytes)
+        if not plan.captured:
+            base = await self._bases.image(plan.resources.disk_bytes)
+            return os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            image = os.open(Path(plan.captured) / IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise BackendFailure("create sandbox", NAME, f"the captured disk cannot be read: {error}") from error
+        try:
+            _require_size(image, plan.resources.disk_bytes)
+        except BaseException:
+            os.close(image)
+            raise
+        return image
+
+    def _order(self, plan: BootPlan, slot: Slot) -> LaunchOrder:
         return LaunchOrder(
             sandbox_id=str(plan.sandbox_id),
             slot=slot.numbers.slot,
             first_uid=slot.numbers.first_uid,
             loop=list(slot.loop),
-            base_disk=base,
+            continues=plan.continues,
+            restored=bool(plan.captured),
+            machine_id=plan.machine_id,
             disk_bytes=plan.resources.disk_bytes,
             memory_bytes=plan.resources.memory_bytes,
             pids=plan.resources.pids,
@@ -202,6 +228,7 @@ class NamespacesDriver:
             trees=self._trees,
             released=self._released,
             background=self._background,
+            sockets=self._sockets_inside,
         )
         self._instances[sandbox_id] = instance
         return instance
@@ -210,12 +237,27 @@ class NamespacesDriver:
         self._instances.pop(instance.sandbox_id, None)
         self._slots.give_back(instance.slot)
 
-    async def _undo(self, sandbox_id: SandboxId, slot: Slot) -> None:
-        """After a failed boot: nothing of it may stay, however far it came."""
-        await self._remove_remains(sandbox_id)
+    async def _undo(self, plan: BootPlan, slot: Slot) -> None:
+        """After a failed boot: nothing of it may stay, however far it came, but the files that were there before."""
+        await self._end_remains(plan.sandbox_id)
+        if not plan.continues:
+            await self.discard(plan.sandbox_id)
         self._slots.give_back(slot)
 
     async def _remove_remains(self, sandbox_id: str) -> None:
+        await self._end_remains(sandbox_id)
+        await self.discard(SandboxId(sandbox_id))
+
+    async def halt(self, sandbox_id: SandboxId) -> bool:
+        await self._end_remains(sandbox_id)
+        path = self._disk(sandbox_id)
+        waited = 0.0
+        while await asyncio.to_thread(is_attached, str(path)) and waited < _UNDO_WITHIN_S:
+            await asyncio.sleep(0.05)
+            waited += 0.05
+        return path.exists()
+
+    async def _end_remains(self, sandbox_id: str) -> None:
         waited = 0.0
         while waited < 5.0:
             for pid in self._trees.members(sandbox_id):
@@ -229,7 +271,6 @@ class NamespacesDriver:
             waited += 0.005
         with suppress(FileNotFoundError):
             (self._sockets / sandbox_id).unlink()
-        await self.discard(SandboxId(sandbox_id))
 
     async def adopt(self, sandbox_id: SandboxId, ref: InstanceRef) -> NamespacesInstance | None:
         facts = ref.facts
@@ -272,6 +313,7 @@ class NamespacesDriver:
             await self._launcher.aclose()
         if self._slots_started:
             await self._slots.aclose()
+        await asyncio.to_thread(self._sockets_inside.close)
         self._leases.release(keep={instance.slot.numbers.slot for instance in self._instances.values()})
         await asyncio.to_thread(self._leave_host)
 
@@ -288,6 +330,29 @@ class NamespacesDriver:
 
     def _disk(self, sandbox_id: SandboxId) -> Path:
         return self._disks / f"{sandbox_id}.img"
+
+
+def _require_size(image: int, wanted: int) -> None:
+    size = os.fstat(image).st_size
+    if size != wanted:
+        detail = f"disk_bytes is {wanted}, but the files are on a disk of {size} bytes, which keeps its size"
+        raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
+
+
+def _own_image(path: str, wanted: int) -> int:
+    """The disk that the sandbox's last run left, put in order if that ended with the host."""
+    try:
+        image = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise BackendFailure("resume sandbox", NAME, f"its disk cannot be opened: {error}") from error
+    try:
+        _require_size(image, wanted)
+        if not is_clean(image):
+            repair(path)
+    except BaseException:
+        os.close(image)
+        raise
+    return image
 
 
 def _worth_another_try(error: BaseException) -> bool:

@@ -10,23 +10,29 @@ from __future__ import annotations
 import json
 from typing import Any
 
-DESCRIPTORS = ("listener", "report", "user_namespace", "idmap_namespace", "network_namespace", "base")
+DESCRIPTORS = ("listener", "report", "user_namespace", "idmap_namespace", "network_namespace", "base", "image")
 
 
 class LaunchOrder:
-    """Plain facts for one launch. Sizes in bytes; `loop` is the block device's (major, minor)."""
+    """Plain facts for one launch. Sizes in bytes; `loop` is the block device's (major, minor).
+
+    The descriptor ``image`` is the disk to copy; with `continues` it is the
+    sandbox's own, used as it is. `restored`: the files were another sandbox's.
+    """
 
     __slots__ = (
-        "base_disk",
+        "continues",
         "disk_bytes",
         "first_uid",
         "hardened",
         "hidden",
         "hostname",
         "loop",
+        "machine_id",
         "memory_bytes",
         "nofile",
         "pids",
+        "restored",
         "sandbox_id",
         "shared",
         "slot",
@@ -37,7 +43,9 @@ class LaunchOrder:
     slot: int
     first_uid: int
     loop: list[int]
-    base_disk: str
+    continues: bool
+    restored: bool
+    machine_id: str
     disk_bytes: int
     memory_bytes: int
     pids: int

@@ -17,7 +17,17 @@ from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, Capability
 _C = CapabilityName
 _PROBE_UID = 0x70000000
 
-_OFFERED = (_C.SANDBOX_STOP, _C.SANDBOX_KILL, _C.SANDBOX_DELETE, _C.PORTS_EXPOSE, *AGENT_CAPABILITIES)
+_OFFERED = (
+    _C.SANDBOX_STOP,
+    _C.SANDBOX_KILL,
+    _C.SANDBOX_DELETE,
+    _C.PORTS_EXPOSE,
+    _C.SNAPSHOT_CAPTURE,
+    _C.SNAPSHOT_RESTORE,
+    _C.PAUSE_CAPTURE,
+    _C.PAUSE_RESUME,
+    *AGENT_CAPABILITIES,
+)
 
 
 def capabilities() -> Capabilities:

@@ -21,7 +21,7 @@ import stat
 from contextlib import suppress
 
 from firkin.drivers.namespaces.orders import LaunchOrder
-from firkin.host.disks import UPPER, WORK, attach, copy_sparse, mount_ext4
+from firkin.host.disks import UPPER, WORK, attach, copy_image, mount_ext4
 from firkin.host.syscalls import (
     ATTR_IDMAP,
     ATTR_NODEV,
@@ -35,13 +35,14 @@ from firkin.host.syscalls import (
 LOWER_POINT, DISK_POINT = "/lower", "/disk"
 
 
-def make_disk(order: LaunchOrder, disks: int) -> int:
-    """Copy the base image for this sandbox, bind its loop device, mount it: a detached ext4."""
-    source = os.open(order.base_disk, os.O_RDONLY | os.O_CLOEXEC, dir_fd=disks)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    image = os.open(f"{order.sandbox_id}.img", flags, 0o600, dir_fd=disks)
-    copy_sparse(source, image, order.disk_bytes)
-    os.close(source)
+def make_disk(order: LaunchOrder, source: int, disks: int) -> int:
+    """Copy the image `source` for this sandbox, bind its loop device, mount it: a detached ext4."""
+    image = source
+    if not order.continues:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        image = os.open(f"{order.sandbox_id}.img", flags, 0o600, dir_fd=disks)
+        copy_image(source, image, order.disk_bytes)
+        os.close(source)
     device = _loop_node(order)
     loop = attach(device, image)
     os.close(image)

@@ -73,6 +73,7 @@ HIDDEN = (
     "sys/module",
     "sys/power",
 )
+_BOOT_ID = "proc/sys/kernel/random/boot_id"
 READ_ONLY = ("proc/bus", "proc/irq", "proc/sys", "proc/sysrq-trigger")
 
 
@@ -85,6 +86,7 @@ def assemble(root: int, first_uid: int) -> None:
     _attach(NewFilesystem("sysfs").mount(_STRICT | ATTR_RDONLY), "sys")
     for path in READ_ONLY:
         _read_only(path)
+    _own_boot_id(first_uid)
     for path in HIDDEN:
         _hide(path)
 
@@ -135,6 +137,31 @@ def _devices(first_uid: int) -> None:
         shared_memory.option(key, value)
     _attach(shared_memory.mount(_STRICT), "dev/shm")
     _attach(NewFilesystem("mqueue").mount(_STRICT), "dev/mqueue")
+
+
+def _own_boot_id(owner: int) -> None:
+    """Show a boot id of this boot in place of the host's.
+
+    The file is one of the sandbox's own /dev, unlinked once it is attached: the
+    read-only mount over the kernel's file is the only way to it.
+    """
+    made = f"{ROOT}/dev/.boot-id"
+    with open(made, "x") as file:
+        file.write(_random_uuid() + "\n")
+    os.chown(made, owner, owner)
+    os.chmod(made, 0o444)
+    tree = open_tree(made)
+    mount_setattr(tree, _STRICT | ATTR_RDONLY)
+    move_mount(tree, f"{ROOT}/{_BOOT_ID}")
+    os.close(tree)
+    os.unlink(made)
+
+
+def _random_uuid() -> str:
+    """Version 4 (RFC 9562), without the module uuid, which the launcher does not hold."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def _read_only(path: str) -> None:

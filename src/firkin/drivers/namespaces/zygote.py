@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 from firkin.drivers.namespaces import confinement, storage, view
 from firkin.drivers.namespaces.orders import DESCRIPTORS, Failure, LaunchOrder
+from firkin.guest import identity
 from firkin.guest.agent import Agent
 from firkin.guest.spawn import SpawnPlan
 from firkin.host import cgroups, syscalls
@@ -183,6 +184,8 @@ def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoR
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         plan = _set_up(order, given, fds[len(DESCRIPTORS) :], workshop, step)
+        step[0] = "identity"
+        identity.settle(order.hostname, machine_id=order.machine_id, restored=order.restored)
         step[0] = "agent"
         report = given["report"]
 
@@ -207,7 +210,7 @@ def _set_up(
     trees.make(order.sandbox_id, cgroups.Limits(order.memory_bytes, order.pids, order.vcpus))
     trees.join_box(order.sandbox_id)
     step[0] = "disk"
-    disk = storage.make_disk(order, workshop.disks)
+    disk = storage.make_disk(order, given["image"], workshop.disks)
     step[0] = "namespaces"
     syscalls.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
     syscalls.setns(given["network_namespace"], CLONE_NEWNET)
