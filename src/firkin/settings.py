@@ -49,6 +49,9 @@ class Settings:
     driver: str = "namespaces"
     driver_options: Mapping[str, str] = field(default_factory=dict)
     domain: str = "firkin.localhost"
+    tls: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     kill_on_exit: bool = False
     log_level: str = "info"
     max_sandboxes: int | None = None
@@ -282,6 +285,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "driver": _word(re.compile(r"[a-z][a-z0-9_-]{0,63}"), "a driver's name"),
     "driver_options": _options,
     "domain": _word(_DOMAIN, "a domain name in lower case, with an optional port"),
+    "tls": _flag,
+    "tls_cert": _path,
+    "tls_key": _path,
     "kill_on_exit": _flag,
     "log_level": _level,
     "max_sandboxes": _limit(_whole(0, 10**6)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from firkin.channels import StreamChannel
+from firkin.channels import over_socket
 from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
 from firkin.e2b.app import build_app
 from firkin.e2b.auth import ApiKey
@@ -59,11 +60,14 @@ class LoopbackPorts:
     async def connect(self, sandbox_id: SandboxId, port: Port) -> ByteChannel:
         if port < 20_000:
             return await self._inner.connect(sandbox_id, port)
+        connected = socket.socket()
+        connected.setblocking(False)
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.get_running_loop().sock_connect(connected, ("127.0.0.1", port))
         except OSError as error:
+            connected.close()
             raise PortFailure("connect", port, str(error), refused=True) from error
-        return StreamChannel(reader, writer)
+        return await over_socket(connected)
 
 
 class BackendWithLoopback:

@@ -24,6 +24,7 @@ from firkin.bootstrap.state_files import (
     server_secret,
     write_server_record,
 )
+from firkin.bootstrap.tls import ServedCertificate, served_certificate
 from firkin.e2b.app import build_app
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.server import serving
@@ -40,6 +41,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until a signal ends it. `announce` gets the URL once requests are answered."""
     start_log(settings.log_level)
     require_address(settings.host, settings.port)
+    certificate = served_certificate(settings)
     make_state_dir(settings.state_dir)
     with _Stop().installed() as stop:
         try:
@@ -47,7 +49,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
                 event("started", driver=settings.driver, state_dir=settings.state_dir, version=VERSION)
                 template = await ensure_template(backend)
                 event("template ready", template=template.id, digest=template.digest)
-                await _serve_http(settings, backend, stop, announce)
+                await _serve_http(settings, certificate, backend, stop, announce)
                 event("stopping", kill_on_exit=settings.kill_on_exit)
         except asyncio.CancelledError:
             if not stop.asked:
@@ -56,14 +58,19 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
 
 async def _serve_http(
-    settings: Settings, backend: SandboxBackend, stop: _Stop, announce: Callable[[str], None]
+    settings: Settings,
+    certificate: ServedCertificate | None,
+    backend: SandboxBackend,
+    stop: _Stop,
+    announce: Callable[[str], None],
 ) -> None:
     keys = _keys(settings)
     app = build_app(backend, keys, _server_settings(settings))
-    async with serving(app, settings.host, settings.port, grace_s=GRACE_S) as port:
-        write_server_record(settings.state_dir, _record(settings, port, keys[0].key))
+    tls = None if certificate is None else certificate.context()
+    async with serving(app, settings.host, settings.port, grace_s=GRACE_S, tls=tls) as port:
+        write_server_record(settings.state_dir, _record(settings, certificate, port, keys[0].key))
         try:
-            url = _url(settings.host, port)
+            url = _url(_shown_host(settings, certificate, settings.host), port, certificate)
             event("serving", url=url, keys=len(keys))
             announce(url)
             await stop.wait()
@@ -93,19 +100,29 @@ def _default_timeout(settings: Settings) -> int:
     return max(1, int(asked if settings.max_timeout_s is None else min(asked, settings.max_timeout_s)))
 
 
-def _record(settings: Settings, port: int, key: str) -> ServerRecord:
+def _record(settings: Settings, certificate: ServedCertificate | None, port: int, key: str) -> ServerRecord:
+    local = _shown_host(settings, certificate, _ANY.get(settings.host, settings.host))
     return ServerRecord(
-        url=_url(_ANY.get(settings.host, settings.host), port),
+        url=_url(local, port, certificate),
         pid=os.getpid(),
         api_key=key,
         domain=settings.domain,
         driver=settings.driver,
         version=VERSION,
+        ca_file="" if certificate is None or certificate.ca is None else str(certificate.ca),
     )
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _shown_host(settings: Settings, certificate: ServedCertificate | None, host: str) -> str:
+    """An operator's certificate is not for an address, so there the API has its name below the domain."""
+    if certificate is None or certificate.ca is not None:
+        return host
+    return f"api.{settings.domain.partition(':')[0]}"
+
+
+def _url(host: str, port: int, certificate: ServedCertificate | None) -> str:
+    scheme = "http" if certificate is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Stop:

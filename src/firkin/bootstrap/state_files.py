@@ -18,11 +18,12 @@ from firkin.law.errors import InvalidReason, InvalidSpec, IoFailure
 KEY_FILE = "api_key"
 SECRET_FILE = "secret"
 SERVER_FILE = "server.json"
+TRUST_FILE = "trust.pem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRecord:
-    """Where a running server is. `api_key` is the first of its keys."""
+    """Where a running server is. `api_key` is the first of its keys; `ca_file`, if any, is what clients must trust."""
 
     url: str
     pid: int
@@ -30,6 +31,7 @@ class ServerRecord:
     domain: str
     driver: str
     version: str
+    ca_file: str = ""
 
     @property
     def alive(self) -> bool:
@@ -71,7 +73,7 @@ def server_secret(state_dir: Path) -> bytes:
 
 
 def write_server_record(state_dir: Path, record: ServerRecord) -> None:
-    _replace(state_dir / SERVER_FILE, json.dumps(asdict(record)) + "\n")
+    replace_file(state_dir / SERVER_FILE, json.dumps(asdict(record)) + "\n")
 
 
 def remove_server_record(state_dir: Path, pid: int) -> None:
@@ -96,7 +98,7 @@ def read_server_record(state_dir: Path) -> ServerRecord | None:
 
 def _record(raw: Mapping[str, object]) -> ServerRecord:
     texts = {name: str(raw[name]) for name in ("url", "api_key", "domain", "driver", "version")}
-    return ServerRecord(pid=int(str(raw["pid"])), **texts)
+    return ServerRecord(pid=int(str(raw["pid"])), ca_file=str(raw.get("ca_file", "")), **texts)
 
 
 def _once(path: Path, make: Callable[[], str]) -> str:
@@ -108,12 +110,12 @@ def _once(path: Path, make: Callable[[], str]) -> str:
         raise IoFailure("read", str(path), error.strerror or str(error)) from None
     if text:
         return text
-    _replace(path, make() + "\n")
+    replace_file(path, make() + "\n")
     return path.read_text().strip()
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write through a temporary name: a reader sees the old text or the new, never half."""
+def replace_file(path: Path, text: str) -> None:
+    """Write for the owner only, through a temporary name: a reader sees the old text or the new, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

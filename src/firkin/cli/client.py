@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
@@ -40,7 +41,8 @@ class ServerClient:
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
-        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._own_headers)
+        connector = aiohttp.TCPConnector(ssl=_trusting(self._address.ca_file))
+        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._own_headers, connector=connector)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -155,6 +157,18 @@ class ServerClient:
     def _unreachable(self, error: Exception) -> CommandFailure:
         ours = "; start one with: firkin serve" if isinstance(error, aiohttp.ClientConnectorError) else ""
         return CommandFailure(f"no server can be reached at {self._address.url}: {_why(error)}{ours}")
+
+
+def _trusting(ca_file: str) -> ssl.SSLContext | bool:
+    """The system's trust, and the server's own authority where it has one."""
+    if not ca_file:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:
+        raise CommandFailure(f"the server's authority {ca_file} cannot be read: {error.strerror or error}") from None
+    return context
 
 
 def _why(error: Exception) -> str:

@@ -17,13 +17,17 @@ from firkin.settings import read_settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """Where the API is and the key to it. `pid` is known when it is this machine's own server."""
+    """Where the API is and the key to it. `pid` is known when it is this machine's own server.
+
+    `ca_file` is the authority to trust besides the system's; empty when there is none.
+    """
 
     url: str
     api_key: str = field(repr=False)
     pid: int | None = None
     driver: str = ""
     domain: str = ""
+    ca_file: str = ""
 
 
 def running_server(state_dir: Path | None) -> ServerRecord | None:
@@ -72,7 +76,14 @@ def operator_of(state_dir: Path) -> str | None:
 def _address(url: str, api_key: str, record: ServerRecord | None) -> ServerAddress:
     if record is None:
         return ServerAddress(url=url, api_key=api_key)
-    return ServerAddress(url=url, api_key=api_key, pid=record.pid, driver=record.driver, domain=record.domain)
+    return ServerAddress(
+        url=url,
+        api_key=api_key,
+        pid=record.pid,
+        driver=record.driver,
+        domain=record.domain,
+        ca_file=record.ca_file,
+    )
 
 
 def _checked(url: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from firkin.bootstrap.state_files import TRUST_FILE
 from firkin.cli.discovery import find_server
 from firkin.cli.options import server_options
 from firkin.cli.output import json_option, show_json
@@ -28,6 +29,9 @@ def env(url: str | None, api_key: str | None, state_dir: Path | None, as_json: b
         variables["E2B_VALIDATE_API_KEY"] = "false"
     if server.domain:
         variables["E2B_DOMAIN"] = server.domain
+    if server.ca_file:
+        variables["SSL_CERT_FILE"] = str(Path(server.ca_file).with_name(TRUST_FILE))
+        variables["NODE_EXTRA_CA_CERTS"] = server.ca_file
     if as_json:
         show_json(variables)
         return

@@ -14,7 +14,7 @@ from firkin.bootstrap.temporary_states import temporary_state
 from firkin.cli.failures import one_sentence
 from firkin.cli.findings import Finding, Status
 from firkin.cli.kernel_checks import kernel_findings
-from firkin.cli.tool_checks import tool_findings
+from firkin.cli.tool_checks import tls_findings, tool_findings
 from firkin.law.errors import FirkinError
 from firkin.law.processes import Command
 from firkin.law.sandboxes import DeleteOptions, SandboxSpec
@@ -25,7 +25,7 @@ _PROBE_WHY = "a sandbox was created, answered and was removed: the proof that ev
 
 
 async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
-    findings = await asyncio.to_thread(lambda: [*kernel_findings(), *tool_findings()])
+    findings = await asyncio.to_thread(lambda: [*kernel_findings(), *tool_findings(), *tls_findings(settings)])
     if settings.driver != "namespaces":  # the host's shortcomings do not stop another driver
         findings = [
             replace(each, status=Status.DEGRADED, needed=False) if each.status is Status.MISSING else each

@@ -20,6 +20,9 @@ from firkin.settings import read_settings
 @click.option("--driver", help="What isolates (default namespaces).")
 @click.option("--driver-option", "driver_options", multiple=True, help="NAME=VALUE for the driver; repeatable.")
 @click.option("--domain", help="Domain under which sandboxes' ports are addressed.")
+@click.option("--tls", is_flag=True, default=None, help="Serve HTTPS with the certificate of: firkin tls init.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Serve HTTPS with this certificate (chain, PEM).")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="The key of --tls-cert (PEM, not encrypted).")
 @click.option("--kill-on-exit", is_flag=True, default=None, help="Kill every sandbox when the server ends.")
 @click.option("--log-level", help="debug, info, warning or error (default info).")
 @click.option("--json", "as_json", is_flag=True, help='Print the ready line as JSON: {"url": …}.')
@@ -29,7 +32,7 @@ def serve(
 ) -> None:
     """Serve sandboxes to E2B's SDKs until SIGTERM or SIGINT.
 
-    Prints one line, "firkin ready: http://HOST:PORT", once it serves. Without
+    Prints one line, "firkin ready: URL", once it serves. Without
     --api-key a key is made once and kept in the state folder; "firkin env"
     prints it. Sandboxes outlive the server unless --kill-on-exit is given.
     """

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes.util
+import datetime
 import os
 import shutil
 from collections.abc import Iterator
 
+from firkin.cli.failures import one_sentence
 from firkin.cli.findings import Finding, Status, found
+from firkin.law.errors import InvalidSpec
+from firkin.settings import Settings
 
+_RENEW_DAYS = 30
 _SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 
 # program, package, why, needed
@@ -46,6 +51,24 @@ def tool_findings() -> Iterator[Finding]:
             why="only for comparison: firkin bench --peers" if package else "only for the gVisor tier, not offered yet",
             mend="" if path else (f"apt-get install {package}" if package else "none needed today"),
         )
+
+
+def tls_findings(settings: Settings) -> Iterator[Finding]:
+    """Whether `firkin serve` would take the certificate of the settings, and for how long; nothing without TLS."""
+    if not settings.tls and settings.tls_cert is None and settings.tls_key is None:
+        return
+    from firkin.bootstrap.tls import served_certificate  # cryptography loads only here
+
+    why = "clients refuse a server whose certificate is not valid"
+    try:
+        served = served_certificate(settings)
+    except InvalidSpec as error:
+        yield Finding(name="TLS", status=Status.DEGRADED, detail=one_sentence(error), why=why, mend="firkin tls init")
+        return
+    assert served is not None
+    left = served.until - datetime.datetime.now(datetime.UTC)
+    detail = f"{served.certificate}, until {served.until:%Y-%m-%d}"
+    yield found("TLS", left.days >= _RENEW_DAYS, detail, why=why, mend="renew it and restart the server")
 
 
 def _libseccomp() -> Finding:

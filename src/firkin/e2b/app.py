@@ -46,6 +46,7 @@ class _App:
             tasks.start(self._directory.watch(), name="sandbox-events")
             await send({"type": "lifespan.startup.complete"})
             await receive()
+        self._proxy.close()
         await self._data.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
 from firkin.e2b.json_text import encode
-from firkin.e2b.protocol import CONNECTION, ClientConnection
+from firkin.e2b.protocol import CONNECTION, RAW_ANSWER, UPGRADE, ClientConnection, RawAnswer
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -95,6 +95,17 @@ class Exchange:
         """The client's connection; None under another server than ours."""
         found = self.scope.get("extensions", {}).get(CONNECTION)
         return found if isinstance(found, ClientConnection) else None
+
+    @property
+    def raw_answer(self) -> RawAnswer | None:
+        """The means to write an answer that is HTTP already; None under another server than ours."""
+        found = self.scope.get("extensions", {}).get(RAW_ANSWER)
+        return found if isinstance(found, RawAnswer) else None
+
+    @property
+    def upgrading(self) -> bool:
+        """Whether what follows the request's head is no HTTP, if the answer agrees: Upgrade or CONNECT."""
+        return self.scope.get("extensions", {}).get(UPGRADE) is True
 
     def header(self, name: bytes) -> bytes | None:
         """The value of a header, by its lower-case name; of several, the first."""

@@ -1,8 +1,9 @@
-"""HTTP/1.1 on one client connection, with the three things ASGI cannot say.
+"""HTTP/1.1 on one client connection, with what ASGI cannot say.
 
 A sandbox that ends resets its clients' connections (TCP RST: the SDKs read a
-clean end as something else); an upgraded connection becomes a raw tunnel; and a
-request head has a size limit and a deadline.
+clean end as something else); an upgraded connection becomes a raw tunnel; an
+answer that is HTTP already is written as it is; a client may half-close and
+still read its answer; and a request head has a size limit and a deadline.
 """
 
 from __future__ import annotations
@@ -11,15 +12,28 @@ import asyncio
 import json
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 CONNECTION = "firkin.connection"
+RAW_ANSWER = "firkin.raw-answer"
+UPGRADE = "firkin.upgrade"
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_WITHIN_S = 30.0
 _TUNNEL_BUFFER = 256 * 1024
+_WRITE_BUFFER = 256 * 1024
+# Who half-closes does so with the request; who closes later has left.
+_HALF_CLOSES_WITHIN_S = 1.0
+# And may have left all the same. Bytes to somebody who has are answered with a reset: a 102 while there is no answer
+# yet, and else a probe of the kernel's, after which it is known within 75 s.
+_ASK_AFTER_S = 0.05
+_LOOK_EVERY_S = 1.0
+_TCP_CLOSED = 7
+_STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
+_PROBES = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -32,9 +46,11 @@ class SandboxProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._hosts = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self.asked_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn narrows the parameter
+        self.transport.set_write_buffer_limits(_WRITE_BUFFER)
         self._head_timer = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -61,7 +77,6 @@ class SandboxProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: self._client}  # type: ignore[dict-item]  # ASGI's type has dicts only
         self._head_bytes = 0
         self._hosts = 0
         self._await_head()
@@ -83,7 +98,30 @@ class SandboxProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
+        self.asked_at = self.loop.time()
+        if self.parser.get_method() == b"CONNECT":
+            self._name_authority()
         super().on_headers_complete()
+        self.scope["extensions"] = {
+            CONNECTION: self._client,  # type: ignore[dict-item]  # ASGI's type has dicts only
+            RAW_ANSWER: RawAnswer(self, self.cycle),  # type: ignore[dict-item]
+            UPGRADE: self.parser.should_upgrade(),  # type: ignore[dict-item]
+        }
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._client.half_closed and self.cycle.response_complete:
+            self.transport.close()
+
+    def _name_authority(self) -> None:
+        """CONNECT has a host instead of a path; its Host header may be absent, but must not name another one."""
+        authority, self.url = self.url, b"/"
+        if not self._hosts:
+            self.headers.append((b"host", authority))
+            return
+        host = next(value for name, value in self.headers if name == b"host")
+        if host.lower().partition(b":")[0] != authority.lower().partition(b":")[0]:
+            self._give_up(400, "the request's target and its Host header name different hosts")
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
@@ -131,7 +169,11 @@ class ClientConnection:
         self._arrived = asyncio.Event()
         self._finished = False
         self._closed = asyncio.Event()
+        self._when_lost: Callable[[], None] | None = None
         self.upgraded = False
+        self.half_closed = False
+        self.waits_half_closed = False
+        """Whether the answer under way is wanted even by a client that has said its last."""
 
     def reset(self) -> None:
         """End the connection with a TCP RST, dropping what was not sent."""
@@ -152,6 +194,12 @@ class ClientConnection:
         """Return when the connection has ended."""
         await self._closed.wait()
 
+    def when_lost(self, call: Callable[[], None] | None) -> None:
+        """`call` once when the connection ends; at once when it has. None: no longer."""
+        self._when_lost = call
+        if call is not None and self._closed.is_set():
+            self.lost()
+
     async def read(self, limit: int = 65536) -> bytes:
         while not self._received and not self._finished:
             self._arrived.clear()
@@ -170,8 +218,14 @@ class ClientConnection:
             await self._protocol.flow.drain()
 
     async def end(self) -> None:
-        if not self._protocol.transport.is_closing() and self._protocol.transport.can_write_eof():
-            self._protocol.transport.write_eof()
+        """Half-close; TLS knows only the whole, so there it is the end of both directions."""
+        transport = self._protocol.transport
+        if transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
 
     async def aclose(self) -> None:
         self._protocol.transport.close()
@@ -183,12 +237,101 @@ class ClientConnection:
         self._arrived.set()
 
     def ended_by_peer(self) -> bool | None:
-        """A half-closed tunnel stays open for the other direction; a half-closed request does not."""
+        """A half-closed tunnel stays open for the other direction, and a request for its answer if that is wanted."""
         self._finished = True
         self._arrived.set()
-        return True if self.upgraded else None
+        if self._protocol.scheme == "https":
+            return None
+        if self.upgraded:
+            return True
+        cycle, loop = self._protocol.cycle, self._protocol.loop
+        late = loop.time() - self._protocol.asked_at > _HALF_CLOSES_WITHIN_S
+        if late or cycle is None or cycle.response_complete or cycle.more_body:
+            return None
+        self.half_closed = True
+        loop.call_soon(self._settle)  # a request that came with the end has its handler by then
+        return True
+
+    def _settle(self) -> None:
+        if not self.waits_half_closed:
+            self._protocol.transport.close()
+            return
+        raw = self._protocol.transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _PROBES:
+            raw.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._protocol.loop.call_later(_ASK_AFTER_S, self._ask)
+
+    def _ask(self) -> None:
+        protocol = self._protocol
+        alone = not protocol.pipeline and not protocol.cycle.response_started
+        if alone and protocol.scope["http_version"] == "1.1" and not protocol.transport.is_closing():
+            protocol.transport.write(_STILL_THERE)
+        protocol.loop.call_later(_ASK_AFTER_S, self._look)
+
+    def _look(self) -> None:
+        """A loop that has read the end of a connection no longer hears its reset: look for it."""
+        transport = self._protocol.transport
+        if transport.is_closing() or self._closed.is_set():
+            return
+        if transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSED:
+            transport.abort()
+        else:
+            self._protocol.loop.call_later(_LOOK_EVERY_S, self._look)
 
     def lost(self) -> None:
         self._finished = True
         self._arrived.set()
         self._closed.set()
+        call, self._when_lost = self._when_lost, None
+        if call is not None:
+            call()
+
+
+class RawAnswer:
+    """The answer to one request, written by whoever has it as HTTP already."""
+
+    __slots__ = ("_cycle", "_protocol")
+
+    def __init__(self, protocol: SandboxProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the connection is kept after this answer."""
+        return self._cycle.keep_alive
+
+    @property
+    def backed_up(self) -> bool:
+        """Whether the client reads more slowly than we write: time to `drain`."""
+        return self._protocol.flow.write_paused
+
+    def begin(self, head: bytes) -> None:
+        """Write the head. Nothing else may answer from here on."""
+        self._cycle.response_started = True
+        self._cycle.waiting_for_100_continue = False
+        self._protocol.transport.write(head)
+
+    def inform(self, head: bytes) -> None:
+        """Write a head that is not the answer yet (status 1xx)."""
+        self._protocol.transport.write(head)
+
+    def write(self, *pieces: bytes) -> None:
+        """Write a part of the body, framed already. Raises `ConnectionResetError` when nobody is there."""
+        transport = self._protocol.transport
+        if self._cycle.disconnected or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        for piece in pieces:
+            transport.write(piece)
+
+    async def drain(self) -> None:
+        await self._protocol.flow.drain()
+
+    def complete(self) -> None:
+        """The answer is whole: the connection takes the next request, or ends."""
+        self._cycle.response_complete = True
+        self._cycle.message_event.set()
+        if not self._cycle.keep_alive:
+            self._protocol.transport.close()
+        self._cycle.on_response()

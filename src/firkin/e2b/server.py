@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -33,6 +34,7 @@ async def serve(
     announce: Callable[[int], None] | None = None,
     stop: asyncio.Event | None = None,
     grace_s: float = 5.0,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until `stop` is set. `announce` is called with the bound port once requests are answered.
 
@@ -40,17 +42,19 @@ async def serve(
     streams that still run then are cut. Raises `IoFailure` when the address
     cannot be had.
     """
-    async with serving(app, host, port, grace_s=grace_s) as bound:
+    async with serving(app, host, port, grace_s=grace_s, tls=tls) as bound:
         if announce is not None:
             announce(bound)
         await (stop or asyncio.Event()).wait()
 
 
 @asynccontextmanager
-async def serving(app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.0) -> AsyncIterator[int]:
-    """A server for the length of a block; yields the bound port."""
+async def serving(
+    app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """A server for the length of a block; yields the bound port. With `tls` it speaks HTTPS only."""
     listener = _listen(host, port)
-    server = _Server(_config(app, grace_s), grace_s)
+    server = _Server(_config(app, grace_s, tls), grace_s)
     async with children() as tasks:
         running = tasks.start(server.run_until_stopped(listener), name="http-server")
         try:
@@ -93,8 +97,8 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
-def _config(app: AsgiApp, grace_s: float) -> uvicorn.Config:
-    return uvicorn.Config(
+def _config(app: AsgiApp, grace_s: float, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http=SandboxProtocol,
         ws="none",
@@ -108,6 +112,9 @@ def _config(app: AsgiApp, grace_s: float) -> uvicorn.Config:
         timeout_keep_alive=IDLE_CONNECTION_S,
         timeout_graceful_shutdown=max(1, round(grace_s + 2)),
     )
+    config.load()
+    config.ssl = tls
+    return config
 
 
 class _Server(uvicorn.Server):

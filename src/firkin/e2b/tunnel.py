@@ -9,6 +9,7 @@ from firkin.law.ports import ByteChannel
 from firkin.lifetimes import children, finish
 
 _CLOSE_WITHIN_S = 5.0
+_READ = 256 * 1024
 
 
 async def tunnel(left: ByteChannel, right: ByteChannel) -> None:
@@ -30,7 +31,7 @@ async def tunnel(left: ByteChannel, right: ByteChannel) -> None:
 async def _copy(source: ByteChannel, target: ByteChannel) -> bool:
     """Whether the source ended in order."""
     try:
-        while data := await source.read(65536):
+        while data := await source.read(_READ):
             await target.write(data)
         await target.end()
     except (OSError, FirkinError):

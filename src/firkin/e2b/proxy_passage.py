@@ -1,0 +1,218 @@
+"""One request on its way into a sandbox, and the answer on its way out.
+
+The answer goes to the client's transport directly, each piece as it came. Memory
+is constant: neither side is read while the other does not take what there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from enum import Enum
+
+from firkin.e2b.exchange import ClientGone, Exchange, Header, Refused
+from firkin.e2b.protocol import ClientConnection, RawAnswer
+from firkin.e2b.proxy_answers import AnswerHead, BadAnswer, Body, ChunkedBody, EndlessBody, read_head, split_head
+from firkin.e2b.proxy_pool import ChannelPool, Key, close
+from firkin.e2b.proxy_requests import has_body, request_head
+from firkin.e2b.tunnel import tunnel
+from firkin.law.errors import FirkinError
+from firkin.law.ports import ByteChannel
+from firkin.lifetimes import children
+
+Dial = Callable[[], Awaitable[ByteChannel]]
+
+_READ = 256 * 1024
+_MAX_INFORMATIONAL = 16
+_REPEATABLE = frozenset({"GET", "HEAD"})
+
+
+class _End(Enum):
+    """How a connection into the sandbox was left."""
+
+    NOTHING = "it closed before a byte of an answer"
+    WHOLE = "the answer is through, the connection is used up"
+    REUSABLE = "the answer is through, the connection takes another request"
+
+
+class Passage:
+    """`run` it once. `dial` makes a fresh connection to the port; `mask` is the Host to show inside."""
+
+    def __init__(self, exchange: Exchange, dial: Dial, pool: ChannelPool, key: Key, mask: bytes | None) -> None:
+        connection, answer = exchange.connection, exchange.raw_answer
+        if connection is None or answer is None:
+            raise Refused(501, "ports are reached only through Firkin's own server", should_retry=False)
+        self._exchange = exchange
+        self._dial = dial
+        self._pool = pool
+        self._key = key
+        self._connection: ClientConnection = connection
+        self._client: RawAnswer = answer
+        self._has_body = has_body(exchange)
+        self._upgrade = exchange.header(b"upgrade") if exchange.upgrading and not self._has_body else None
+        self._repeatable = exchange.method in _REPEATABLE and not self._has_body and self._upgrade is None
+        self._head = request_head(exchange, mask=mask, upgrade=self._upgrade, lasting=self._repeatable)
+        self._gone = False
+
+    async def run(self) -> None:
+        """Raises `Refused` while nothing was answered, and `ClientGone` when the client left or its answer broke."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def left() -> None:
+            self._gone = True
+            task.cancel()
+
+        self._connection.when_lost(left)
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            if self._gone and task.uncancel() == 0:
+                raise ClientGone from None
+            raise
+        except ConnectionResetError as error:
+            raise ClientGone from error
+        finally:
+            self._connection.when_lost(None)
+
+    async def _run(self) -> None:
+        kept = self._pool.take(self._key) if self._repeatable else None
+        if kept is not None and await self._ask(kept) is not _End.NOTHING:
+            return
+        if await self._ask(await self._dial()) is _End.NOTHING:
+            raise self._no_answer("closed the connection without an answer")
+
+    def _no_answer(self, what: str) -> Refused:
+        text = f"the service on port {self._key[1]} gave no valid HTTP answer: {what}"
+        return Refused(502, text, should_retry=False, more={"sandboxId": self._key[0]})
+
+    async def _ask(self, channel: ByteChannel) -> _End:
+        """Pass the request on and the answer back; the channel is kept or closed."""
+        end = _End.WHOLE
+        try:
+            if self._has_body:
+                async with children() as tasks:
+                    tasks.start(self._upload(channel), name="proxy-upload")
+                    end = await self._answer(channel)
+            else:
+                with suppress(OSError, FirkinError):  # then there is nothing to read, which tells all
+                    await channel.write(self._head)
+                end = await self._answer(channel)
+        finally:
+            if end is _End.REUSABLE and self._repeatable:
+                await self._pool.give(self._key, channel)
+            else:
+                await close(channel)
+        return end
+
+    async def _upload(self, channel: ByteChannel) -> None:
+        """Pass the body on. A service that wants no more of it has its reasons in its answer."""
+        chunked = self._exchange.header(b"transfer-encoding") is not None
+        with suppress(ClientGone, OSError, FirkinError):
+            await channel.write(self._head)
+            async for chunk in self._exchange.chunks(idle_s=None):
+                await channel.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+            if chunked:
+                await channel.write(b"0\r\n\r\n")
+
+    async def _answer(self, channel: ByteChannel) -> _End:
+        try:
+            first = await _read(channel)
+            if not first:
+                return _End.NOTHING
+            head, rest = await self._final_head(channel, first)
+            if head.status == 101:
+                await self._switch(channel, head, rest)
+                return _End.WHOLE
+            body = head.body(self._exchange.method)
+            await self._pass_on(channel, head, body, rest)
+        except BadAnswer as error:
+            if self._exchange.started:
+                raise ClientGone from error  # a broken answer ends in a broken connection, never in a whole one
+            raise self._no_answer(str(error)) from error
+        return _End.REUSABLE if head.lasting and not body.spent else _End.WHOLE
+
+    async def _final_head(self, channel: ByteChannel, data: bytes) -> tuple[AnswerHead, bytes]:
+        """The head of the answer itself, and what came after it; those of status 1xx before it are passed on."""
+        for _ in range(_MAX_INFORMATIONAL):
+            seen = 0
+            while (found := split_head(data, seen=seen)) is None:
+                seen = len(data)
+                more = await _read(channel)
+                if not more:
+                    raise BadAnswer("it ended within the head")
+                data += more
+            head, data = read_head(found[0]), found[1]
+            if head.status >= 200:
+                return head, data
+            if head.status == 101:
+                if self._upgrade is None or head.upgrade is None:
+                    raise BadAnswer("it switched protocols unasked")
+                return head, data
+            if head.status != 100 and self._speaks_1_1:  # 100 is between us and the service
+                self._client.inform(_head_bytes(head, []))
+        raise BadAnswer(f"more than {_MAX_INFORMATIONAL} heads of status 1xx")
+
+    @property
+    def _speaks_1_1(self) -> bool:
+        return bool(self._exchange.scope["http_version"] == "1.1")
+
+    async def _pass_on(self, channel: ByteChannel, head: AnswerHead, body: Body, rest: bytes) -> None:
+        more, framed = self._framing(head, body)
+        client = self._client
+        piece = body.feed(rest)
+        last = b"0\r\n\r\n" if framed else b""
+        self._exchange.started = True
+        client.begin(b"".join([_head_bytes(head, more), *_frame(piece, framed)]))
+        while not body.done:
+            if client.backed_up:
+                await client.drain()
+            data = await _read(channel)
+            if not data:
+                body.end()
+            elif piece := body.feed(data):
+                client.write(*_frame(piece, framed))
+        client.write(last)
+        client.complete()
+
+    def _framing(self, head: AnswerHead, body: Body) -> tuple[list[Header], bool]:
+        """The headers that tell the client where the body ends, and whether it goes out in chunks."""
+        more: list[Header] = []
+        framed = isinstance(body, ChunkedBody | EndlessBody) and self._speaks_1_1
+        if framed:
+            more.append((b"transfer-encoding", b"chunked"))
+        elif head.length is not None and head.status not in (204, 304):
+            more.append((b"content-length", b"%d" % head.length))
+        if not self._client.lasting:
+            more.append((b"connection", b"close"))
+        return more, framed
+
+    async def _switch(self, channel: ByteChannel, head: AnswerHead, early: bytes) -> None:
+        self._connection.when_lost(None)
+        self._exchange.started = True
+        upgrade = head.upgrade or b""
+        self._connection.take_over(_head_bytes(head, [(b"connection", b"upgrade"), (b"upgrade", upgrade)]))
+        if early:
+            await self._connection.write(early)
+        await tunnel(self._connection, channel)
+
+
+async def _read(channel: ByteChannel) -> bytes:
+    try:
+        return await channel.read(_READ)
+    except OSError:
+        return b""
+
+
+def _head_bytes(head: AnswerHead, more: list[Header]) -> bytes:
+    lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
+    lines += [name + b": " + value for name, value in head.headers]
+    lines += [name + b": " + value for name, value in more]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def _frame(piece: bytes, framed: bool) -> tuple[bytes, ...]:
+    if not piece:
+        return ()
+    return (b"%x\r\n" % len(piece), piece, b"\r\n") if framed else (piece,)
