@@ -150,14 +150,10 @@ async def test_ports_logs_metrics_and_events_are_reachable(sandbox: Sandbox, run
     await events.aclose()
 
 
-async def test_missing_controls_refuse_by_their_own_name(sandbox: Sandbox, runtime: Runtime) -> None:
+async def test_missing_controls_refuse_by_their_own_name(runtime: Runtime) -> None:
     asked = {
         CapabilityName.WARM_POOL_PREWARM: runtime.warm_pool.prewarm("plain", WarmPoolSpec.of_depth(1)),
         CapabilityName.WARM_POOL_CHECKOUT: runtime.warm_pool.checkout("plain"),
-        CapabilityName.PAUSE_CAPTURE: sandbox.pause(),
-        CapabilityName.PAUSE_RESUME: sandbox.resume(),
-        CapabilityName.SNAPSHOT_CAPTURE: sandbox.snapshot("name"),
-        CapabilityName.SNAPSHOT_RESTORE: runtime.sandboxes.restore("snap"),
     }
     for capability, asking in asked.items():
         with pytest.raises(UnsupportedCapability) as refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from firkin.cli.bench.stage import Stage
 
 _LIFE_S = 3600
 _FORKS = 10
-_DIRTY_MB = 500
+_DIRTY_FILES = 10
 _SLOW = 10  # what takes tenths of a second is done a tenth as often
 
 
@@ -27,15 +28,17 @@ def lives(stage: Stage) -> Iterator[Series]:
             stage, sdk, sandbox, "snapshot.clean_ms", "of a sandbox that has written next to nothing", "60"
         )
         yield _forks(stage, sandbox)
-        sandbox.commands.run(_write_command(), timeout=120)
-        workload = f"of a sandbox that has just written {_DIRTY_MB} MB of random bytes"
-        yield _snapshots(stage, sdk, sandbox, f"snapshot.{_DIRTY_MB}_mb_dirty_ms", workload, "1500", dirty=True)
+        megabytes = stage.amounts.dirty
+        workload = f"of a sandbox that has just written {megabytes} MB of random bytes"
+        metric = f"snapshot.{megabytes}_mb_dirty_ms"
+        yield _snapshots(stage, sdk, sandbox, metric, workload, "1500", dirty=megabytes)
     finally:
         sandbox.kill()
 
 
-def _write_command() -> str:
-    return f"head -c {_DIRTY_MB * 1_000_000} /dev/urandom > /home/user/dirty"
+def _write(sandbox: Any, megabytes: int) -> None:
+    for at in range(_DIRTY_FILES):
+        sandbox.files.write(f"/home/user/dirty{at}", os.urandom(megabytes * 1_000_000 // _DIRTY_FILES))
 
 
 def _pauses(stage: Stage, sandbox: Any) -> Iterator[Series]:
@@ -60,12 +63,12 @@ def _pauses(stage: Stage, sandbox: Any) -> Iterator[Series]:
 
 
 def _snapshots(
-    stage: Stage, sdk: Any, sandbox: Any, metric: str, workload: str, target: str, *, dirty: bool = False
+    stage: Stage, sdk: Any, sandbox: Any, metric: str, workload: str, target: str, *, dirty: int = 0
 ) -> Series:
     values = []
     for _ in range(max(1, stage.amounts.n // _SLOW)):
         if dirty:
-            sandbox.commands.run(_write_command(), timeout=120)
+            _write(sandbox, dirty)
         began = time.perf_counter()
         snapshot = sandbox.create_snapshot()
         values.append((time.perf_counter() - began) * 1000)

@@ -39,7 +39,7 @@ _END_WITHIN_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amounts:
-    """How often each thing is done. 0 leaves a scenario out."""
+    """How often each thing is done; 0 leaves a scenario out. `dirty` is in megabytes."""
 
     n: int = 100
     batch: int = 100
@@ -47,9 +47,10 @@ class Amounts:
     idle: int = 200
     alive: int = 0
     cycles: int = 0
+    dirty: int = 500
 
 
-QUICK = Amounts(n=5, batch=10, burst=10, idle=10, alive=0, cycles=10)
+QUICK = Amounts(n=5, batch=10, burst=10, idle=10, alive=0, cycles=10, dirty=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
