@@ -106,8 +106,12 @@ class SnapshotStore:
             if path.exists():
                 await finish(remove_tree(path), within_s=REMOVE_WITHIN_S)
 
-    async def integrity(self, path: Path) -> SnapshotIntegrity:
-        return await asyncio.to_thread(captured_files.integrity, path)
+    async def settled(self, path: Path) -> SnapshotIntegrity:
+        """Make the files in `path` durable and find their digest, both at once."""
+        content, _ = await asyncio.gather(
+            asyncio.to_thread(captured_files.integrity, path), asyncio.to_thread(_sync, path)
+        )
+        return content
 
     async def keep(self, record: SnapshotRecord, aside: Path) -> None:
         """Make what is in `aside` the snapshot of `record`. `AlreadyExists` for an id that is in use."""
@@ -166,14 +170,18 @@ class SnapshotStore:
 
 
 def _rename_durably(aside: Path, place: Path) -> None:
-    for path in (*aside.iterdir(), aside):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    _sync(aside)
     aside.rename(place)
-    fd = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _fsync(place.parent)
+
+
+def _sync(directory: Path) -> None:
+    for path in (*directory.iterdir(), directory):
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

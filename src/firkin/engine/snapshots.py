@@ -132,7 +132,7 @@ class LocalSnapshots:
         with store.naming(_CAPTURE, options.owner, options.name, replace=options.replace):
             async with store.aside() as aside:
                 info = await _captured(node, resident, aside, _CAPTURE, also_paused=True)
-                record = _record(node, resident, info, options, await store.integrity(aside))
+                record = _record(node, resident, info, options, await store.settled(aside))
                 old = store.named(options.owner, options.name) if options.name else None
                 await store.keep(record, aside)
             node.events.publish(SnapshotChanged(sandbox_id, record.info.id))

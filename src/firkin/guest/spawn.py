@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UMASK = 0o022
+_PROGRAMS_OOM_SCORE = b"500"  # of 1000: before an agent of ten times the size, whatever the limit
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PIPE_FLAGS = os.O_CLOEXEC
 _TAKES_VFORK_FLAG = sys.version_info < (3, 14)
@@ -127,6 +128,7 @@ class Spawner:
             fail_read, fail_write = _pipe(opened)
             ends = (in_read, in_write, out_read, out_write, err_read, err_write, fail_read, fail_write)
             pid = self._vfork(program, files, words, settings, ends)
+            _expose(pid)
             os.close(fail_write)
             opened.remove(fail_write)
             _check_started(os.read(fail_read, 256), program)
@@ -178,6 +180,7 @@ class Spawner:
                     self._run_on(slave, fail_write, program, files, words, settings)
             finally:
                 self._leave()
+            _expose(pid)
             for fd in (slave, fail_write):
                 os.close(fd)
                 opened.remove(fd)
@@ -255,6 +258,24 @@ class Spawner:
                 os.write(fd, b"0")
             except OSError:  # staying in the users' group is worse than dying of it only for the users' limits
                 continue
+
+
+def _expose(pid: int) -> None:
+    """Let the kernel's OOM killer prefer this program, and what it will start, to the agent.
+
+    The agent stands in the programs' memory group while it spawns, and is larger
+    than most of them: killed for their appetite, it would take the sandbox along.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:  # it has ended, or /proc is not there
+        return
+    try:
+        os.write(fd, _PROGRAMS_OOM_SCORE)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
 
 
 def resize(master: int, rows: int, cols: int) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from firkin.host.disks import UPPER, WORK
 from firkin.law.errors import BackendFailure
 
-_MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-I", "256")
+_MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-I", "256", "-G", "128")
 _REPAIR_WITHIN_S = 300.0
-_EXTENDED = "root_owner=0:0,lazy_itable_init=1,nodiscard"
+_EXTENDED = "root_owner=0:0,lazy_itable_init=1,nodiscard,packed_meta_blocks=1"  # few extents: quickly copied
 
 
 class BaseDisks:

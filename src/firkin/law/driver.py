@@ -126,7 +126,7 @@ class Instance(Protocol):
         ...
 
     async def capture(self, into: Path) -> None:
-        """Copy its files, as they are at one instant, into the empty directory `into`; durable when this returns.
+        """Copy its files, as they are at one instant, into the empty directory `into`. The caller makes them durable.
 
         It is frozen for as long as copying needs, unless it is already. Raises `BackendFailure`, `IoFailure`.
         """

@@ -25,7 +25,7 @@ class SandboxResources:
 
     vcpus: int = 2
     memory_bytes: int = 512 * MIB
-    disk_bytes: int = 1 * GIB
+    disk_bytes: int = 10 * GIB
     pids: int = 4096
 
     def __post_init__(self) -> None:
