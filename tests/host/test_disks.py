@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from firkin.host.disks import copy_sparse
+import pytest
+
+from firkin.host.disks import copy_image, copy_sparse
 
 
 def copied(tmp_path: Path, size: int) -> Path:
@@ -33,3 +35,20 @@ def test_an_empty_source_gives_a_hole_of_the_size_asked_for(tmp_path: Path) -> N
     target = copied(tmp_path, 1 << 20)
     assert target.read_bytes() == bytes(1 << 20)
     assert os.stat(target).st_blocks == 0
+
+
+def test_a_copy_that_is_given_up_stops(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x" * 4096)
+    with (
+        (tmp_path / "source").open("rb") as source,
+        (tmp_path / "target").open("wb+") as target,
+        pytest.raises(InterruptedError),
+    ):
+        copy_image(source.fileno(), target.fileno(), 4096, stopped=lambda: True)
+
+
+def test_an_image_is_copied_whole(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x" * 5000)
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("wb+") as target:
+        copy_image(source.fileno(), target.fileno(), 1 << 20)
+    assert (tmp_path / "target").read_bytes() == b"x" * 5000 + bytes((1 << 20) - 5000)

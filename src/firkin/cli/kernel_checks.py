@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firkin.cli.findings import Finding, found
+from firkin.host.cgroups import detect
 
 _DETACHED_OVERLAY = (6, 13)
 _IDMAPPED_OVERLAY = (5, 19)
@@ -27,6 +28,7 @@ def kernel_findings() -> Iterator[Finding]:
     yield _seccomp()
     yield from _limits()
     yield _memory()
+    yield _paused_memory()
     yield _kvm()
 
 
@@ -164,6 +166,20 @@ def _memory() -> Finding:
         f"{available} MiB available, swap {swap} MiB{' (zram)' if zram else ''}",
         why="admission refuses sandboxes when the memory floor is reached",
         mend="free some memory, or add compressed swap: apt-get install zram-tools",
+    )
+
+
+def _paused_memory() -> Finding:
+    swaps = [line.split() for line in _read("/proc/swaps").splitlines()[1:]]
+    size = sum(int(words[2]) for words in swaps if len(words) > 2) // 1024
+    able = "memory" in detect().controllers
+    lack = "no swap: a paused sandbox gives back its file caches only" if able else "no control group for memory"
+    return found(
+        "paused memory",
+        bool(size) and able,
+        f"goes to {size} MiB of swap on {', '.join(words[0] for words in swaps)}" if size and able else lack,
+        why="a paused sandbox keeps its processes; what they hold in memory can only leave it for swap or zram",
+        mend="apt-get install zram-tools && systemctl restart zramswap",
     )
 
 

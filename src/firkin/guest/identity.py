@@ -1,18 +1,22 @@
 """Who a sandbox is: its names in /etc, written before anybody can look.
 
 Runs as the sandbox's own root, inside, after every right on the host was given
-up: a hostile image's links lead nowhere but into itself. What cannot be written
-(a read-only or full disk, odd files in the image) is left: a sandbox with an old
-name is better than none.
+up. A hostile image's files are replaced where they are no plain files: a link
+could lead to a descriptor of the process that writes. What cannot be written (a
+full disk, odd folders in the image) is left: a sandbox with an old name is
+better than none.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 
 _SEEDS = ("/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed", "/var/lib/misc/random-seed")
+_OWN_NAME = b"127.0.1.1\t"
 _MOST = 64 * 1024
+_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def settle(hostname: str, *, machine_id: str, restored: bool) -> None:
@@ -21,11 +25,11 @@ def settle(hostname: str, *, machine_id: str, restored: bool) -> None:
     `restored`: the files were another sandbox's, whose random seed must not be used again.
     """
     _write("/etc/hostname", hostname.encode() + b"\n")
-    hosts = _read("/etc/hosts")
-    line = b"127.0.1.1\t" + hostname.encode()
-    if line not in hosts.splitlines():
-        others = [each for each in hosts.splitlines() if not each.startswith(b"127.0.1.1\t")]
-        _write("/etc/hosts", b"\n".join([*others, line, b""]))
+    lines = _read("/etc/hosts").splitlines()
+    own = _OWN_NAME + hostname.encode()
+    if own not in lines:
+        others = [line for line in lines if not line.startswith(_OWN_NAME)]
+        _write("/etc/hosts", b"\n".join([*others, own, b""]))
     if machine_id:
         _write("/etc/machine-id", machine_id.encode() + b"\n")
     if restored:
@@ -35,23 +39,27 @@ def settle(hostname: str, *, machine_id: str, restored: bool) -> None:
 
 
 def _read(path: str) -> bytes:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, _MOST)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | _PLAIN)
+        try:
+            return os.read(fd, _MOST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
+    return b""
 
 
 def _write(path: str, data: bytes) -> None:
-    """In place, so that mode and owner stay; a file that is missing is made."""
+    """In place, so that mode and owner stay. What is no plain file is replaced by one."""
     with suppress(OSError):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        if not _is_plain(path):
+            os.unlink(path)
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _PLAIN, 0o644)
         try:
             os.write(fd, data)
         finally:
             os.close(fd)
+
+
+def _is_plain(path: str) -> bool:
+    return stat.S_ISREG(os.lstat(path).st_mode)

@@ -47,6 +47,11 @@ class Layout:
         self.roots = roots
         self.controllers = controllers
 
+    @property
+    def can_freeze(self) -> bool:
+        """Version 2 has a freezer of its own, since Linux 5.2; version 1 has a controller for it."""
+        return self.version == 2 or "freezer" in self.controllers
+
     def as_object(self) -> dict[str, object]:
         """Plain data, for another process of ours."""
         return {"version": self.version, "roots": self.roots, "controllers": sorted(self.controllers)}
@@ -213,23 +218,26 @@ class Trees:
             return "frozen 1" in _read(self._folders[""], f"{box}/cgroup.events")
         return _read(self._folders["freezer"], f"{box}/freezer.state").strip() == "FROZEN"
 
-    def reclaim(self, box: str) -> None:
-        """Push what a frozen box has in memory out to swap or back to its files. May take seconds; for a thread.
+    def allow_swap(self, box: str) -> None:
+        """Let a frozen box be pushed out to swap, until `forbid_swap`."""
+        if self.layout.version == 2:
+            for path in (box, *(f"{box}{leaf}" for leaf in _LEAVES[1:])):
+                _try(self._folders[""], f"{path}/memory.swap.max", "max")
+            return
+        for path in (box, f"{box}/user"):
+            _try(self._folders.get("memory", -1), f"{path}/memory.memsw.limit_in_bytes", "-1")
 
-        The kernel takes as much as it can and complains when that was not all. The
-        permission to use swap is taken back when the box is thawed: `forbid_swap`.
+    def reclaiming(self, box: str) -> tuple[str, tuple[str, ...]]:
+        """What to write into which files, in this order, to push a frozen box's memory out.
+
+        The kernel takes as much as it can, which may last seconds, and complains when
+        that was not all.
         """
         if self.layout.version == 2:
-            folder = self._folders[""]
-            for path in (f"{box}/memory.swap.max", f"{box}/user/memory.swap.max", f"{box}/agent/memory.swap.max"):
-                _try(folder, path, "max")
-            _try(folder, f"{box}/memory.reclaim", _read(folder, f"{box}/memory.current").strip() or "0")
-            return
-        folder = self._folders.get("memory", -1)
-        for path in (box, f"{box}/user"):
-            _try(folder, f"{path}/memory.memsw.limit_in_bytes", "-1")
-        for path in (f"{box}/user", f"{box}/agent", box):
-            _try(folder, f"{path}/memory.force_empty", "0")
+            folder = f"{self.layout.roots['']}/firkin/{self.label}/{box}"
+            return _read(self._folders[""], f"{box}/memory.current").strip() or "0", (f"{folder}/memory.reclaim",)
+        folder = f"{self.layout.roots['memory']}/firkin/{self.label}/{box}"
+        return "0", tuple(f"{folder}{leaf}/memory.force_empty" for leaf in ("/user", "/agent", ""))
 
     def forbid_swap(self, box: str) -> None:
         """Back to the limits of a running box. What is in swap comes back when it is touched."""

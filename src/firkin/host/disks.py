@@ -14,9 +14,11 @@ for the host's own disk. What is captured is made durable as a copy.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
 from firkin.host.syscalls import ATTR_NODEV, ATTR_NOSUID, NewFilesystem
 
@@ -27,20 +29,24 @@ _LOOP_CONFIGURE = 0x4C0A
 _LO_FLAGS_AUTOCLEAR = 4
 _LOOP_CONFIG_SIZE = 304
 _FLAGS_OFFSET = 8 + 52  # struct loop_config: fd, block_size, then loop_info64, whose lo_flags is at 52
+_PIECE = 32 << 20
 UPPER, WORK = "u", "w"
 
 
-def copy_image(source: int, target: int, size: int) -> None:
-    """Make the empty file `target` a copy of `source` with `size` bytes: of shared blocks if possible, else sparse."""
+def copy_image(source: int, target: int, size: int, *, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Make the empty file `target` a copy of `source` with `size` bytes: of shared blocks if possible, else sparse.
+
+    `stopped` is asked from time to time; when it says yes, `InterruptedError` is raised.
+    """
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:  # another file system than btrfs or xfs, or two of them
-        copy_sparse(source, target, size)
+        copy_sparse(source, target, size, stopped=stopped)
     else:
         os.ftruncate(target, size)
 
 
-def copy_sparse(source: int, target: int, size: int) -> None:
+def copy_sparse(source: int, target: int, size: int, *, stopped: Callable[[], bool] = lambda: False) -> None:
     """Copy the allocated parts of `source` to the empty file `target` and give it `size` bytes."""
     os.ftruncate(target, size)
     offset = 0
@@ -48,15 +54,17 @@ def copy_sparse(source: int, target: int, size: int) -> None:
         try:
             start = os.lseek(source, offset, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == 6:  # ENXIO: no data after `offset`
+            if error.errno == errno.ENXIO:  # no data after `offset`
                 return
             raise
         offset = os.lseek(source, start, os.SEEK_HOLE)
         os.lseek(target, start, os.SEEK_SET)
         while start < offset:
-            copied = os.sendfile(target, source, start, offset - start)
+            if stopped():
+                raise InterruptedError(errno.EINTR, "the copy was given up")
+            copied = os.sendfile(target, source, start, min(_PIECE, offset - start))
             if copied == 0:
-                raise OSError(5, "the base image became shorter while it was copied")
+                raise OSError(errno.EIO, "the image became shorter while it was copied")
             start += copied
 
 
@@ -107,21 +115,6 @@ def remove_loop_device(number: int) -> None:
         return
     finally:
         os.close(control)
-
-
-def disk_errors(number: int) -> int:
-    """How often ext4 on that loop device has failed to read or write."""
-    try:
-        with open(f"/sys/fs/ext4/loop{number}/errors_count") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 0
-
-
-def is_clean(image: int) -> bool:
-    """Whether the ext4 in the open file `image` was unmounted in order (the superblock's s_state)."""
-    state = os.pread(image, 2, 1024 + 0x3A)
-    return len(state) == 2 and bool(state[0] & 1)
 
 
 def is_attached(path: str) -> bool:

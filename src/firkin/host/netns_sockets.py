@@ -16,11 +16,16 @@ import os
 import queue
 import socket
 import threading
+from contextlib import suppress
 
 from firkin.host.syscalls import CLONE_NEWNET, setns
 
 MADE_WITHIN_S = 5.0
 _Wish = tuple[int, int, "asyncio.AbstractEventLoop", "asyncio.Future[socket.socket]"]
+
+
+class _LostAbroad(OSError):
+    """The thread could not leave a stranger's namespace."""
 
 
 class NamespaceSockets:
@@ -31,7 +36,10 @@ class NamespaceSockets:
         self._thread: threading.Thread | None = None
 
     async def make(self, namespace: int, family: int) -> socket.socket:
-        """A non-blocking TCP socket of `family` in the network namespace `namespace`, a descriptor."""
+        """A non-blocking TCP socket of `family` in the network namespace `namespace`, a descriptor.
+
+        Raises `OSError`, `TimeoutError`.
+        """
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=_serve, args=(self._wishes,), name="firkin-netns", daemon=True)
             self._thread.start()
@@ -60,20 +68,30 @@ def _serve(wishes: queue.SimpleQueue[_Wish | None]) -> None:
                 outcome = error
             finally:
                 os.close(namespace)
-            loop.call_soon_threadsafe(_tell, made, outcome)
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_tell, made, outcome)
+            if isinstance(outcome, _LostAbroad):
+                return
     finally:
         os.close(home)
 
 
 def _made(namespace: int, family: int, home: int) -> socket.socket:
     setns(namespace, CLONE_NEWNET)
+    made: socket.socket | None = None
+    failure: OSError | None = None
     try:
         made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    finally:
-        try:
-            setns(home, CLONE_NEWNET)
-        except OSError as error:
-            raise SystemExit from error  # a thread in a stranger's namespace must not serve anybody
+    except OSError as error:
+        failure = error
+    try:
+        setns(home, CLONE_NEWNET)
+    except OSError as error:
+        if made is not None:
+            made.close()
+        raise _LostAbroad(error.errno, "the thread could not leave the network namespace") from error
+    if made is None:
+        raise failure or OSError("no socket")
     return made
 
 

@@ -13,13 +13,15 @@ import secrets
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from firkin.drivers.namespaces import preflight
+from firkin.drivers.namespaces.captures import IMAGE, DiskThreads
 from firkin.drivers.namespaces.helper_process import HelperDied
-from firkin.drivers.namespaces.instance import IMAGE, NamespacesInstance
+from firkin.drivers.namespaces.instance import NamespacesInstance, Surroundings
 from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
 from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.options import NamespacesOptions
@@ -28,10 +30,11 @@ from firkin.drivers.namespaces.process_table import start_time
 from firkin.drivers.namespaces.slots import Slot, SlotPool
 from firkin.host import cgroups
 from firkin.host.base_disks import BaseDisks, repair
-from firkin.host.disks import is_attached, is_clean
+from firkin.host.disks import is_attached
 from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
 from firkin.host.netns_sockets import NamespaceSockets
 from firkin.host.seccomp import cached_filter
+from firkin.host.superblocks import is_clean
 from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
@@ -69,8 +72,13 @@ class NamespacesDriver:
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._slots_started = False
-        self._background = Children()
-        self._sockets_inside = NamespaceSockets()
+        self._around = Surroundings(
+            trees=self._trees,
+            sockets=NamespaceSockets(),
+            disk_threads=DiskThreads(),
+            background=Children(),
+            released=self._released,
+        )
 
     @classmethod
     def from_settings(cls, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
@@ -87,7 +95,7 @@ class NamespacesDriver:
         return self._launcher.pid if self._launcher else None
 
     async def capabilities(self) -> Capabilities:
-        return preflight.capabilities()
+        return preflight.capabilities(self._trees.layout)
 
     async def preflight(self) -> Preflight:
         return await asyncio.to_thread(preflight.check, self._state)
@@ -201,6 +209,7 @@ class NamespacesDriver:
             memory_bytes=plan.resources.memory_bytes,
             pids=plan.resources.pids,
             vcpus=plan.resources.vcpus,
+            weighed="cpu" in self._trees.layout.controllers,
             nofile=self._options.open_files,
             hostname=plan.hostname,
             hardened=plan.hardened,
@@ -216,20 +225,12 @@ class NamespacesDriver:
             "online": int(slot.online),
             "socket": path,
             "disk": str(self._disk(sandbox_id)),
+            "booted_at": int(time.time()),
         }
         return InstanceRef(NAME, facts)
 
     def _instance(self, sandbox_id: SandboxId, ref: InstanceRef, pidfd: int, slot: Slot) -> NamespacesInstance:
-        instance = NamespacesInstance(
-            sandbox_id,
-            ref,
-            pidfd=pidfd,
-            slot=slot,
-            trees=self._trees,
-            released=self._released,
-            background=self._background,
-            sockets=self._sockets_inside,
-        )
+        instance = NamespacesInstance(sandbox_id, ref, pidfd=pidfd, slot=slot, surroundings=self._around)
         self._instances[sandbox_id] = instance
         return instance
 
@@ -284,7 +285,17 @@ class NamespacesDriver:
         if start_time(pid) != int(facts["start_time"]) or pid not in self._trees.members(sandbox_id):
             os.close(pidfd)
             return None
+        try:
+            network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(pidfd)
+            return None
+        if start_time(pid) != int(facts["start_time"]):  # again: it may have ended before the open
+            os.close(network)
+            os.close(pidfd)
+            return None
         slot = await self._slots.adopt(int(facts["slot"]), online=bool(facts.get("online")))
+        slot.network = network
         return self._instance(sandbox_id, ref, pidfd, slot)
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
@@ -306,14 +317,15 @@ class NamespacesDriver:
         return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
 
     async def aclose(self) -> None:
-        await self._background.aclose()
+        await self._around.background.aclose()
         for instance in list(self._instances.values()):
             instance.let_go()
         if self._launcher is not None:
             await self._launcher.aclose()
         if self._slots_started:
             await self._slots.aclose()
-        await asyncio.to_thread(self._sockets_inside.close)
+        await asyncio.to_thread(self._around.sockets.close)
+        self._around.disk_threads.close()
         self._leases.release(keep={instance.slot.numbers.slot for instance in self._instances.values()})
         await asyncio.to_thread(self._leave_host)
 

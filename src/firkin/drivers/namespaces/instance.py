@@ -9,54 +9,55 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.channels import SocketChannel, StreamChannel, over_socket, over_unix
+from firkin.drivers.namespaces.captures import DiskCapture, DiskThreads
+from firkin.drivers.namespaces.freezer import Freezer
 from firkin.drivers.namespaces.slots import Slot
 from firkin.host.cgroups import Trees
-from firkin.host.disks import copy_image, disk_errors, loop_is_bound
+from firkin.host.disks import loop_is_bound
 from firkin.host.netns_sockets import NamespaceSockets
-from firkin.host.syncing import sync_files, sync_filesystem
+from firkin.host.superblocks import last_error_at
 from firkin.host.syscalls import kill_pidfd
 from firkin.law.driver import InstanceEnd, InstanceRef
-from firkin.law.errors import BackendFailure, PortFailure, SandboxUnavailable
+from firkin.law.errors import IoFailure, PortFailure, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.states import EndCause
-from firkin.lifetimes import Children, finish
+from firkin.lifetimes import Children
 
-IMAGE = "disk.img"
-_NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
+_LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _DIAL_WITHIN_S = 5.0
-_FREEZE_WITHIN_S = 5.0
 _END_WITHIN_S = 20.0
 _BOX_GONE_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all instances of one driver share. `released` is told of each that is gone."""
+
+    trees: Trees
+    sockets: NamespaceSockets
+    disk_threads: DiskThreads
+    background: Children
+    released: Callable[[NamespacesInstance], Awaitable[None]]
 
 
 class NamespacesInstance:
     """Implements the law's `Instance`."""
 
     def __init__(
-        self,
-        sandbox_id: SandboxId,
-        ref: InstanceRef,
-        *,
-        pidfd: int,
-        slot: Slot,
-        trees: Trees,
-        released: Callable[[NamespacesInstance], Awaitable[None]],
-        background: Children,
-        sockets: NamespaceSockets,
+        self, sandbox_id: SandboxId, ref: InstanceRef, *, pidfd: int, slot: Slot, surroundings: Surroundings
     ) -> None:
         self._id = sandbox_id
         self._ref = ref
         self._pidfd = pidfd
         self.slot = slot
-        self._trees = trees
-        self._released = released
-        self._background = background
-        self._sockets = sockets
-        self._freezing = asyncio.Lock()
-        self._spilled = False
+        self._around = surroundings
+        self._trees = surroundings.trees
+        self._freezer = Freezer(surroundings.trees, sandbox_id)
         self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
         self._requested = False
         self._cleaned = asyncio.Event()
@@ -76,8 +77,7 @@ class NamespacesInstance:
         return str(self._ref.facts["socket"])
 
     async def dial(self) -> StreamChannel:
-        if self._end.done():
-            raise SandboxUnavailable("reach the agent", self._id, self._end.result().cause.value)
+        self._require_alive("reach the agent")
         try:
             return await over_unix(self.socket_path, within_s=_DIAL_WITHIN_S)
         except (OSError, TimeoutError) as error:
@@ -89,15 +89,13 @@ class NamespacesInstance:
     async def destroy(self) -> None:
         self._requested = True
         if not self._end.done():
-            with suppress(OSError):
-                if self._trees.is_frozen(self._id):
-                    self._trees.freeze(self._id, False)  # a frozen process does not take even SIGKILL (version 1)
+            self._freezer.release()
             kill_pidfd(self._pidfd, signal.SIGKILL)
             try:
                 async with asyncio.timeout(_END_WITHIN_S):
                     await asyncio.shield(self._end)
             except TimeoutError:  # the kernel is still at it: what is left is removed when it is done
-                self._background.start(self._clean_later(), name=f"clean {self._id}")
+                self._around.background.start(self._clean_later(), name=f"clean {self._id}")
                 raise
         await self._clean()
 
@@ -106,106 +104,71 @@ class NamespacesInstance:
         await self._clean()
 
     async def freeze(self) -> None:
-        async with self._freezing:
-            try:
-                await self._set_frozen(True)
-            except BaseException as error:
-                with suppress(OSError):
-                    self._trees.freeze(self._id, False)
-                if isinstance(error, TimeoutError):
-                    raise BackendFailure("freeze", "namespaces", "its processes could not be stopped") from error
-                raise
+        self._require_alive("freeze")
+        await self._freezer.freeze()
 
     async def thaw(self) -> None:
-        async with self._freezing:
-            if self._spilled:
-                self._spilled = False
-                self._trees.forbid_swap(self._id)
-            await self._set_frozen(False)
-
-    async def _set_frozen(self, frozen: bool) -> None:
-        self._trees.freeze(self._id, frozen)
-        pause_s = 0.0
-        async with asyncio.timeout(_FREEZE_WITHIN_S):
-            while self._trees.is_frozen(self._id) is not frozen:  # the kernel offers nothing to wait on
-                await asyncio.sleep(pause_s)
-                pause_s = min(0.005, pause_s + 0.0002)
+        self._require_alive("thaw")
+        await self._freezer.thaw()
 
     async def reclaim(self) -> None:
-        if self._end.done() or not self._trees.is_frozen(self._id):
-            return
-        self._spilled = True
-        await asyncio.to_thread(self._trees.reclaim, self._id)
-        if not self._trees.is_frozen(self._id):  # thawed meanwhile
-            self._trees.forbid_swap(self._id)
+        if not self._end.done():
+            await self._freezer.reclaim()
 
     async def capture(self, into: Path) -> None:
-        """Most of what is to be written out goes before the freeze; what is left, and the copy, within it."""
-        if self._end.done():
-            raise SandboxUnavailable("capture", self._id, self._end.result().cause.value)
+        """Frozen for what was not written out before, and for the copy."""
+        self._require_alive("capture")
+        work, threads = DiskCapture(self._ref, into), self._around.disk_threads
         try:
-            await self._capture(into)
+            async with threads.turn():
+                await threads.run(work.sync, work.stop)
+                async with self._freezer.held():
+                    await threads.run(work.copy, work.stop)
+                    self._require_alive("capture")  # killed during the copy: it may hold the disk of another instant
+                await threads.run(work.keep, work.stop)
         except OSError as error:
-            raise BackendFailure("capture", "namespaces", error.strerror or str(error)) from error
-
-    async def _capture(self, into: Path) -> None:
-        began_frozen = self._trees.is_frozen(self._id)
-        await asyncio.to_thread(self._sync)
-        if not began_frozen:
-            await self.freeze()
-        try:
-            await asyncio.to_thread(self._copy_disk, into)
-        finally:
-            if not began_frozen:
-                await finish(self.thaw(), within_s=2 * _FREEZE_WITHIN_S)
-        await asyncio.to_thread(sync_files, str(into))
-
-    def _sync(self) -> None:
-        root = os.open(f"/proc/{self._ref.facts['pid']}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_filesystem(root)
-        finally:
-            os.close(root)
-
-    def _copy_disk(self, into: Path) -> None:
-        self._sync()
-        source = os.open(str(self._ref.facts["disk"]), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            target = os.open(into / IMAGE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                copy_image(source, target, os.fstat(source).st_size)
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
+            self._require_alive("capture")
+            raise IoFailure("capture", f"the disk of sandbox {self._id!r}", error.strerror or str(error)) from error
 
     async def dial_port(self, port: int) -> SocketChannel:
-        """Past the agent: a socket of the sandbox's own network namespace, connected to its loopback."""
-        if self._end.done():
-            raise SandboxUnavailable("connect to a port", self._id, self._end.result().cause.value)
-        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-            made = await self._socket(family)
-            try:
-                await asyncio.get_running_loop().sock_connect(made, (address, port))
-                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return await over_socket(made)
-            except OSError as error:
-                made.close()
-                if error.errno not in _NOBODY:
-                    raise PortFailure("connect", port, f"port {port}: {error.strerror or error}") from error
-            except BaseException:
-                made.close()
-                raise
+        """Past the agent: a socket of the sandbox's own network namespace, connected to its loopback.
+
+        Whoever listens can send bytes and nothing else: it gets no descriptor of ours,
+        and no address of the host's is in reach of a socket that was made in there.
+        """
+        try:
+            async with asyncio.timeout(_DIAL_WITHIN_S):
+                for family, address in _LOOPBACKS:
+                    if (channel := await self._connected(family, address, port)) is not None:
+                        return channel
+        except TimeoutError as error:
+            raise PortFailure("connect", port, f"port {port} did not answer within {_DIAL_WITHIN_S:g} s") from error
+        except OSError as error:
+            raise PortFailure("connect", port, f"port {port}: {error.strerror or error}") from error
         raise PortFailure("connect", port, f"nothing listens on port {port}", refused=True)
 
-    async def _socket(self, family: int) -> socket.socket:
-        if self.slot.network >= 0:
-            return await self._sockets.make(self.slot.network, family)
-        namespace = os.open(f"/proc/{self._ref.facts['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    async def _connected(self, family: int, address: str, port: int) -> SocketChannel | None:
+        """None when nobody listens there."""
+        self._require_alive("connect to a port")
+        made = await self._around.sockets.make(self.slot.network, family)
         try:
-            return await self._sockets.make(namespace, family)
-        finally:
-            os.close(namespace)
+            await asyncio.get_running_loop().sock_connect(made, (address, port))
+            self._require_alive("connect to a port")  # the slot's next tenant would be the one that answered
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return await over_socket(made)
+        except OSError as error:
+            made.close()
+            if error.errno in _NOBODY:
+                return None
+            raise
+        except BaseException:
+            made.close()
+            raise
+
+    def _require_alive(self, operation: str) -> None:
+        if self._requested or self._end.done():
+            cause = self._end.result().cause if self._end.done() else EndCause.REQUESTED
+            raise SandboxUnavailable(operation, self._id, cause.value)
 
     async def usage(self) -> Mapping[str, int]:
         usage = self._trees.usage(self._id)
@@ -225,9 +188,14 @@ class NamespacesInstance:
             return InstanceEnd(EndCause.REQUESTED)
         if self._trees.usage(self._id).get("oom_kills"):
             return InstanceEnd(EndCause.OUT_OF_MEMORY, "the kernel ended it: its memory limit was reached")
-        if disk_errors(self.slot.numbers.loop):
+        if self._disk_failed():
             return InstanceEnd(EndCause.DISK_FAILED, "its disk could not be read or written: see the host's kernel log")
         return InstanceEnd(EndCause.AGENT_DIED, "its first process ended")
+
+    def _disk_failed(self) -> bool:
+        """Since it was booted: a disk that was captured tells its errors again."""
+        since = int(self._ref.facts.get("booted_at", 0))
+        return last_error_at(str(self._ref.facts["disk"]), self.slot.numbers.loop) >= max(1, since)
 
     async def _clean(self) -> None:
         """Remove the box, the socket and give the slot back, once."""
@@ -239,7 +207,7 @@ class NamespacesInstance:
         await self._disk_let_go()
         with suppress(OSError):
             os.unlink(self.socket_path)
-        await self._released(self)
+        await self._around.released(self)
         self._cleaned.set()
 
     async def _remove_box(self) -> None:

@@ -18,6 +18,7 @@ class LaunchOrder:
 
     The descriptor ``image`` is the disk to copy; with `continues` it is the
     sandbox's own, used as it is. `restored`: the files were another sandbox's.
+    `weighed`: the sandbox's control group has a share of the processors of its own.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class LaunchOrder:
         "shared",
         "slot",
         "vcpus",
+        "weighed",
     )
 
     sandbox_id: str
@@ -49,6 +51,7 @@ class LaunchOrder:
     disk_bytes: int
     memory_bytes: int
     pids: int
+    weighed: bool
     vcpus: int
     nofile: int
     hidden: list[str]

@@ -22,19 +22,20 @@ _OFFERED = (
     _C.SANDBOX_KILL,
     _C.SANDBOX_DELETE,
     _C.PORTS_EXPOSE,
-    _C.SNAPSHOT_CAPTURE,
-    _C.SNAPSHOT_RESTORE,
-    _C.PAUSE_CAPTURE,
-    _C.PAUSE_RESUME,
     *AGENT_CAPABILITIES,
 )
+_FROZEN = (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.PAUSE_CAPTURE, _C.PAUSE_RESUME)
 
 
-def capabilities() -> Capabilities:
-    """The driver's report: what it has no code for is refused, with that reason."""
+def capabilities(layout: cgroups.Layout) -> Capabilities:
+    """The driver's report: what it has no code for, or this host no control group for, is refused, with the reason."""
     refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
     finer = Permanent("only internet or no internet is enforced so far; finer rules are not")
-    return refused.with_supported(*_OFFERED).with_unsupported(finer, _C.NETWORK_POLICY)
+    report = refused.with_supported(*_OFFERED).with_unsupported(finer, _C.NETWORK_POLICY)
+    if layout.can_freeze:
+        return report.with_supported(*_FROZEN)
+    stays = Permanent("this host has no control group freezer, so a sandbox cannot be made to stand still")
+    return report.with_unsupported(stays, *_FROZEN)
 
 
 def check(state_dir: Path) -> Preflight:
@@ -132,7 +133,7 @@ def _control_groups(_: Path) -> str | None:
     if not layout.version:
         return "No control group file system is mounted; mount it: mount -t cgroup2 none /sys/fs/cgroup"
     missing = [name for name in ("memory", "pids", "cpu") if name not in layout.controllers]
-    if layout.version == 1 and "freezer" not in layout.controllers:
+    if not layout.can_freeze:
         missing.append("freezer")
     if missing:
         return f"The kernel offers no control group controller for {', '.join(missing)}; limits could not be enforced."

@@ -31,7 +31,7 @@ _MAKER = "firkin.drivers.namespaces.slot_maker"
 
 
 class Slot:
-    """One slot in hand. Without descriptors (after a restart) it can be given back but not used again."""
+    """One slot in hand. After a restart it has no descriptors but, at most, its network: not to be used again."""
 
     __slots__ = ("idmap", "loop", "network", "numbers", "online", "user")
 

@@ -76,8 +76,7 @@ def overlay(lower: int, disk: int, idmap_namespace: int, *, detached: bool) -> i
 
 
 def _by_descriptor(lower: int, disk: int) -> int:
-    upper = os.open(UPPER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=disk)
-    work = os.open(WORK, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=disk)
+    upper, work = _folder(disk, UPPER), _folder(disk, WORK)
     filesystem = NewFilesystem("overlay")
     filesystem.descriptor("lowerdir+", lower)
     filesystem.descriptor("upperdir", upper)
@@ -88,7 +87,14 @@ def _by_descriptor(lower: int, disk: int) -> int:
     return made
 
 
+def _folder(disk: int, name: str) -> int:
+    """Not through a symlink: a disk may come from an archive that somebody else made."""
+    return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=disk)
+
+
 def _by_path(lower: int, disk: int) -> int:
+    for name in (UPPER, WORK):
+        os.close(_folder(disk, name))
     move_mount(lower, LOWER_POINT)
     move_mount(disk, DISK_POINT)
     filesystem = NewFilesystem("overlay")
