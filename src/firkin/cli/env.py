@@ -14,6 +14,8 @@ from firkin.cli.options import server_options
 from firkin.cli.output import json_option, show_json
 from firkin.settings import read_settings
 
+# The Python SDK holds one connection for each live command over HTTP/1.1, and 200 of them unless it is told.
+_MAX_CONNECTIONS = "2000"
 _SDK_KEY = re.compile(r"e2b_[0-9a-f]+")
 
 
@@ -27,6 +29,7 @@ def env(url: str | None, api_key: str | None, state_dir: Path | None, as_json: b
     variables = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url, "E2B_API_KEY": server.api_key}
     if _SDK_KEY.fullmatch(server.api_key) is None:
         variables["E2B_VALIDATE_API_KEY"] = "false"
+    variables["E2B_MAX_CONNECTIONS"] = _MAX_CONNECTIONS
     if server.domain:
         variables["E2B_DOMAIN"] = server.domain
     if server.ca_file:

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firkin.cli.discovery import find_server, operator_of
+from firkin.cli.explanation import explain
 from firkin.cli.failures import one_sentence
 from firkin.cli.options import pairs, server_options
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
-from firkin.settings import read_settings
+from firkin.cli.sandbox_lives import COMMANDS
+from firkin.cli.talking import call, talk
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from firkin.cli.client import ServerClient
 
 _COLUMNS = ("sandboxID", "templateID", "state", "startedAt", "endAt", "metadata")
@@ -36,7 +35,7 @@ def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: boo
     from firkin.cli.sandbox_calls import list_sandboxes
 
     wanted = pairs(metadata, "--metadata")
-    rows = _talk(where, lambda server: list_sandboxes(server, state=state, metadata=wanted, limit=limit))
+    rows = talk(where, lambda server: list_sandboxes(server, state=state, metadata=wanted, limit=limit))
     if as_json:
         show_json(rows)
     else:
@@ -69,7 +68,7 @@ def create(
         "metadata": pairs(metadata, "--metadata"),
         "allow_internet_access": internet,
     }
-    made = _call(where, "POST", "/sandboxes", body=body)
+    made = call(where, "POST", "/sandboxes", body=body)
     if as_json:
         show_json(made)
     else:
@@ -109,7 +108,7 @@ def exec(
         process = await RemoteProcess.start(server, _id(sandbox_id), command)
         return await attach(process, tty_wanted=tty, show=captured)
 
-    code = int(_talk(given, run))
+    code = int(talk(given, run))
     if captured is not None:
         captured.show(sandbox_id, code)
     return code
@@ -137,7 +136,7 @@ def kill(sandbox_ids: tuple[str, ...], all_: bool, as_json: bool, **where: Any) 
     from firkin.cli.sandbox_calls import kill_sandboxes
 
     wanted = None if all_ else [_id(text) for text in sandbox_ids]
-    killed, failures = _talk(where, lambda server: kill_sandboxes(server, wanted))
+    killed, failures = talk(where, lambda server: kill_sandboxes(server, wanted))
     if as_json:
         show_json({"killed": killed, "errors": [str(failure) for failure in failures]})
     elif killed or not failures:
@@ -155,7 +154,7 @@ def inspect(sandbox_id: str, as_json: bool, **where: Any) -> None:
     """Show a sandbox's record and what happened to it, also after its end."""
     from firkin.cli.sandbox_calls import inspect_sandbox
 
-    found = _talk(where, lambda server: inspect_sandbox(server, _id(sandbox_id)))
+    found = talk(where, lambda server: inspect_sandbox(server, _id(sandbox_id)))
     if as_json:
         show_json(found)
         return
@@ -173,7 +172,7 @@ def logs(sandbox_id: str, limit: int, as_json: bool, **where: Any) -> None:
     """Show what the system has to say about a sandbox, the oldest first; also after its end."""
     from firkin.cli.sandbox_calls import sandbox_logs
 
-    entries = _talk(where, lambda server: sandbox_logs(server, _id(sandbox_id), limit))
+    entries = talk(where, lambda server: sandbox_logs(server, _id(sandbox_id), limit))
     if as_json:
         show_json(entries)
         return
@@ -188,23 +187,5 @@ def _id(text: str) -> str:
     return SandboxId(text)
 
 
-def _call(where: dict[str, Any], method: str, path: str, **request: Any) -> Any:
-    async def call(server: ServerClient) -> Any:
-        return (await server.call(method, path, **request))[0]
-
-    return _talk(where, call)
-
-
-def _talk(where: dict[str, Any], work: Callable[[ServerClient], Awaitable[Any]]) -> Any:
-    """Run `work` with a client of the server that the options name."""
-    from firkin.cli.client import ServerClient
-    from firkin.cli.event_loops import run_command
-
-    address = find_server(**where)
-    operator = operator_of(read_settings({"state_dir": where["state_dir"]}).state_dir) if address.pid else None
-
-    async def session() -> Any:
-        async with ServerClient(address, operator=operator) as server:
-            return await work(server)
-
-    return run_command(session())
+for _command in (explain, *COMMANDS):
+    sandbox.add_command(_command)

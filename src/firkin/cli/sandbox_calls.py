@@ -10,6 +10,7 @@ from firkin.cli.client import Json, ServerClient
 from firkin.cli.failures import BAD_INPUT, CommandFailure
 
 _PAGE = 100
+_MOST_LOGS = 1000
 
 
 async def list_sandboxes(
@@ -60,12 +61,13 @@ async def inspect_sandbox(server: ServerClient, sandbox_id: str) -> dict[str, An
 
 
 async def sandbox_logs(server: ServerClient, sandbox_id: str, limit: int) -> list[Json]:
-    """The newest `limit` entries, the oldest first. Of one that has ended the operator gets the journal."""
+    """The newest `limit` entries, the oldest first, also of one that has ended. Of another's the operator gets less."""
+    params = {"limit": str(min(limit, _MOST_LOGS)), "direction": "backward"}
     try:
-        answer, _ = await server.call("GET", f"/sandboxes/{sandbox_id}/logs", params={"limit": str(limit)})
+        answer, _ = await server.call("GET", f"/v2/sandboxes/{sandbox_id}/logs", params=params)
     except CommandFailure as error:
         if error.exit_code != BAD_INPUT:
             raise
         journal, _ = await server.call("GET", f"/firkin/v1/sandboxes/{sandbox_id}/journal")
         return [{**entry, "level": "info"} for entry in journal["entries"][-limit:]]
-    return list(answer.get("logEntries", []))
+    return list(reversed(answer.get("logs", [])))

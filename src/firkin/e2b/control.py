@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from firkin.e2b.auth import ApiKey, KeyRing, presented_key
 from firkin.e2b.directory import SandboxDirectory
+from firkin.e2b.event_calls import EventCalls
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.native import PREFIX, NativeRoutes
 from firkin.e2b.reports import ReportCalls
@@ -47,6 +48,11 @@ _NOT_YET: tuple[tuple[str, str, str], ...] = (
     ("POST", "/secrets/*", "there is no secret store"),
     ("DELETE", "/secrets/*", "there is no secret store"),
     ("GET", "/teams", "accounts are the API keys of this server"),
+    ("GET", "/events/webhooks", "webhooks are registered by the operator: firkin webhook add"),
+    ("POST", "/events/webhooks", "webhooks are registered by the operator: firkin webhook add"),
+    ("GET", "/events/webhooks/*", "webhooks are registered by the operator: firkin webhook list"),
+    ("PATCH", "/events/webhooks/*", "webhooks are registered by the operator: firkin webhook add"),
+    ("DELETE", "/events/webhooks/*", "webhooks are registered by the operator: firkin webhook remove"),
     ("GET", "/default-templates", "no template is marked as a default one"),
 )
 
@@ -61,7 +67,10 @@ class ControlPlane:
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
         sandboxes = SandboxCalls(directory, settings)
         snapshots = SnapshotCalls(directory, settings, sandboxes.creator)
-        for method, pattern, call in _calls(sandboxes, snapshots, ReportCalls(directory, settings)):
+        for method, pattern, call in [
+            *_calls(sandboxes, snapshots),
+            *_looking(ReportCalls(directory, settings), EventCalls(directory)),
+        ]:
             self._add(method, pattern, call)
         for method, pattern, reason in _NOT_YET:
             self._add(method, pattern, _refusing(f"{method} {pattern}", reason))
@@ -115,13 +124,12 @@ class ControlPlane:
         return None
 
 
-def _calls(sandboxes: SandboxCalls, snapshots: SnapshotCalls, reports: ReportCalls) -> list[tuple[str, str, Call]]:
+def _calls(sandboxes: SandboxCalls, snapshots: SnapshotCalls) -> list[tuple[str, str, Call]]:
     return [
         ("POST", "/sandboxes", sandboxes.create_v1),
         ("POST", "/v2/sandboxes", sandboxes.create),
         ("GET", "/sandboxes", sandboxes.list_v1),
         ("GET", "/v2/sandboxes", sandboxes.list),
-        ("GET", "/sandboxes/metrics", reports.all_metrics),
         ("GET", "/sandboxes/*", sandboxes.get),
         ("DELETE", "/sandboxes/*", sandboxes.kill),
         ("POST", "/sandboxes/*/connect", sandboxes.connect_v1),
@@ -133,14 +141,22 @@ def _calls(sandboxes: SandboxCalls, snapshots: SnapshotCalls, reports: ReportCal
         ("GET", "/snapshots", snapshots.list),
         ("POST", "/sandboxes/*/timeout", sandboxes.set_timeout),
         ("POST", "/sandboxes/*/refreshes", sandboxes.refresh),
+        ("DELETE", "/templates/*", snapshots.delete),
+    ]
+
+
+def _looking(reports: ReportCalls, events: EventCalls) -> list[tuple[str, str, Call]]:
+    return [
+        ("GET", "/sandboxes/metrics", reports.all_metrics),
         ("GET", "/sandboxes/*/metrics", reports.metrics),
         ("GET", "/sandboxes/*/logs", reports.logs),
         ("GET", "/v2/sandboxes/*/logs", reports.logs_v2),
         ("GET", "/templates", reports.templates),
         ("GET", "/v2/templates", reports.templates),
         ("GET", "/templates/*", reports.template),
-        ("DELETE", "/templates/*", snapshots.delete),
         ("GET", "/templates/aliases/*", reports.alias),
+        ("GET", "/events/sandboxes", events.listed),
+        ("GET", "/events/sandboxes/*", events.of_sandbox),
     ]
 
 

@@ -1,10 +1,10 @@
-"""Firkin's own routes, beside E2B's: templates and journals, under ``/firkin/v1``.
+"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, events, webhooks, journals.
 
-Whoever has an API key may list templates and read the journal of a sandbox of
-his own. Preparing and deleting templates reads and writes the machine itself
-(a local folder can be a source), so those want the operator's token as well. It
-is made from the server's secret, which only the state folder's owner can read,
-and also shows what became of sandboxes that have ended.
+Whoever has an API key may list templates, and hear and read what became of
+sandboxes of his own. Preparing and deleting templates reads and writes the machine
+itself (a local folder can be a source), archives of snapshots are mounted by it and
+webhooks tell of all tenants, so those want the operator's token as well. It is made
+from the server's secret, which only the state folder's owner can read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ import msgspec
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.error_map import as_refusal, missing_sandbox
+from firkin.e2b.event_calls import NDJSON, EventFeed
 from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.explanations import explain
 from firkin.e2b.json_text import encode
+from firkin.e2b.native_snapshots import NativeSnapshots
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
+from firkin.e2b.webhook_calls import WebhookCalls
 from firkin.law.backend import SandboxBackend
-from firkin.law.errors import FirkinError, NotFound, TemplatePrepareFailure
+from firkin.law.errors import FirkinError, InvalidSpec, NotFound, TemplatePrepareFailure
 from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.logs import LogFilter, LogSource
 from firkin.law.templates import EnvdPlane, TemplateInfo, TemplateSpec, describe_source, parse_source
@@ -32,7 +36,7 @@ from firkin.lifetimes import children
 PREFIX = "/firkin/v1/"
 _MAX_BODY = 64 * 1024
 _PROGRESS_EVERY_S = 0.25
-_NDJSON = (b"content-type", b"application/x-ndjson")
+_LINES_SHOWN = 20
 
 
 class _NewTemplate(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +53,9 @@ class NativeRoutes:
     def __init__(self, backend: SandboxBackend, secret: bytes) -> None:
         self._backend = backend
         self._operator = operator_token(secret)
+        self._snapshots = NativeSnapshots(backend)
+        self._webhooks = WebhookCalls(backend)
+        self._feed = EventFeed(backend)
 
     async def answer(self, exchange: Exchange, tenant: ApiKey) -> None:
         await self._dispatch(exchange, tenant, exchange.path.removeprefix(PREFIX).split("/"))
@@ -66,10 +73,25 @@ class NativeRoutes:
                 await self._backend.templates.delete(TemplateId(template_id))
                 await exchange.answer(204)
             case "GET", ["sandboxes", sandbox_id, "journal"]:
-                owner = None if self._is_operator(exchange) else tenant.name
-                await exchange.answer_json(200, await self._journal(SandboxId(sandbox_id), owner))
+                await exchange.answer_json(
+                    200, await self._journal(SandboxId(sandbox_id), self._whose(exchange, tenant))
+                )
+            case "GET", ["sandboxes", sandbox_id, "explain"]:
+                await exchange.answer_json(200, await self._explain(sandbox_id, self._whose(exchange, tenant)))
+            case "GET", ["events"]:
+                await self._feed.answer(exchange, self._whose(exchange, tenant))
+            case _, ["snapshots", *_]:
+                self._require_operator(exchange)
+                await self._snapshots.answer(exchange, words)
+            case _, ["webhooks", *_]:
+                self._require_operator(exchange)
+                await self._webhooks.answer(exchange, words)
             case _:
                 raise Refused(404, f"no route {exchange.method} {exchange.path[:200]}")
+
+    def _whose(self, exchange: Exchange, tenant: ApiKey) -> str | None:
+        """Whose sandboxes the caller may read about; None is everybody's."""
+        return None if self._is_operator(exchange) else tenant.name
 
     def _is_operator(self, exchange: Exchange) -> bool:
         given = exchange.header(OPERATOR_HEADER.encode()) or b""
@@ -77,9 +99,7 @@ class NativeRoutes:
 
     def _require_operator(self, exchange: Exchange) -> None:
         if not self._is_operator(exchange):
-            raise Refused(
-                403, "only the operator may change templates: the state folder of the server must be readable"
-            )
+            raise Refused(403, "only the operator may do this: the state folder of the server must be readable")
 
     async def _info(self) -> dict[str, Any]:
         info = await self._backend.info()
@@ -108,11 +128,23 @@ class NativeRoutes:
         rows = [{"timestamp": entry.observed_at.isoformat(), "message": entry.message} for entry in entries]
         return {"ended": ended, "entries": rows}
 
+    async def _explain(self, text: str, owner: str | None) -> dict[str, Any]:
+        """Unknown, forgotten and somebody else's read alike."""
+        try:
+            history = await self._backend.sandboxes.history(SandboxId(text))
+        except (InvalidSpec, NotFound):
+            raise missing_sandbox(text[:64]) from None
+        if owner is not None and history.info.owner != owner:
+            raise missing_sandbox(text[:64])
+        logs = self._backend.logs
+        wanted = LogFilter(sandbox_id=history.info.id, limit=_LINES_SHOWN)
+        return explain(history, [] if logs is None else await logs.list(wanted))
+
     async def _prepare(self, exchange: Exchange) -> None:
         """One JSON object a line: ``progress`` while it goes on, at last ``template`` or ``error``."""
         self._require_operator(exchange)
         spec = await _read_spec(exchange)
-        await exchange.start(200, [_NDJSON])
+        await exchange.start(200, [NDJSON])
         async for line in self._progress(spec):
             await exchange.write(encode(line) + b"\n")
         await exchange.write(b"", more=False)

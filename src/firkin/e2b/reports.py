@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -17,11 +17,14 @@ from firkin.e2b.models import SandboxMetric, allow_query, query_int
 from firkin.e2b.settings import ServerSettings
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import SandboxId, TemplateId
-from firkin.law.logs import LogEntry, LogFilter, LogLevel
+from firkin.law.logs import LogEntry, LogFilter, LogLevel, LogSource
 from firkin.law.templates import TemplateInfo, TemplateState
 
 _LEVELS = {"debug": LogLevel.DEBUG, "info": LogLevel.INFO, "warn": LogLevel.WARN, "error": LogLevel.ERROR}
+_LOGGERS = frozenset({LogSource.PROCESS, LogSource.FILESYSTEM})
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _MAX_LOGS = 1000
+_EVERY_LOG = 10_000
 _MAX_IDS = 100
 _LATEST_S = 253402300799  # the end of the year 9999, the last that a datetime can hold
 
@@ -35,16 +38,16 @@ class ReportCalls:
         self._describe = Describer(settings, directory.mint)
 
     async def metrics(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        """One fresh sample, if now is within ``start``…``end`` (Unix seconds): no history is kept."""
+        """The samples from ``start`` to ``end`` (Unix seconds, both included), oldest first; of a paused one too."""
         allow_query(exchange, "start", "end")
-        start = query_int(exchange, "start", default=0, least=0, most=_LATEST_S) or 0
-        end = query_int(exchange, "end", default=_LATEST_S, least=0, most=_LATEST_S)
-        if end is not None and end < start:
+        start = query_int(exchange, "start", default=None, least=0, most=_LATEST_S)
+        end = query_int(exchange, "end", default=None, least=0, most=_LATEST_S)
+        if start is not None and end is not None and end < start:
             raise Refused(400, "end must not be before start", should_retry=False)
         info = await self._directory.owned(tenant, path[0])
-        sample = await self._sample(info.id)
-        within = sample is not None and start <= sample.timestampUnix <= (end if end is not None else _LATEST_S)
-        await exchange.answer_json(200, [sample] if within else [])
+        metrics = self._backend.metrics
+        found = [] if metrics is None else await metrics.history(info.id, _instant(start), _end_of_second(end))
+        await exchange.answer_json(200, [metric(usage) for usage in found])
 
     async def all_metrics(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         allow_query(exchange, "sandbox_ids")
@@ -59,49 +62,60 @@ class ReportCalls:
             info = await self._directory.owned(tenant, text)
         except Refused:
             return None
-        sample = await self._sample(info.id)
-        return None if sample is None else (info.id, sample)
-
-    async def _sample(self, sandbox_id: SandboxId) -> SandboxMetric | None:
         metrics = self._backend.metrics
-        return None if metrics is None else metric(await metrics.usage(sandbox_id))
+        try:
+            found = [] if metrics is None else await metrics.history(info.id)
+        except NotFound:  # it has just ended
+            return None
+        return (info.id, metric(found[-1])) if found else None
 
     async def logs(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        """v1: lines and entries, oldest first."""
+        """v1: lines and entries, oldest first, from ``start`` (milliseconds) on."""
         allow_query(exchange, "start", "limit")
-        info = await self._directory.owned(tenant, path[0])
-        entries = await self._entries(info.id, exchange, since="start")
+        sandbox_id = await self._known(tenant, path[0])
+        start = _instant(query_int(exchange, "start", default=None, least=0, most=_LATEST_S * 1000), 1000)
+        entries = (await self._entries(sandbox_id, LogLevel.DEBUG, since=start))[: _limit(exchange)]
         lines = [{"timestamp": timestamp(entry.observed_at), "line": _line(entry)} for entry in entries]
         await exchange.answer_json(200, {"logs": lines, "logEntries": [_entry(entry) for entry in entries]})
 
     async def logs_v2(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """From ``cursor`` (milliseconds, included) forward, or from it backward with the newest first."""
         allow_query(exchange, "cursor", "limit", "direction", "level", "search")
-        direction = exchange.query.get("direction", "forward")
+        direction, level = exchange.query.get("direction", "forward"), exchange.query.get("level", "debug")
         if direction not in ("forward", "backward"):
             raise Refused(400, "direction must be forward or backward", should_retry=False)
-        info = await self._directory.owned(tenant, path[0])
-        entries = list(await self._entries(info.id, exchange, since="cursor", backward=direction == "backward"))
-        wanted = exchange.query.get("search", "")
-        found = [_entry(entry) for entry in entries if wanted in entry.message]
-        await exchange.answer_json(200, {"logs": found})
-
-    async def _entries(
-        self, sandbox_id: SandboxId, exchange: Exchange, *, since: str, backward: bool = False
-    ) -> Sequence[LogEntry]:
-        limit = query_int(exchange, "limit", default=_MAX_LOGS, least=1, most=_MAX_LOGS) or _MAX_LOGS
-        milliseconds = query_int(exchange, since, default=None, least=0, most=_LATEST_S * 1000)
-        level = exchange.query.get("level", "debug")
         if level not in _LEVELS:
             raise Refused(400, "level must be debug, info, warn or error", should_retry=False)
+        limit = _limit(exchange)
+        sandbox_id = await self._known(tenant, path[0])
+        cursor = query_int(exchange, "cursor", default=None, least=0, most=_LATEST_S * 1000)
+        wanted = exchange.query.get("search", "")
+        if direction == "forward":
+            found = list(await self._entries(sandbox_id, _LEVELS[level], since=_instant(cursor, 1000)))
+        else:
+            until = None if cursor is None else (_instant(cursor, 1000) or _EPOCH) + timedelta(milliseconds=1)
+            entries = await self._entries(sandbox_id, _LEVELS[level], since=None)
+            found = [entry for entry in reversed(entries) if until is None or entry.observed_at < until]
+        shown = [_entry(entry) for entry in found if wanted in entry.message][:limit]
+        await exchange.answer_json(200, {"logs": shown})
+
+    async def _known(self, tenant: ApiKey, text: str) -> SandboxId:
+        """A sandbox of the tenant's, also one that has ended and is not forgotten."""
+        try:
+            return (await self._directory.owned(tenant, text)).id
+        except Refused as missing:
+            try:
+                history = await self._backend.sandboxes.history(SandboxId(text.partition("-")[0]))
+            except (InvalidSpec, NotFound):
+                raise missing from None
+            if history.info.owner != tenant.name:
+                raise missing from None
+            return history.info.id
+
+    async def _entries(self, sandbox_id: SandboxId, level: LogLevel, *, since: datetime | None) -> Sequence[LogEntry]:
         logs = self._backend.logs
-        if logs is None:
-            return []
-        instant = None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
-        wide = LogFilter(sandbox_id=sandbox_id, level=_LEVELS[level], since=None if backward else instant, limit=10_000)
-        entries = await logs.list(wide)
-        if not backward:
-            return entries[:limit]
-        return [entry for entry in reversed(entries) if instant is None or entry.observed_at <= instant][:limit]
+        wide = LogFilter(sandbox_id=sandbox_id, level=level, since=since, limit=_EVERY_LOG)
+        return [] if logs is None else await logs.list(wide)
 
     async def templates(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """Every tenant sees all templates, so ``teamID`` changes nothing."""
@@ -133,6 +147,19 @@ class ReportCalls:
         raise Refused(404, f"template '{text[:128]}' not found", should_retry=False)
 
 
+def _instant(count: int | None, a_second: int = 1) -> datetime | None:
+    return None if count is None else datetime.fromtimestamp(count / a_second, UTC)
+
+
+def _end_of_second(second: int | None) -> datetime | None:
+    """Clients are told whole seconds, so a sample within the last one belongs to it."""
+    return None if second is None else datetime.fromtimestamp(second, UTC).replace(microsecond=999_999)
+
+
+def _limit(exchange: Exchange) -> int:
+    return query_int(exchange, "limit", default=_MAX_LOGS, least=1, most=_MAX_LOGS) or _MAX_LOGS
+
+
 def _entry(entry: LogEntry) -> dict[str, object]:
     return {
         "timestamp": timestamp(entry.observed_at),
@@ -143,8 +170,13 @@ def _entry(entry: LogEntry) -> dict[str, object]:
 
 
 def _line(entry: LogEntry) -> str:
-    """The command line tool of the SDK reads each line as JSON."""
-    fields = {"timestamp": timestamp(entry.observed_at), "level": _level(entry.level), "message": entry.message}
+    """The command line tool of the SDK reads each line as JSON, and chooses by the names of its loggers."""
+    fields = {
+        "timestamp": timestamp(entry.observed_at),
+        "level": _level(entry.level),
+        "logger": entry.source.value if entry.source in _LOGGERS else "system",
+        "message": entry.message,
+    }
     return encode(fields).decode()
 
 

@@ -17,10 +17,13 @@ from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
 from firkin.engine.node import Node
 from firkin.engine.port_exposures import PortExposures
+from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
+from firkin.engine.sampling import Samples
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver
 from firkin.law.policies import Policies
@@ -45,6 +48,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     """A node that has not begun to serve."""
     clock, records = ground.clock, ground.records
     events, logs, acts, roster = EventBus(clock), LogStore(clock, records), Acts(ground.children), Roster(records)
+    programs = Programs(clock)
     templates = TemplateRegistry(ground.place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer)
     node = Node(
         driver=ground.driver,
@@ -66,5 +70,8 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         links=Links(roster, ground.offer),
         exposures=PortExposures(ground.children),
         figures=Figures(),
+        samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),
+        programs=programs,
+        webhooks=LocalWebhooks(records=records, events=events, clock=clock),
     )
     return node

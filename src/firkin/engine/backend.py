@@ -10,7 +10,7 @@ from firkin.engine.assembly import Ground, assemble
 from firkin.engine.clock import Clock, SystemClock
 from firkin.engine.closing import close_down
 from firkin.engine.database import Database
-from firkin.engine.events import EventBus
+from firkin.engine.events import LocalEvents
 from firkin.engine.files import LocalFiles
 from firkin.engine.lifecycle import LocalSandboxes
 from firkin.engine.logs import LogStore
@@ -25,6 +25,7 @@ from firkin.engine.records import Records
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.backend import BackendInfo, Preflight
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver, RootPreparer
@@ -105,8 +106,12 @@ class LocalBackend:
         return None
 
     @property
-    def events(self) -> EventBus:
-        return self._started().events
+    def events(self) -> LocalEvents:
+        return LocalEvents(self._started())
+
+    @property
+    def webhooks(self) -> LocalWebhooks:
+        return self._started().webhooks
 
     @property
     def logs(self) -> LogStore:
@@ -129,6 +134,8 @@ class LocalBackend:
             await reconcile(node)
             node.background(node.deadlines.run(), name="deadlines")
             node.background(forget_ended(node), name="forget old ends")
+            node.background(node.samples.run(), name="samples")
+            node.background(node.webhooks.run(), name="webhooks")
             self._open = undo.pop_all()
         self._node = node
 

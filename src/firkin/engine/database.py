@@ -9,6 +9,8 @@ never the consistency of the file.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar  # Any: the results of jobs of every type share one queue
 
 from firkin.law.errors import BackendFailure, IoFailure, RetryClass
+
+_log = logging.getLogger("firkin.engine")
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
@@ -61,6 +65,30 @@ MIGRATIONS: Sequence[str] = (
         value TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE journal ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    ALTER TABLE journal ADD COLUMN template TEXT NOT NULL DEFAULT '';
+    UPDATE journal SET
+        owner = COALESCE((SELECT json_extract(info, '$.owner') FROM sandboxes WHERE id = sandbox_id), ''),
+        template = COALESCE((SELECT json_extract(info, '$.template_id') FROM sandboxes WHERE id = sandbox_id), '');
+    CREATE INDEX journal_by_owner ON journal (owner, seq);
+    CREATE TABLE remains (
+        id TEXT PRIMARY KEY,
+        peak_memory_bytes INTEGER NOT NULL DEFAULT 0,
+        lines TEXT NOT NULL DEFAULT '[]'
+    ) WITHOUT ROWID;
+    CREATE TABLE webhooks (
+        id TEXT PRIMARY KEY,
+        url TEXT NOT NULL,
+        secret TEXT NOT NULL,
+        states TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        delivered INTEGER NOT NULL,
+        failures INTEGER NOT NULL DEFAULT 0,
+        last_failure TEXT NOT NULL DEFAULT '',
+        failing_since REAL
+    ) WITHOUT ROWID;
+    """,
 )
 
 
@@ -99,6 +127,14 @@ class Database:
         self._jobs.put((job, future))
         return await future
 
+    def post(self, job: Job[object]) -> None:
+        """Run the job in its turn without anybody waiting for it; a failure is logged."""
+        if self._closing:
+            return
+        future: asyncio.Future[object] = self._loop.create_future()
+        future.add_done_callback(_log_failure)
+        self._jobs.put((job, future))
+
     async def aclose(self) -> None:
         """Commit what waits and close. Idempotent."""
         if not self._closing:
@@ -132,6 +168,9 @@ class Database:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _connect(self) -> sqlite3.Connection:
+        # webhooks' secrets are in it; SQLite gives its side files the same mode
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._path.chmod(0o600)
         connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -190,6 +229,11 @@ def _deliver(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -
             future.set_exception(error)
         else:
             future.set_result(result)
+
+
+def _log_failure(future: asyncio.Future[object]) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        _log.error("not recorded error=%s", future.exception())
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

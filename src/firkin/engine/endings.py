@@ -101,6 +101,8 @@ def leave(node: Node, resident: Resident) -> None:
     node.deadlines.disarm(resident.id)
     node.roster.remove(resident)
     node.logs.retire(resident.id)
+    node.samples.retire(resident.id)
+    node.programs.forget(resident.id)
     resident.release()
     if resident.template is not None:
         resident.template.release()

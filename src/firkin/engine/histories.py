@@ -16,7 +16,9 @@ async def history(node: Node, sandbox_id: SandboxId) -> SandboxHistory:
     if info is None:
         raise await node.roster.absence("explain a sandbox", sandbox_id)
     changes = tuple(_change(entry) for entry in await node.records.journal(sandbox_id))
-    return SandboxHistory(info=info, changes=changes)
+    recorded = (await node.records.remains(sandbox_id)).peak_memory_bytes
+    peak_bytes = max(recorded, node.samples.peak_bytes(sandbox_id))
+    return SandboxHistory(info=info, changes=changes, peak_memory_bytes=peak_bytes)
 
 
 def _change(entry: JournalEntry) -> StateChange:

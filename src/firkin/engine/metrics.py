@@ -1,8 +1,9 @@
-"""Figures of the runtime, and a fresh sample of what one sandbox uses."""
+"""Figures of the runtime, and what one sandbox uses: afresh, or over its life."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any  # the JSON edge: the agent's answer
 
 from firkin.engine.guest_faults import process_errors
@@ -46,31 +47,34 @@ class LocalMetrics:
             guest = await inside.link.call("usage", {}, within_s=USAGE_WITHIN_S)
         return self._sample(resident, counters, guest)
 
+    async def history(
+        self, sandbox_id: SandboxId, start: datetime | None = None, end: datetime | None = None
+    ) -> Sequence[SandboxUsage]:
+        """See `MetricControl.history`. One that runs and has no sample yet is sampled at once."""
+        resident = await self._node.roster.meet("measure a sandbox", sandbox_id)
+        found = self._node.samples.history(resident)
+        if not found and resident.info.state is SandboxState.RUNNING:
+            first = await self._node.samples.now(resident)
+            found = [] if first is None else [first]
+        return [
+            usage
+            for usage in found
+            if (start is None or usage.observed_at >= start) and (end is None or usage.observed_at <= end)
+        ]
+
     def _sample(self, resident: Resident, counters: Mapping[str, int], guest: Mapping[str, Any]) -> SandboxUsage:
         resources = resident.info.resources
         return SandboxUsage(
             sandbox_id=resident.id,
             observed_at=self._node.clock.now(),
             cpu_count=resources.vcpus,
-            cpu_used_pct=self._cpu_pct(resident, counters.get("cpu_us", 0)),
+            cpu_used_pct=self._node.samples.cpu_pct(resident, counters.get("cpu_us", 0)),
             memory_used_bytes=counters.get("memory_bytes", 0),
             memory_cache_bytes=counters.get("memory_cache_bytes", 0),
             memory_total_bytes=resources.memory_bytes,
             disk_used_bytes=_said(guest, "disk_used", counters.get("disk_used_bytes", 0)),
             disk_total_bytes=_said(guest, "disk_total", resources.disk_bytes),
         )
-
-    def _cpu_pct(self, resident: Resident, cpu_us: int) -> float:
-        """Of one CPU, since the last sample, or since it started for the first."""
-        now = self._node.clock.monotonic()
-        if resident.sampled is None:
-            started = resident.info.started_at or resident.info.created_at
-            before, used = now - (self._node.clock.now() - started).total_seconds(), 0
-        else:
-            before, used = resident.sampled
-        resident.sampled = (now, cpu_us)
-        took_us = (now - before) * 1_000_000
-        return round(max(0, cpu_us - used) / took_us * 100, 2) if took_us > 0 else 0.0
 
     def _of_sandboxes(self) -> dict[str, tuple[int | float, MetricUnit]]:
         states = [resident.info.state for resident in self._node.roster]

@@ -15,10 +15,13 @@ from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
 from firkin.engine.port_exposures import PortExposures
+from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
+from firkin.engine.sampling import Samples
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver
 from firkin.law.policies import Policies
@@ -46,6 +49,9 @@ class Node:
     links: Links
     exposures: PortExposures
     figures: Figures
+    samples: Samples
+    programs: Programs
+    webhooks: LocalWebhooks
 
     def background(self, work: Coroutine[object, object, None], *, name: str) -> None:
         self.children.start(work, name=name)

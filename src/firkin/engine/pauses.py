@@ -21,7 +21,7 @@ from firkin.engine.sandbox_requests import deadline_after
 from firkin.engine.substrate import substrate
 from firkin.engine.watching import watch
 from firkin.law.capabilities import CapabilityName
-from firkin.law.driver import BootPlan
+from firkin.law.driver import BootPlan, Instance
 from firkin.law.errors import BackendFailure, FirkinError, ResourceKind, SandboxUnavailable, WrongState
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogLevel, LogSource
@@ -32,6 +32,7 @@ from firkin.lifetimes import finish
 
 FREEZE_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 2.0
+RECLAIM_AFTER_S = 5.0
 _PAUSE, _RESUME = "pause sandbox", "resume sandbox"
 
 
@@ -109,7 +110,14 @@ async def _freeze(node: Node, resident: Resident, why: Why, *, answers: bool) ->
     await node.links.drop(resident)
     resident.release()
     resident.reservation = node.admission.hold_memory(resident.info.resources)
-    node.background(instance.reclaim(), name=f"reclaim {resident.id}")
+    node.background(_reclaim(node, resident, instance), name=f"reclaim {resident.id}")
+
+
+async def _reclaim(node: Node, resident: Resident, instance: Instance) -> None:
+    """Not at once: who resumes soon should find its caches."""
+    await node.clock.sleep_until(node.clock.monotonic() + RECLAIM_AFTER_S)
+    if resident.instance is instance and resident.info.state is SandboxState.PAUSED:
+        await instance.reclaim()
 
 
 async def _put_down(node: Node, resident: Resident, why: Why) -> None:

@@ -10,22 +10,28 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
-from firkin.engine.database import Database
+from firkin.engine.database import Database, Job
 from firkin.engine.stored_forms import (
     Origin,
     SnapshotRecord,
     TemplateRecord,
     dump,
+    dump_lines,
     dump_template,
+    load_entry,
     load_info,
+    load_lines,
     load_origin,
     load_ref,
     load_snapshot,
     load_template,
 )
 from firkin.law.driver import InstanceRef
+from firkin.law.events import JournalQuery, LifecycleEntry
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId
+from firkin.law.logs import LogEntry
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.states import SandboxState
 
@@ -49,6 +55,23 @@ class SandboxRecord:
     ref: InstanceRef | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remains:
+    """What is kept of a sandbox beside its record: the most memory measured (0: never), its last log entries."""
+
+    peak_memory_bytes: int = 0
+    lines: tuple[LogEntry, ...] = ()
+
+
+MOST_ENTRIES = 1000
+_KEEP_PEAK = (
+    "INSERT INTO remains (id, peak_memory_bytes) VALUES (?, ?)"
+    " ON CONFLICT (id) DO UPDATE SET peak_memory_bytes = MAX(peak_memory_bytes, excluded.peak_memory_bytes)"
+)
+_KEEP_LINES = "INSERT INTO remains (id, lines) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET lines = excluded.lines"
+T = TypeVar("T")
+
+
 class Records:
     """Typed reading and writing over the `Database`. Raises its `IoFailure`."""
 
@@ -58,12 +81,14 @@ class Records:
     async def add(self, record: SandboxRecord, entry: JournalEntry, *, anew: bool = False) -> None:
         """`sqlite3.IntegrityError` when the id is still remembered; with `anew`, when its sandbox has not ended."""
         row = (record.info.id, record.info.state.value, dump(record.info), dump(record.origin))
-        await self._database.run(lambda connection: _add(connection, row, entry, anew=anew))
+        told = _rows(record.info, (entry,))
+        await self._database.run(lambda connection: _add(connection, row, told, anew=anew))
 
     async def change(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> None:
         ended_at = None if info.ended_at is None else info.ended_at.timestamp()
         row = (info.state.value, ended_at, dump(info), None if ref is None else dump(ref), info.id)
-        await self._database.run(lambda connection: _change(connection, row, entries))
+        told = _rows(info, entries)
+        await self._database.run(lambda connection: _change(connection, row, told))
 
     async def standing(self) -> list[SandboxRecord]:
         """Every sandbox that has not been deleted, oldest first."""
@@ -95,6 +120,41 @@ class Records:
             ).fetchall()
         )
         return [_entry(row) for row in reversed(rows)]
+
+    async def entries(self, query: JournalQuery) -> list[LifecycleEntry]:
+        """What `query` asks for, at most `MOST_ENTRIES` at once."""
+        text, values = _selection(query)
+        rows = await self._database.run(lambda connection: connection.execute(text, values).fetchall())
+        return [load_entry(row) for row in rows]
+
+    async def last_number(self) -> int:
+        """The number of the newest entry that there ever was; 0 before the first."""
+        row = await self._database.run(
+            lambda connection: connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
+        )
+        return 0 if row is None else int(row[0])
+
+    def keep_peak(self, sandbox_id: SandboxId, memory_bytes: int) -> None:
+        """Keep what a sandbox used at most, until its end is forgotten. Does not wait."""
+        self._database.post(lambda connection: connection.execute(_KEEP_PEAK, (sandbox_id, memory_bytes)))
+
+    def keep_lines(self, sandbox_id: SandboxId, lines: Sequence[LogEntry]) -> None:
+        """Keep the last log entries of a sandbox, until its end is forgotten. Does not wait."""
+        text = dump_lines(lines)
+        self._database.post(lambda connection: connection.execute(_KEEP_LINES, (sandbox_id, text)))
+
+    async def remains(self, sandbox_id: str) -> Remains:
+        """What was kept of a sandbox; empty for an unknown one."""
+        row = await self._database.run(
+            lambda connection: connection.execute(
+                "SELECT peak_memory_bytes, lines FROM remains WHERE id = ?", (sandbox_id,)
+            ).fetchone()
+        )
+        return Remains() if row is None else Remains(peak_memory_bytes=row[0], lines=load_lines(sandbox_id, row[1]))
+
+    async def run(self, job: Job[T]) -> T:
+        """A job of a module that keeps rows of its own."""
+        return await self._database.run(job)
 
     async def forget_ended(self, before: datetime) -> int:
         """Remove deleted sandboxes that ended before then, with their journal; how many there were."""
@@ -147,28 +207,57 @@ class Records:
         return [load_template(text) for (text,) in rows]
 
 
-def _add(connection: sqlite3.Connection, row: tuple[str, ...], entry: JournalEntry, *, anew: bool) -> None:
+_JournalRow = tuple[str, float, str, str, str, str, str, str]
+
+
+def _add(connection: sqlite3.Connection, row: tuple[str, ...], entries: Sequence[_JournalRow], *, anew: bool) -> None:
     if anew:
         connection.execute("DELETE FROM sandboxes WHERE id = ? AND state = 'deleted'", (row[0],))
+        connection.execute("DELETE FROM remains WHERE id = ?", (row[0],))
     connection.execute("INSERT INTO sandboxes (id, state, info, origin) VALUES (?, ?, ?, ?)", row)
-    _journal(connection, (entry,))
+    _journal(connection, entries)
 
 
-def _change(connection: sqlite3.Connection, row: tuple[object, ...], entries: Sequence[JournalEntry]) -> None:
+def _change(connection: sqlite3.Connection, row: tuple[object, ...], entries: Sequence[_JournalRow]) -> None:
     connection.execute("UPDATE sandboxes SET state = ?, ended_at = ?, info = ?, ref = ? WHERE id = ?", row)
     _journal(connection, entries)
 
 
-def _journal(connection: sqlite3.Connection, entries: Sequence[JournalEntry]) -> None:
+def _rows(info: SandboxInfo, entries: Sequence[JournalEntry]) -> list[_JournalRow]:
+    about = (info.owner, str(info.template_id or ""))
+    return [(e.sandbox_id, e.at.timestamp(), e.was, e.became.value, e.cause, e.actor, *about) for e in entries]
+
+
+def _journal(connection: sqlite3.Connection, entries: Sequence[_JournalRow]) -> None:
     connection.executemany(
-        "INSERT INTO journal (sandbox_id, at, was, became, cause, actor) VALUES (?, ?, ?, ?, ?, ?)",
-        [(e.sandbox_id, e.at.timestamp(), e.was, e.became.value, e.cause, e.actor) for e in entries],
+        "INSERT INTO journal (sandbox_id, at, was, became, cause, actor, owner, template)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        entries,
     )
+
+
+def _selection(query: JournalQuery) -> tuple[str, tuple[object, ...]]:
+    wishes: list[tuple[str, tuple[object, ...]]] = [("seq > ?", (query.after,))]
+    if query.sandbox_id is not None:
+        wishes.append(("sandbox_id = ?", (query.sandbox_id,)))
+    if query.owner is not None:
+        wishes.append(("owner = ?", (query.owner,)))
+    if query.became:
+        marks = ", ".join("?" * len(query.became))
+        wishes.append((f"became IN ({marks})", tuple(state.value for state in query.became)))
+    order = "DESC" if query.newest_first else "ASC"
+    text = (
+        "SELECT seq, sandbox_id, at, was, became, cause, actor, owner, template FROM journal"
+        f" WHERE {' AND '.join(wish for wish, _ in wishes)} ORDER BY seq {order} LIMIT ? OFFSET ?"
+    )
+    values = [value for _, given in wishes for value in given]
+    return text, (*values, max(0, min(query.limit, MOST_ENTRIES)), max(0, query.offset))
 
 
 def _forget(connection: sqlite3.Connection, before: float) -> int:
     chosen = "SELECT id FROM sandboxes WHERE state = 'deleted' AND ended_at < ?"
     connection.execute(f"DELETE FROM journal WHERE sandbox_id IN ({chosen})", (before,))
+    connection.execute(f"DELETE FROM remains WHERE id IN ({chosen})", (before,))
     return connection.execute("DELETE FROM sandboxes WHERE state = 'deleted' AND ended_at < ?", (before,)).rowcount
 
 

@@ -35,8 +35,7 @@ class Resident:
     `instance` is set while there is something to destroy; once it is `leaving`
     nobody is let in, and a dial under way is cut short by its `dial_limit`; `renewals` tells an
     expiry that fired from the renewal or pause that overtook it; `hurry` cuts a graceful
-    stop or a capture short; `sampled` is the last
-    (monotonic time, CPU µs) seen.
+    stop or a capture short.
     """
 
     info: SandboxInfo
@@ -49,7 +48,6 @@ class Resident:
     leaving: bool = False
     dial_limit: asyncio.Timeout | None = None
     renewals: int = 0
-    sampled: tuple[float, int] | None = None
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     dialling: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -171,6 +171,10 @@ class LocalSnapshots:
                 _require_disk(node, 0 if archive.integrity is None else archive.integrity.size_bytes)
                 arrived = await snapshot_archives.imported(archive.chunks, aside, announced=archive.integrity)
                 record = _naturalised(node, arrived.record, snapshot_id, options)
+                async with substrate("import a snapshot", node.driver.name, within_s=CAPTURE_WITHIN_S):
+                    await node.driver.verify(aside)
+                content = await store.settled(aside)
+                record = replace(record, info=replace(record.info, integrity=content))
                 await node.acts.run(store.keep(record, aside), name=f"keep snapshot {snapshot_id}")
         node.events.publish(SnapshotChanged(None, snapshot_id))
         return record.info

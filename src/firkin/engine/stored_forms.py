@@ -6,19 +6,22 @@ A value of a union carries its ``kind``; everything else is told by its fields.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any  # the JSON edge: what is read was written by this module
 
 import msgspec
 
 from firkin.law.driver import InstanceRef, RootFilesystem
-from firkin.law.ids import Identifier, TemplateId
+from firkin.law.events import LifecycleEntry
+from firkin.law.ids import Identifier, SandboxId, TemplateId
+from firkin.law.logs import LogEntry, LogLevel, LogSource
 from firkin.law.network import NetworkPolicy
 from firkin.law.resources import SandboxResources
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.snapshots import SnapshotInfo
+from firkin.law.states import SandboxState
 from firkin.law.templates import (
     EnvdPlane,
     GitSource,
@@ -117,6 +120,7 @@ _infos = msgspec.json.Decoder(SandboxInfo, dec_hook=_decode_hook)
 _origins = msgspec.json.Decoder(Origin)
 _refs = msgspec.json.Decoder(InstanceRef)
 _snapshots = msgspec.json.Decoder(SnapshotRecord, dec_hook=_decode_hook)
+_lines = msgspec.json.Decoder(list[tuple[float, str, int, str]])
 _templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=_decode_hook)
 
 
@@ -139,6 +143,41 @@ def load_snapshot(text: str | bytes) -> SnapshotRecord:
 
 def load_ref(text: str | None) -> InstanceRef | None:
     return None if text is None else _refs.decode(text)
+
+
+def load_entry(row: tuple[int, str, float, str, str, str, str, str, str]) -> LifecycleEntry:
+    """A row of the journal: number, sandbox, time, states, cause, actor, owner, template."""
+    number, sandbox_id, at, was, became, cause, actor, owner, template = row
+    return LifecycleEntry(
+        number=number,
+        sandbox_id=SandboxId(sandbox_id),
+        at=datetime.fromtimestamp(at, UTC),
+        was=SandboxState(was) if was else None,
+        became=SandboxState(became),
+        cause=cause,
+        actor=actor,
+        owner=owner,
+        template_id=TemplateId(template) if template else None,
+    )
+
+
+def dump_lines(lines: Sequence[LogEntry]) -> str:
+    return _encoder.encode(
+        [(line.observed_at.timestamp(), line.source.value, int(line.level), line.message) for line in lines]
+    ).decode()
+
+
+def load_lines(sandbox_id: str, text: str) -> tuple[LogEntry, ...]:
+    return tuple(
+        LogEntry(
+            sandbox_id=SandboxId(sandbox_id),
+            source=LogSource(source),
+            level=LogLevel(level),
+            message=message,
+            observed_at=datetime.fromtimestamp(at, UTC),
+        )
+        for at, source, level, message in _lines.decode(text)
+    )
 
 
 def dump_template(record: TemplateRecord) -> str:

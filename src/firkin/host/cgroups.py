@@ -250,7 +250,10 @@ class Trees:
             _try(folder, f"{path}/memory.memsw.limit_in_bytes", _read(folder, f"{path}/memory.limit_in_bytes").strip())
 
     def usage(self, box: str) -> dict[str, int]:
-        """``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``oom_kills``; 0 where there is no counter."""
+        """``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``memory_peak_bytes``, ``oom_kills``.
+
+        0 where there is no counter.
+        """
         if self.layout.version == 2:
             return self._usage_v2(box)
         memory = self._folders.get("memory", -1)
@@ -261,8 +264,15 @@ class Trees:
             "cpu_us": int(spent or 0) // 1000,
             "memory_bytes": _number(_read(memory, f"{box}/memory.usage_in_bytes")),
             "memory_cache_bytes": stat.get("total_cache", 0),
+            "memory_peak_bytes": _number(_read(memory, f"{box}/memory.max_usage_in_bytes")),
             "oom_kills": kills,
         }
+
+    def agent_oom_kills(self, box: str) -> int:
+        """How often the kernel's OOM killer chose among the agent's own group: 0 or 1, for it is alone there."""
+        if self.layout.version == 2:
+            return _fields(_read(self._folders[""], f"{box}/agent/memory.events.local")).get("oom_kill", 0)
+        return _fields(_read(self._folders.get("memory", -1), f"{box}/agent/memory.oom_control")).get("oom_kill", 0)
 
     def _usage_v2(self, box: str) -> dict[str, int]:
         folder = self._folders[""]
@@ -270,6 +280,7 @@ class Trees:
             "cpu_us": _fields(_read(folder, f"{box}/cpu.stat")).get("usage_usec", 0),
             "memory_bytes": _number(_read(folder, f"{box}/memory.current")),
             "memory_cache_bytes": _fields(_read(folder, f"{box}/memory.stat")).get("file", 0),
+            "memory_peak_bytes": _number(_read(folder, f"{box}/memory.peak")),
             "oom_kills": _fields(_read(folder, f"{box}/memory.events")).get("oom_kill", 0),
         }
 

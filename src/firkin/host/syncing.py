@@ -1,4 +1,4 @@
-"""Making files durable, and a mounted file system consistent in the image below it. For threads: the GIL is free."""
+"""Making a mounted file system consistent in the image below it. For threads: the GIL is free meanwhile."""
 
 from __future__ import annotations
 
@@ -13,13 +13,3 @@ def sync_filesystem(fd: int) -> None:
     if _libc.syncfs(ctypes.c_int(fd)) < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"syncfs: {os.strerror(code)}")
-
-
-def sync_files(directory: str) -> None:
-    """fsync every file of `directory` and the directory itself."""
-    for path in (*(entry.path for entry in os.scandir(directory)), directory):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

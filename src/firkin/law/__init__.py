@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from firkin.law.events import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.files import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.ids import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.lifecycle_events import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.logs import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.metrics import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.network import *  # noqa: F403 — __all__ below is the choice
@@ -52,6 +53,7 @@ _MODULES = (
     "snapshots",
     "warm_pool",
     "webhooks",
+    "lifecycle_events",
     "backend",
     "driver",
 )
@@ -283,6 +285,9 @@ __all__ = [
     "check_environment",
     "describe_selector",
     "describe_source",
+    "event_body",
+    "event_states",
+    "event_type",
     "next_state",
     "parse_source",
     "signal_number",

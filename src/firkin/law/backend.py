@@ -320,6 +320,10 @@ class WebhookControl(Protocol):
         """`NotFound` for an unknown one."""
         ...
 
+    async def test(self, webhook_id: str) -> str:
+        """Deliver an event of no sandbox at once; what went wrong, in a few words, or an empty text."""
+        ...
+
 
 class LogControl(Protocol):
     async def list(self, filter: LogFilter) -> Sequence[LogEntry]: ...

@@ -175,6 +175,13 @@ class Driver(Protocol):
         """
         ...
 
+    async def verify(self, captured: Path) -> None:
+        """See whether what a stranger says is a capture can be booted from, and mend it where that is needed.
+
+        May change the files. Raises `SnapshotIntegrityFailure` for what cannot be used.
+        """
+        ...
+
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove the files of a destroyed instance. Idempotent."""
         ...

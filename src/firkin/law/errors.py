@@ -52,6 +52,7 @@ class ResourceKind(StrEnum):
     USER = "user"
     WATCH = "watch"
     VOLUME = "volume"
+    WEBHOOK = "webhook"
 
 
 class InvalidReason(StrEnum):

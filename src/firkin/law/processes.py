@@ -245,10 +245,15 @@ class PtyOutput:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last event of every stream, after all output. `timed_out`: its own deadline killed it."""
+    """The last event of every stream, after all output.
+
+    `timed_out`: its own deadline killed it. `out_of_memory`: the kernel killed it, because the sandbox had reached
+    the limit of its memory.
+    """
 
     status: CommandStatus
     timed_out: bool = False
+    out_of_memory: bool = False
 
 
 ProcessEvent = Started | Stdout | Stderr | PtyOutput | Ended

@@ -256,7 +256,11 @@ class StateChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxHistory:
-    """The last record of a sandbox, also of one that has ended, and every change of its state, oldest first."""
+    """The last record of a sandbox, also of one that has ended, and every change of its state, oldest first.
+
+    `peak_memory_bytes` is the most memory that was measured; 0 when nothing was.
+    """
 
     info: SandboxInfo
     changes: tuple[StateChange, ...]
+    peak_memory_bytes: int = 0

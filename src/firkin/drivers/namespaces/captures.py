@@ -3,8 +3,9 @@
 What programs inside have written lies in the ext4's own memory first. syncfs
 through the sandbox's root writes it out to the image file: once while the
 sandbox still runs, which takes the time, and once while it is frozen, which
-takes what is left. Then the image is copied, and only after the thaw is the copy
-made durable.
+takes what is left. Then the image is copied. Before all that, blocks of deleted
+files are punched out of the image: they would cost time, and what was deleted has
+no business in a copy that others may get.
 
 The ids on the disk are those that the programs inside see, so any slot can use
 the copy. Files that were deleted while open keep their blocks in it.
@@ -23,7 +24,8 @@ from pathlib import Path
 from firkin.drivers.namespaces.process_table import start_time
 from firkin.host.disks import copy_image
 from firkin.host.superblocks import mark_clean
-from firkin.host.syncing import sync_files, sync_filesystem
+from firkin.host.syncing import sync_filesystem
+from firkin.host.trimming import trim
 from firkin.law.driver import InstanceRef
 from firkin.lifetimes import finish
 
@@ -63,12 +65,19 @@ class DiskThreads:
 class DiskCapture:
     """One copy of the disk of the instance `ref` into the directory `into`. Its methods block."""
 
-    def __init__(self, ref: InstanceRef, into: Path) -> None:
+    def __init__(self, ref: InstanceRef, into: Path, *, loop: int) -> None:
         self.stop = threading.Event()
         self._pid = int(ref.facts["pid"])
         self._start_time = int(ref.facts["start_time"])
         self._disk = str(ref.facts["disk"])
         self._into = into
+        self._loop = loop
+
+    def prepare(self) -> None:
+        """What can be done while it runs."""
+        with suppress(OSError):  # a kernel or file system that cannot punch holes copies more
+            trim(f"/dev/loop{self._loop}")
+        self.sync()
 
     def sync(self) -> None:
         root = os.open(f"/proc/{self._pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -91,9 +100,6 @@ class DiskCapture:
                 os.close(target)
         finally:
             os.close(source)
-
-    def keep(self) -> None:
-        sync_files(str(self._into))
 
 
 async def _ended(running: asyncio.Future[None]) -> None:

@@ -118,14 +118,14 @@ class NamespacesInstance:
     async def capture(self, into: Path) -> None:
         """Frozen for what was not written out before, and for the copy."""
         self._require_alive("capture")
-        work, threads = DiskCapture(self._ref, into), self._around.disk_threads
+        work = DiskCapture(self._ref, into, loop=self.slot.numbers.loop)
+        threads = self._around.disk_threads
         try:
             async with threads.turn():
-                await threads.run(work.sync, work.stop)
+                await threads.run(work.prepare, work.stop)
                 async with self._freezer.held():
                     await threads.run(work.copy, work.stop)
                     self._require_alive("capture")  # killed during the copy: it may hold the disk of another instant
-                await threads.run(work.keep, work.stop)
         except OSError as error:
             self._require_alive("capture")
             raise IoFailure("capture", f"the disk of sandbox {self._id!r}", error.strerror or str(error)) from error
@@ -186,7 +186,7 @@ class NamespacesInstance:
     def _why(self) -> InstanceEnd:
         if self._requested:
             return InstanceEnd(EndCause.REQUESTED)
-        if self._trees.usage(self._id).get("oom_kills"):
+        if self._trees.agent_oom_kills(self._id):
             return InstanceEnd(EndCause.OUT_OF_MEMORY, "the kernel ended it: its memory limit was reached")
         if self._disk_failed():
             return InstanceEnd(EndCause.DISK_FAILED, "its disk could not be read or written: see the host's kernel log")
