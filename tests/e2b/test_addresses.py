@@ -116,3 +116,20 @@ def test_a_link_that_was_changed_does_not_match() -> None:
     ):
         fields = {"path": "/f", "operation": READ, "username": "", "signature": link.signature, "expires_at": 9}
         assert not SignedLink(**{**fields, **change}).matches("t")
+
+
+@pytest.mark.parametrize("host", [b"49983-iabc123-cafe1234.sbx.test", b"49983-iabc123-cafe1234.sbx.test:80"])
+def test_an_old_client_id_behind_the_sandbox_id_is_dropped(host: bytes) -> None:
+    assert route(host, None, None, domain="sbx.test") == TARGET
+    assert route(b"x", b"iabc123-cafe1234", b"49983") == TARGET
+
+
+@pytest.mark.parametrize("host", [b"iabc.sbx.test", b"abc-iabc.sbx.test", b"49983-.sbx.test:80", b"a.b.sbx.test"])
+def test_a_name_below_the_domain_that_is_no_sandboxes_is_refused(host: bytes) -> None:
+    with pytest.raises(BadRoute, match="PORT-ID"):
+        route(host, None, None, domain="sbx.test:80")
+
+
+@pytest.mark.parametrize("host", [b"api.sbx.test", b"sandbox.sbx.test:1", b"sbx.test", b"127.0.0.1:3000", b"host"])
+def test_the_servers_own_names_are_the_control_plane(host: bytes) -> None:
+    assert route(host, None, None, domain="sbx.test") is None

@@ -222,3 +222,27 @@ def test_clients_that_trust_the_authority_reach_everything(secure: tuple[Path, s
     ended = [sys.executable, "-c", _KILLED, found["id"]]
     killed = subprocess.run(ended, capture_output=True, text=True, env=env, timeout=50, check=False)
     assert killed.stdout == "SandboxNotRunningException\n", killed.stderr
+
+
+def test_an_answer_without_a_length_is_no_whole_one_when_its_sandbox_is_killed(server: RunningServer) -> None:
+    sandbox = Sandbox.create("base", timeout=120, **server.sdk())
+    try:
+        _start_service(sandbox)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            target = f"E2b-Sandbox-Id: {sandbox.sandbox_id}\r\nE2b-Sandbox-Port: 8080"
+            client.sendall(f"GET /events HTTP/1.1\r\nHost: x\r\n{target}\r\n\r\n".encode())
+            seen = b""
+            while b"data: first" not in seen:
+                seen += client.recv(4096)
+            sandbox.kill()
+            with pytest.raises(ConnectionResetError):
+                _all_of(client)
+    finally:
+        sandbox.kill()
+
+
+def _all_of(client: socket.socket) -> bytes:
+    received = b""
+    while data := client.recv(4096):
+        received += data
+    return received

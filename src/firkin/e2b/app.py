@@ -29,6 +29,7 @@ def build_app(backend: SandboxBackend, keys: Sequence[ApiKey], settings: ServerS
 
 class _App:
     def __init__(self, backend: SandboxBackend, keys: KeyRing, settings: ServerSettings) -> None:
+        self._domain = settings.domain
         self._directory = SandboxDirectory(backend, settings)
         self._control = ControlPlane(self._directory, keys, settings)
         self._data = DataPlane(self._directory, settings)
@@ -54,7 +55,10 @@ class _App:
         target: SandboxTarget | None = None
         try:
             target = route(
-                exchange.header(b"host"), exchange.header(b"e2b-sandbox-id"), exchange.header(b"e2b-sandbox-port")
+                exchange.header(b"host"),
+                exchange.header(b"e2b-sandbox-id"),
+                exchange.header(b"e2b-sandbox-port"),
+                domain=self._domain,
             )
             await self._dispatch(exchange, target)
         except ClientGone:

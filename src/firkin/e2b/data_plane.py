@@ -8,6 +8,7 @@ from typing import TypeAlias
 from firkin.e2b import envd_filesystem, envd_process
 from firkin.e2b.calls import STREAM_HEADERS, RpcCall, answer_rpc_error, check_content_type, read_call
 from firkin.e2b.connect_codec import RpcError, end_of_stream
+from firkin.e2b.descriptions import used_without_cache
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.envd_downloads import Download
 from firkin.e2b.envd_uploads import Upload, compose
@@ -130,10 +131,10 @@ class DataPlane:
                 "cpu_count": usage.cpu_count,
                 "cpu_used_pct": round(usage.cpu_used_pct, 2),
                 "mem_total": usage.memory_total_bytes,
-                "mem_used": usage.memory_used_bytes,
+                "mem_used": used_without_cache(usage),
                 "mem_cache": usage.memory_cache_bytes,
                 "mem_total_mib": usage.memory_total_bytes // MIB,
-                "mem_used_mib": usage.memory_used_bytes // MIB,
+                "mem_used_mib": used_without_cache(usage) // MIB,
                 "disk_used": usage.disk_used_bytes,
                 "disk_total": usage.disk_total_bytes,
             },

@@ -117,12 +117,17 @@ def metric(usage: SandboxUsage) -> SandboxMetric:
         timestampUnix=int(usage.observed_at.timestamp()),
         cpuCount=usage.cpu_count,
         cpuUsedPct=round(usage.cpu_used_pct, 2),
-        memUsed=usage.memory_used_bytes,
+        memUsed=used_without_cache(usage),
         memTotal=usage.memory_total_bytes,
         memCache=usage.memory_cache_bytes,
         diskUsed=usage.disk_used_bytes,
         diskTotal=usage.disk_total_bytes,
     )
+
+
+def used_without_cache(usage: SandboxUsage) -> int:
+    """What programs have in memory, in bytes: the file cache is told apart, and the agent has room beside the limit."""
+    return min(usage.memory_total_bytes, max(0, usage.memory_used_bytes - usage.memory_cache_bytes))
 
 
 def _template(info: SandboxInfo) -> str:

@@ -21,7 +21,7 @@ from firkin.e2b.signatures import equal
 from firkin.e2b.tunnel import tunnel
 from firkin.law.errors import FirkinError, PortFailure
 from firkin.law.ports import ByteChannel, Port
-from firkin.law.sandboxes import SandboxInfo
+from firkin.law.sandboxes import AttachOptions, SandboxInfo
 
 _CONNECT_WITHIN_S = 10.0
 _ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
@@ -80,7 +80,15 @@ class PortProxy:
         async def dial() -> ByteChannel:
             return await self._dial(info, port)
 
-        await Passage(exchange, dial, self._pool, (info.id, port), masked_host(info, port)).run()
+        async def alive() -> bool:
+            try:
+                await self._directory.backend.sandboxes.attach(info.id, AttachOptions(require_running=True))
+            except FirkinError:
+                return False
+            return True
+
+        mask = masked_host(info, port)
+        await Passage(exchange, dial, self._pool, (info.id, port), mask=mask, alive=alive).run()
 
     async def _connect(self, exchange: Exchange, connection: ClientConnection, info: SandboxInfo, port: Port) -> None:
         """CONNECT: a tunnel of bytes to the port, whatever is spoken there."""

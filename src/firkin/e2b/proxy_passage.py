@@ -22,6 +22,7 @@ from firkin.law.ports import ByteChannel
 from firkin.lifetimes import children
 
 Dial = Callable[[], Awaitable[ByteChannel]]
+Alive = Callable[[], Awaitable[bool]]
 
 _READ = 256 * 1024
 _MAX_INFORMATIONAL = 16
@@ -37,14 +38,22 @@ class _End(Enum):
 
 
 class Passage:
-    """`run` it once. `dial` makes a fresh connection to the port; `mask` is the Host to show inside."""
+    """`run` it once. `dial` makes a fresh connection to the port; `mask` is the Host to show inside.
 
-    def __init__(self, exchange: Exchange, dial: Dial, pool: ChannelPool, key: Key, mask: bytes | None) -> None:
+    `alive` says whether the sandbox still runs. It is asked when an answer ends by
+    the end of its connection: that is how such answers end, and how a killed sandbox
+    ends, and only one of them is whole.
+    """
+
+    def __init__(
+        self, exchange: Exchange, dial: Dial, pool: ChannelPool, key: Key, *, mask: bytes | None, alive: Alive
+    ) -> None:
         connection, answer = exchange.connection, exchange.raw_answer
         if connection is None or answer is None:
             raise Refused(501, "ports are reached only through Firkin's own server", should_retry=False)
         self._exchange = exchange
         self._dial = dial
+        self._alive = alive
         self._pool = pool
         self._key = key
         self._connection: ClientConnection = connection
@@ -171,6 +180,8 @@ class Passage:
             data = await _read(channel)
             if not data:
                 body.end()
+                if isinstance(body, EndlessBody) and not await self._alive():
+                    raise BadAnswer("the sandbox ended in the middle of it")
             elif piece := body.feed(data):
                 client.write(*_frame(piece, framed))
         client.write(last)

@@ -2,7 +2,11 @@
 
 Two ways to say it: the left-most label of the host name, ``49983-<id>.<domain>``,
 or the headers ``E2b-Sandbox-Id`` and ``E2b-Sandbox-Port``. When both are there
-they must agree: a request with two readings is refused.
+they must agree: a request with two readings is refused. A name below the server's
+own domain that is not of that form is refused too: a client that mistook it for a
+sandbox's must not be answered by the control plane.
+
+Old clients write ``<id>-<client id>``; what follows the id is dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from firkin.law.errors import InvalidSpec
 from firkin.law.ids import SandboxId
 from firkin.law.ports import Port
 
-_LABEL = re.compile(rb"([0-9]{1,5})-([a-z0-9]{1,48})\.[a-z0-9.:-]+")
+_LABEL = re.compile(rb"([0-9]{1,5})-([a-z0-9]{1,48})(?:-[a-z0-9]{1,64})?\.[a-z0-9.:-]+")
+_OWN_LABELS = (b"api", b"sandbox")
 _ID_RULE = "a sandbox id has 1 to 48 lower-case letters and digits"
 
 
@@ -28,9 +33,16 @@ class SandboxTarget:
     port: Port
 
 
-def route(host: bytes | None, sandbox_id: bytes | None, port: bytes | None) -> SandboxTarget | None:
-    """The sandbox and port a request is for; None for the control plane. Raises `BadRoute`."""
+def route(
+    host: bytes | None, sandbox_id: bytes | None, port: bytes | None, *, domain: str = ""
+) -> SandboxTarget | None:
+    """The sandbox and port a request is for; None for the control plane. Raises `BadRoute`.
+
+    `domain` is the server's own, perhaps with a port.
+    """
     by_host = _from_host(host)
+    if by_host is None and domain and _is_below(host, domain):
+        raise BadRoute("the host name is no sandbox's: use PORT-ID before the domain")
     by_headers = _from_headers(sandbox_id, port)
     if by_host is not None and by_headers is not None and by_host != by_headers:
         raise BadRoute("the host name and the E2b-Sandbox-* headers name different sandboxes or ports")
@@ -42,6 +54,12 @@ def _from_host(host: bytes | None) -> SandboxTarget | None:
     return None if match is None else _target(match[2], match[1])
 
 
+def _is_below(host: bytes | None, domain: str) -> bool:
+    name, own = (host or b"").lower().partition(b":")[0], domain.lower().partition(":")[0].encode()
+    label, dot, rest = name.partition(b".")
+    return bool(dot) and name != own and name.endswith(b"." + own) and not (rest == own and label in _OWN_LABELS)
+
+
 def _from_headers(sandbox_id: bytes | None, port: bytes | None) -> SandboxTarget | None:
     if sandbox_id is None and port is None:
         return None
@@ -49,7 +67,7 @@ def _from_headers(sandbox_id: bytes | None, port: bytes | None) -> SandboxTarget
         raise BadRoute("missing header E2b-Sandbox-Id")
     if port is None:
         raise BadRoute("missing header E2b-Sandbox-Port")
-    return _target(sandbox_id, port)
+    return _target(sandbox_id.partition(b"-")[0], port)
 
 
 def _target(sandbox_id: bytes, port: bytes) -> SandboxTarget:
