@@ -123,9 +123,9 @@ async def eventually_async(measured: Callable[[], Awaitable[int]], wanted: int) 
 
 
 async def test_only_the_wanted_states_are_told(engine: Engine, receiver: Receiver) -> None:
-    states = frozenset({SandboxState.STOPPED, SandboxState.FAILED})
-    webhook = await engine.backend.webhooks.add(WebhookSpec(url=receiver.url, secret=SECRET, states=states))
-    assert webhook.states == states
+    events = frozenset({"sandbox.lifecycle.killed"})
+    webhook = await engine.backend.webhooks.add(WebhookSpec(url=receiver.url, secret=SECRET, events=events))
+    assert webhook.events == events
     await _live(engine)
     await _live(engine)
     await eventually(lambda: len(receiver.taken) == 2)

@@ -11,8 +11,7 @@ import msgspec
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import parse
 from firkin.law.backend import SandboxBackend, WebhookControl
-from firkin.law.lifecycle_events import EVENT_TYPES, event_states
-from firkin.law.states import SandboxState
+from firkin.law.lifecycle_events import EVENT_TYPES
 from firkin.law.webhooks import Webhook, WebhookSpec
 
 _MAX_BODY = 16 * 1024
@@ -60,21 +59,21 @@ class WebhookCalls:
         """The secret is in the answer only when it was made here, and never shown again."""
         asked = parse(await exchange.body(_MAX_BODY), _NewWebhook)
         made = secrets.token_urlsafe(_SECRET_BYTES) if asked.secret is None else None
-        spec = WebhookSpec(url=asked.url, secret=made or asked.secret or "", states=_states(asked.events))
+        spec = WebhookSpec(url=asked.url, secret=made or asked.secret or "", events=_events(asked.events))
         added = webhook_json(await self._control().add(spec))
         await exchange.answer_json(201, added if made is None else {**added, "secret": made})
 
 
-def _states(events: Sequence[str]) -> frozenset[SandboxState]:
+def _events(events: Sequence[str]) -> frozenset[str]:
     unknown = [name for name in events if name not in EVENT_TYPES]
     if unknown:
         raise Refused(400, f"events names {unknown[0][:64]!r}; there are {', '.join(EVENT_TYPES)}", should_retry=False)
-    return frozenset[SandboxState]().union(*(event_states(name) for name in events))
+    return frozenset(events)
 
 
 def webhook_json(webhook: Webhook) -> dict[str, Any]:
     """`events` are those that it hears of; `delivered` is the number of the last one it took."""
-    heard = [name for name in EVENT_TYPES if not webhook.states or event_states(name) <= webhook.states]
+    heard = [name for name in EVENT_TYPES if name in (webhook.events or EVENT_TYPES)]
     return {
         "id": webhook.id,
         "url": webhook.url,

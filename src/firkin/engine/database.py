@@ -81,7 +81,7 @@ MIGRATIONS: Sequence[str] = (
         id TEXT PRIMARY KEY,
         url TEXT NOT NULL,
         secret TEXT NOT NULL,
-        states TEXT NOT NULL,
+        events TEXT NOT NULL,
         created_at REAL NOT NULL,
         delivered INTEGER NOT NULL,
         failures INTEGER NOT NULL DEFAULT 0,

@@ -71,6 +71,13 @@ class Ledger:
         for entry in entries:
             self._tell(entry)
 
+    async def remark(self, resident: Resident, *, why: Why) -> None:
+        """Keep the record, and in the journal what happened to a sandbox whose state stayed as it was."""
+        state = resident.info.state
+        entry = _entry(resident.id, self._clock.now(), state, state, why)
+        await self._records.change(resident.info, resident.ref, (entry,))
+        self._tell(entry)
+
     async def save(self, resident: Resident) -> None:
         """Keep what changed in the record without a change of state."""
         await self._records.change(resident.info, resident.ref, ())

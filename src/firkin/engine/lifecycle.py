@@ -15,6 +15,7 @@ from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import deadline_after
 from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind, WrongState
 from firkin.law.ids import SandboxId
+from firkin.law.lifecycle_events import DEADLINE_SET
 from firkin.law.processes import Signal, signal_number
 from firkin.law.sandboxes import (
     AttachOptions,
@@ -125,8 +126,9 @@ class LocalSandboxes:
             before = resident.info
             deadline_at = None if lifetime_s is None else now + timedelta(seconds=lifetime_s)
             resident.info = replace(before, deadline_at=deadline_at)
+            until = "none" if deadline_at is None else deadline_at.strftime("%Y-%m-%dT%H:%M:%SZ")
             try:
-                await node.ledger.save(resident)
+                await node.ledger.remark(resident, why=Why(cause=f"{DEADLINE_SET}{until}"))
             except BaseException:
                 resident.info = before
                 raise

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from firkin.engine import creation, snapshot_archives
 from firkin.engine.foundations import on_snapshot
+from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.engine.stored_forms import SnapshotRecord
@@ -33,6 +35,7 @@ from firkin.law.errors import (
 )
 from firkin.law.events import SnapshotChanged
 from firkin.law.ids import SandboxId, SnapshotId
+from firkin.law.lifecycle_events import SNAPSHOT_MADE
 from firkin.law.sandboxes import FromSnapshot, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import (
     ForkOptions,
@@ -135,6 +138,7 @@ class LocalSnapshots:
                 record = _record(node, resident, info, options, await store.settled(aside))
                 old = store.named(options.owner, options.name) if options.name else None
                 await store.keep(record, aside)
+            await _remark(node, resident, record.info)
             node.events.publish(SnapshotChanged(sandbox_id, record.info.id))
             if old is not None:
                 await delete(node, old.info.id)
@@ -178,6 +182,14 @@ class LocalSnapshots:
                 await node.acts.run(store.keep(record, aside), name=f"keep snapshot {snapshot_id}")
         node.events.publish(SnapshotChanged(None, snapshot_id))
         return record.info
+
+
+async def _remark(node: Node, resident: Resident, info: SnapshotInfo) -> None:
+    """In the journal of its source, unless that has gone meanwhile: the snapshot stands either way."""
+    with suppress(FirkinError):
+        async with resident.turn(_CAPTURE):
+            await node.roster.check_present(_CAPTURE, resident)
+            await node.ledger.remark(resident, why=Why(cause=f"{SNAPSHOT_MADE}{info.id}"))
 
 
 async def delete(node: Node, snapshot_id: SnapshotId) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from firkin.engine.records import Records
-from firkin.law.states import SandboxState
 from firkin.law.webhooks import Webhook
 
-_COLUMNS = "id, url, secret, states, created_at, delivered, failures, last_failure, failing_since"
+_COLUMNS = "id, url, secret, events, created_at, delivered, failures, last_failure, failing_since"
 _Row = tuple[str, str, str, str, float, int, int, str, float | None]
 
 
@@ -46,11 +45,11 @@ class WebhookRecords:
 
     async def put(self, row: StoredWebhook) -> None:
         webhook = row.webhook
-        states = json.dumps(sorted(state.value for state in webhook.states))
-        values = (webhook.id, webhook.url, row.secret, states, webhook.created_at.timestamp(), webhook.delivered)
+        events = json.dumps(sorted(webhook.events))
+        values = (webhook.id, webhook.url, row.secret, events, webhook.created_at.timestamp(), webhook.delivered)
         await self._records.run(
             lambda connection: connection.execute(
-                "INSERT INTO webhooks (id, url, secret, states, created_at, delivered) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO webhooks (id, url, secret, events, created_at, delivered) VALUES (?, ?, ?, ?, ?, ?)",
                 values,
             )
         )
@@ -76,12 +75,12 @@ class WebhookRecords:
 
 
 def _stored(row: _Row) -> StoredWebhook:
-    webhook_id, url, secret, states, created_at, delivered, failures, last_failure, since = row
+    webhook_id, url, secret, events, created_at, delivered, failures, last_failure, since = row
     webhook = Webhook(
         id=webhook_id,
         url=url,
         created_at=datetime.fromtimestamp(created_at, UTC),
-        states=frozenset(SandboxState(state) for state in json.loads(states)),
+        events=frozenset(json.loads(events)),
         delivered=delivered,
         failures=failures,
         last_failure=last_failure,

@@ -26,7 +26,7 @@ from firkin.engine.webhook_records import StoredWebhook, WebhookRecords
 from firkin.law.errors import BackendFailure, FirkinError, InvalidReason, InvalidSpec, NotFound, ResourceKind
 from firkin.law.events import Event, JournalQuery, LifecycleEntry
 from firkin.law.ids import SandboxId
-from firkin.law.lifecycle_events import TOLD_STATES, event_body, event_type
+from firkin.law.lifecycle_events import EVENT_TYPES, event_body, event_states, event_type
 from firkin.law.states import SandboxState
 from firkin.law.webhooks import Webhook, WebhookSpec
 from firkin.lifetimes import Children, children
@@ -79,7 +79,7 @@ class LocalWebhooks:
                 id=f"wh{secrets.token_hex(8)}",
                 url=spec.url,
                 created_at=self._clock.now(),
-                states=spec.states,
+                events=spec.events,
                 delivered=await self._records.last_number(),
             )
             await self._rows.put(StoredWebhook(webhook=webhook, secret=spec.secret))
@@ -150,10 +150,10 @@ class _Line:
     async def _tell_all(self, row: StoredWebhook) -> bool:
         """Deliver what the journal has for it; False when there was nothing."""
         webhook = row.webhook
-        query = JournalQuery(after=max(self._read, webhook.delivered), became=_wanted(webhook.states), limit=_AT_ONCE)
+        query = JournalQuery(after=max(self._read, webhook.delivered), became=_wanted(webhook.events), limit=_AT_ONCE)
         entries = await self._records.entries(query)
         for entry in entries:
-            if event_type(entry) is not None:
+            if event_type(entry) in (webhook.events or EVENT_TYPES):
                 row = await self._tell(row, entry)
             self._read = max(entry.number, row.webhook.delivered)
             if row.webhook.delivered > entry.number:  # it was moved to the present
@@ -206,8 +206,9 @@ async def _wait_for(grew: Listener[Event], within_s: float) -> None:
         await asyncio.Event().wait()
 
 
-def _wanted(states: frozenset[SandboxState]) -> frozenset[SandboxState]:
-    return states or TOLD_STATES
+def _wanted(events: frozenset[str]) -> frozenset[SandboxState]:
+    """The states that a change of one of these types can lead to."""
+    return frozenset[SandboxState]().union(*(event_states(name) for name in events or EVENT_TYPES))
 
 
 def check_webhook(spec: WebhookSpec) -> None:

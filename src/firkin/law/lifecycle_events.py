@@ -18,7 +18,13 @@ CREATED = "sandbox.lifecycle.created"
 KILLED = "sandbox.lifecycle.killed"
 PAUSED = "sandbox.lifecycle.paused"
 RESUMED = "sandbox.lifecycle.resumed"
-EVENT_TYPES = (CREATED, KILLED, PAUSED, RESUMED)
+UPDATED = "sandbox.lifecycle.updated"
+CHECKPOINTED = "sandbox.lifecycle.checkpointed"
+EVENT_TYPES = (CREATED, KILLED, PAUSED, RESUMED, UPDATED, CHECKPOINTED)
+
+# Causes of journal entries that leave the state as it was.
+DEADLINE_SET = "deadline set: "
+SNAPSHOT_MADE = "snapshot made: "
 
 _S = SandboxState
 _STATES = {
@@ -26,11 +32,20 @@ _STATES = {
     RESUMED: frozenset({_S.RUNNING}),
     PAUSED: frozenset({_S.PAUSED}),
     KILLED: frozenset({_S.STOPPED, _S.FAILED}),
+    UPDATED: frozenset({_S.RUNNING}),
+    CHECKPOINTED: frozenset({_S.RUNNING, _S.PAUSED}),
 }
 TOLD_STATES = frozenset[SandboxState]().union(*_STATES.values())
 """The states whose beginning can have a type."""
 
-_LABELS = {CREATED: "create", KILLED: "kill", PAUSED: "pause", RESUMED: "resume"}
+_LABELS = {
+    CREATED: "create",
+    KILLED: "kill",
+    PAUSED: "pause",
+    RESUMED: "resume",
+    UPDATED: "update",
+    CHECKPOINTED: "checkpoint",
+}
 _NAMESPACE = UUID("9d1f1c36-6a2b-5d0e-8a0f-6f3c1e0b7a55")
 
 
@@ -41,6 +56,8 @@ def event_states(event_type: str) -> frozenset[SandboxState]:
 
 def event_type(entry: LifecycleEntry) -> str | None:
     """What the change is called; None for steps on the way (being made, being stopped, files removed)."""
+    if entry.became is entry.was:
+        return CHECKPOINTED if entry.cause.startswith(SNAPSHOT_MADE) else UPDATED
     if entry.became is _S.RUNNING:
         return RESUMED if entry.was is _S.PAUSED else CREATED
     if entry.became is _S.PAUSED:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from firkin.law.states import SandboxState
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookSpec:
-    """`url` is http or https. `secret` signs each delivery. Empty `states` mean every change."""
+    """`url` is http or https. `secret` signs each delivery. Empty `events` mean every type.
+
+    The types are those of `firkin.law.lifecycle_events.EVENT_TYPES`.
+    """
 
     url: str
     secret: str
-    states: frozenset[SandboxState] = frozenset()
+    events: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class Webhook:
     id: str
     url: str
     created_at: datetime
-    states: frozenset[SandboxState] = frozenset()
+    events: frozenset[str] = frozenset()
     delivered: int = 0
     failures: int = 0
     last_failure: str = ""
