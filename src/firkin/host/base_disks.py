@@ -45,17 +45,26 @@ class BaseDisks:
 
 
 def repair(image: str) -> None:
-    """Put an ext4 in order that was not unmounted. `BackendFailure` when that cannot be done without a person."""
+    """Put an ext4 in order that needs it, and leave any other as it is.
+
+    `BackendFailure` when that cannot be done without a person.
+    """
+    if _checked(image, "-n").returncode == 0:
+        return
+    checked = _checked(image, "-p")
+    if checked.returncode & ~3:  # 1 and 2: errors were corrected
+        said = checked.stdout.decode(errors="replace").strip()[-200:]
+        raise BackendFailure("check a disk", "e2fsck", f"{image}: {said}")
+
+
+def _checked(image: str, how: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        checked = subprocess.run(
-            ["e2fsck", "-f", "-p", image],
+        return subprocess.run(
+            ["e2fsck", "-f", how, image],
             stdin=subprocess.DEVNULL, capture_output=True, timeout=_REPAIR_WITHIN_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BackendFailure("check a disk", "e2fsck", str(error)) from error
-    if checked.returncode & ~3:  # 1 and 2: errors were corrected
-        said = checked.stdout.decode(errors="replace").strip()[-200:]
-        raise BackendFailure("check a disk", "e2fsck", f"{image}: {said}")
 
 
 async def _mkfs(image: Path, seed: Path) -> None:
