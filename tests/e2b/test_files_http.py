@@ -23,6 +23,7 @@ def client(server: RunningServer) -> Iterator[RawClient]:
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 PLAIN = {"Accept-Encoding": "identity"}
+ZIPPED = {"Accept-Encoding": "gzip"}
 
 
 def get(client: RawClient, **headers: str) -> tuple[int, bytes, dict[str, str]]:
@@ -47,6 +48,35 @@ def test_parts_of_a_file_are_served(client: RawClient) -> None:
     tag = headers["etag"]
     assert get(client, Range="bytes=0-0", **{"If-Range": tag})[0] == 206
     assert get(client, Range="bytes=0-0", **{"If-Range": '"old"'})[:2] == (200, DATA)
+
+
+def test_a_range_that_is_the_whole_file_is_still_a_part(client: RawClient) -> None:
+    size = len(DATA)
+    for wanted in ("bytes=0-", f"bytes=0-{size - 1}", "bytes=0-99999", "bytes=-99999"):
+        status, body, headers = get(client, Range=wanted)
+        assert (status, body, headers["content-range"]) == (206, DATA, f"bytes 0-{size - 1}/{size}")
+
+
+def test_a_range_that_cannot_be_served_says_how_much_there_is(client: RawClient) -> None:
+    for wanted in ("bytes=abc", "bytes=5-2", f"bytes={len(DATA)}-"):
+        status, body, headers = get(client, Range=wanted)
+        assert (status, headers["content-range"]) == (416, f"bytes */{len(DATA)}")
+        assert headers["content-type"].startswith("text/plain")
+        assert body.startswith(b"invalid range")
+    assert get(client, Range="bytes=0-1,5-6")[:2] == (200, DATA)
+
+
+def test_the_gzip_form_has_a_tag_of_its_own(client: RawClient) -> None:
+    plain, packed = get(client)[2]["etag"], get(client, **ZIPPED)[2]["etag"]
+    assert packed == plain[:-1] + '-gzip"'
+    assert get(client, **ZIPPED, **{"If-None-Match": packed})[0] == 304
+    assert get(client, **ZIPPED, **{"If-None-Match": plain})[:2] == (200, DATA)
+    assert get(client, **{"If-None-Match": packed})[0] == 200
+    assert get(client, **ZIPPED, **{"If-Match": plain})[0] == 412
+    ranged = {**ZIPPED, "Range": "bytes=1-2"}
+    assert get(client, **ranged, **{"If-Range": plain})[:2] == (206, DATA[1:3])
+    status, body, headers = get(client, **ranged, **{"If-Range": packed})
+    assert (status, body, headers["content-encoding"]) == (200, DATA, "gzip")
 
 
 def test_an_unchanged_file_is_not_sent_again(client: RawClient) -> None:
@@ -91,6 +121,16 @@ def test_files_are_composed_in_order_and_their_parts_removed(client: RawClient) 
     assert client.envd("GET", "/files?path=/tmp/c1").status_code == 404
 
 
+def test_a_part_that_cannot_be_read_is_the_one_that_is_named(client: RawClient) -> None:
+    client.unary("filesystem.Filesystem/MakeDir", {"path": "/tmp/cc"})
+    order = {"source_paths": ["/tmp/cc"], "destination": "/tmp/whole-of-it"}
+    answer = client.envd("POST", "/files/compose", json=order)
+    assert (answer.status_code, answer.json()["message"]) == (400, "path is a directory: /tmp/cc")
+    order = {"source_paths": ["/tmp/nowhere"], "destination": "/tmp/whole-of-it"}
+    answer = client.envd("POST", "/files/compose", json=order)
+    assert (answer.status_code, answer.json()["message"]) == (404, "path '/tmp/nowhere' does not exist")
+
+
 def test_environment_and_measures_are_told(client: RawClient) -> None:
     assert client.envd("GET", "/envs").json() == {"A": "1"}
     assert client.envd("GET", "/metrics").json()["cpu_count"] >= 1
@@ -116,3 +156,8 @@ def test_a_name_that_is_not_utf8_hides_no_other(client: RawClient) -> None:
 
 def test_the_root_has_a_name(client: RawClient) -> None:
     assert client.unary("filesystem.Filesystem/Stat", {"path": "/"}).json()["entry"]["name"] == "/"
+
+
+def test_a_device_is_told_as_one(client: RawClient) -> None:
+    entry = client.unary("filesystem.Filesystem/Stat", {"path": "/dev/null"}).json()["entry"]
+    assert (entry["permissions"], entry["mode"]) == ("Dcrw-rw-rw-", 0o666)

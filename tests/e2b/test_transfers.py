@@ -28,20 +28,34 @@ async def chunked(data: bytes, step: int) -> AsyncIterator[bytes]:
         ("bytes=90-1000", ByteRange(90, 10)),
         ("bytes=-5", ByteRange(95, 5)),
         ("bytes=-500", ByteRange(0, 100)),
-        ("bytes=9-2", None),
+        ("bytes=0-", ByteRange(0, 100)),
+        ("bytes= 3 - 4 ", ByteRange(3, 2)),
+        ("bytes=0-1,500-", ByteRange(0, 2)),
         ("bytes=0-1,5-6", None),
-        ("lines=0-1", None),
-        ("bytes=-", None),
+        ("bytes=", None),
     ],
 )
-def test_one_range_is_read_and_everything_else_is_the_whole_file(header: str | None, found: ByteRange | None) -> None:
+def test_one_range_is_read_and_several_are_the_whole_file(header: str | None, found: ByteRange | None) -> None:
     assert read_range(header, 100) == found
 
 
-@pytest.mark.parametrize("header", ["bytes=100-", "bytes=-0"])
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=-0", "bytes=100-,200-300"])
 def test_a_range_behind_the_end_cannot_be_served(header: str) -> None:
-    with pytest.raises(Unsatisfiable):
+    with pytest.raises(Unsatisfiable, match="overlap"):
         read_range(header, 100)
+
+
+@pytest.mark.parametrize(
+    "header", ["bytes=9-2", "bytes=-", "bytes=abc", "bytes=1", "bytes=1-2-3", "bytes=0-1,x", "bytes", "lines=0-1"]
+)
+def test_what_is_no_range_is_refused(header: str) -> None:
+    with pytest.raises(Unsatisfiable, match="invalid"):
+        read_range(header, 100)
+
+
+@pytest.mark.parametrize("header", ["bytes=0-", "bytes=5-9", "bytes=-5"])
+def test_of_an_empty_file_any_range_is_the_whole(header: str) -> None:
+    assert read_range(header, 0) is None
 
 
 def test_conditions_compare_tag_and_time() -> None:
@@ -51,6 +65,8 @@ def test_conditions_compare_tag_and_time() -> None:
     assert not Conditions(if_none_match='"other"', if_modified_since=date).unchanged(tag, modified)
     assert Conditions(if_modified_since=date).unchanged(tag, modified)
     assert Conditions(if_match='"other"').failed(tag, modified)
+    assert Conditions(if_match=f"W/{tag}").failed(tag, modified)
+    assert Conditions(if_none_match=f'"x", W/{tag}').unchanged(tag, modified)
     assert Conditions(if_unmodified_since="Thu, 01 Jan 1970 00:00:00 GMT").failed(tag, modified)
     assert not Conditions(if_unmodified_since="nonsense").failed(tag, modified)
     assert Conditions(if_range=date).range_holds(tag, modified)

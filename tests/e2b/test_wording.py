@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -78,6 +79,12 @@ def test_the_order_is_newest_first_unless_asked_otherwise() -> None:
         (FileType.SYMLINK, 0o777, "Lrwxrwxrwx"),
         (FileType.DIRECTORY, 0o1777, "dtrwxrwxrwx"),
         (FileType.FILE, 0o4755, "urwxr-xr-x"),
+        (FileType.OTHER, stat.S_IFIFO | 0o644, "prw-r--r--"),
+        (FileType.OTHER, stat.S_IFSOCK | 0o755, "Srwxr-xr-x"),
+        (FileType.OTHER, stat.S_IFCHR | 0o666, "Dcrw-rw-rw-"),
+        (FileType.OTHER, stat.S_IFCHR | 0o1666, "Dctrw-rw-rw-"),
+        (FileType.OTHER, stat.S_IFBLK | 0o660, "Drw-rw----"),
+        (FileType.OTHER, 0o644, "?rw-r--r--"),
     ],
 )
 def test_permissions_are_printed_as_go_prints_them(kind: FileType, mode: int, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -181,6 +182,17 @@ async def test_a_fifo_never_makes_anybody_wait(files: GuestFiles, box: SandboxPa
         assert caught.value.fault is FileFault.NOT_REGULAR
     assert (await files.stat(path)).file_type is FileType.OTHER
     assert (await files.stat(box.below("link"))).target_type is FileType.OTHER
+
+
+async def test_special_files_are_told_from_one_another(files: GuestFiles, box: SandboxPath) -> None:
+    os.mkfifo(box.below("fifo"), 0o640)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(box.below("socket"))
+    [fifo, heard] = await files.list(box, ListOptions())
+    assert (fifo.file_type, fifo.mode) == (FileType.OTHER, stat.S_IFIFO | 0o640)
+    assert (heard.file_type, stat.S_IFMT(heard.mode)) == (FileType.OTHER, stat.S_IFSOCK)
+    assert stat.S_ISCHR((await files.stat(SandboxPath("/dev/null"))).mode)
+    assert (await files.stat(box)).mode == 0o755
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/tty", "/dev/ptmx"])

@@ -168,6 +168,23 @@ async def test_a_burst_of_changes_is_told_completely(files: GuestFiles, box: San
     await watch.aclose()
 
 
+async def test_a_burst_that_many_watch_is_told_to_all_of_them(
+    files: GuestFiles, processes: GuestProcesses, box: SandboxPath
+) -> None:
+    watches = [await files.watch(box, WatchOptions()) for _ in range(128)]
+    output = await processes.stream(Command.argv("sleep", "60"))
+    for i in range(3000):
+        os.mknod(box.below(str(i)))
+    expected = [f"create {i}" for i in range(3000)]
+    for watch in watches:
+        assert told(await watch.drain()) == expected
+    os.unlink(box.below("0"))
+    assert told([await anext(watches[0])]) == ["remove 0"]
+    for watch in watches:
+        await watch.aclose()
+    await output.aclose()
+
+
 async def test_only_directories_are_watched(files: GuestFiles, box: SandboxPath) -> None:
     os.mknod(box.below("file"))
     with pytest.raises(FilesystemFailure) as caught:

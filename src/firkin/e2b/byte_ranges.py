@@ -1,4 +1,8 @@
-"""Ranges and conditions of a download (RFC 9110), decided from the file's size and change time."""
+"""Ranges and conditions of a download (RFC 9110), decided from the file's size and change time.
+
+Ranges are read as E2B's own service reads them, which is as Go's library does:
+what is no range of bytes is refused, not ignored.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 
-_RANGE = re.compile(r"bytes=\s*([0-9]{0,19})-([0-9]{0,19})\s*")
+_SPAN = re.compile(r"([0-9]{0,19})\s*-\s*([0-9]{0,19})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,31 +26,49 @@ class ByteRange:
 
 
 class Unsatisfiable(Exception):
-    """The range lies behind the end of the file."""
+    """The answer is 416; `str()` says why: no range of bytes, or one behind the end of the file."""
 
 
 def read_range(header: str | None, size: int) -> ByteRange | None:
-    """The one range asked for. None: the whole file, which is also the answer to several ranges at once."""
-    match = _RANGE.fullmatch(header or "")
-    if match is None or match.groups() == ("", ""):
+    """The one range asked for. Raises `Unsatisfiable`.
+
+    None: the whole file, which is also the answer to several ranges at once, and
+    to any range of an empty file.
+    """
+    if not header:
         return None
+    unit, equals, text = header.partition("=")
+    if unit != "bytes" or not equals:
+        raise Unsatisfiable("invalid range")
+    spans = [part.strip() for part in text.split(",") if part.strip()]
+    found = [_read_span(span, size) for span in spans]
+    within = [each for each in found if each is not None]
+    if not within and found and size:
+        raise Unsatisfiable("invalid range: failed to overlap")
+    return within[0] if len(within) == 1 else None
+
+
+def _read_span(span: str, size: int) -> ByteRange | None:
+    """None: it lies behind the end."""
+    match = _SPAN.fullmatch(span)
+    if match is None or match.groups() == ("", ""):
+        raise Unsatisfiable("invalid range")
     first, last = match.groups()
     if not first:
         length = min(int(last), size)
-        if length == 0:
-            raise Unsatisfiable
-        return ByteRange(size - length, length)
+        return ByteRange(size - length, length) if length else None
     offset = int(first)
-    end = min(int(last), size - 1) if last else size - 1
-    if last and int(last) < offset:
-        return None
     if offset >= size:
-        raise Unsatisfiable
+        return None
+    if last and int(last) < offset:
+        raise Unsatisfiable("invalid range")
+    end = min(int(last), size - 1) if last else size - 1
     return ByteRange(offset, end - offset + 1)
 
 
-def etag(size: int, modified_at_ns: int) -> str:
-    return f'"{modified_at_ns:x}-{size:x}"'
+def etag(size: int, modified_at_ns: int, *, gzip: bool = False) -> str:
+    """The strong tag of the file's bytes, or of their gzip form, which are other bytes."""
+    return f'"{modified_at_ns:x}-{size:x}{"-gzip" if gzip else ""}"'
 
 
 def http_date(modified_at_ns: int) -> str:
@@ -70,14 +92,14 @@ class Conditions:
     def failed(self, tag: str, modified_at_ns: int) -> bool:
         """Whether the answer is 412."""
         if self.if_match is not None:
-            return not _lists(self.if_match, tag)
+            return not _lists(self.if_match, tag, weak=False)
         limit = _date(self.if_unmodified_since)
         return limit is not None and _seconds(modified_at_ns) > limit
 
     def unchanged(self, tag: str, modified_at_ns: int) -> bool:
         """Whether the answer is 304."""
         if self.if_none_match is not None:
-            return _lists(self.if_none_match, tag)
+            return _lists(self.if_none_match, tag, weak=True)
         limit = _date(self.if_modified_since)
         return limit is not None and _seconds(modified_at_ns) <= limit
 
@@ -90,8 +112,11 @@ class Conditions:
         return _date(self.if_range) == _seconds(modified_at_ns)
 
 
-def _lists(header: str, tag: str) -> bool:
-    tags = {part.strip().removeprefix("W/") for part in header.split(",")}
+def _lists(header: str, tag: str, *, weak: bool) -> bool:
+    """`weak`: a tag that is only weakly the same will do."""
+    tags = {part.strip() for part in header.split(",")}
+    if weak:
+        tags = {each.removeprefix("W/") for each in tags}
     return "*" in tags or tag in tags
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_range
@@ -15,6 +16,17 @@ from firkin.e2b.file_access import FileCaller
 from firkin.law.backend import FilesystemControl
 from firkin.law.errors import FileFault, FilesystemFailure, FirkinError
 from firkin.law.files import FileEntry, ReadOptions, SandboxPath
+
+_PLAIN_TEXT: Header = (b"content-type", b"text/plain; charset=utf-8")
+_VARY: Header = (b"vary", b"Accept-Encoding")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """How the file is sent: `part` of its plain bytes, or else all of it, plain or gzip."""
+
+    gzip: bool = False
+    part: ByteRange | None = None
 
 
 class Download:
@@ -30,13 +42,14 @@ class Download:
     async def answer(self) -> None:
         try:
             entry, body = await self._open(ReadOptions())
-            part = await self._part(entry, body)
-            if part is None:
+            form = await self._form(entry, body)
+            if form is None:
                 return
-            if part.length != entry.size_bytes:
+            part = form.part
+            if part is not None and part.length != entry.size_bytes:
                 await _close(body)
                 entry, body = await self._open(ReadOptions(offset=part.offset, length=part.length))
-            await self._send(entry, body, part)
+            await self._send(entry, body, form)
         except FirkinError as error:
             if self._exchange.started or is_gone(error):
                 raise
@@ -45,43 +58,43 @@ class Download:
     async def _open(self, options: ReadOptions) -> tuple[FileEntry, AsyncIterator[bytes]]:
         return await self._files.open_read(self._caller.info.id, self._path, options)
 
-    async def _part(self, entry: FileEntry, body: AsyncIterator[bytes]) -> ByteRange | None:
-        """What to send; None when a condition has been answered already."""
-        tag = etag(entry.size_bytes, entry.modified_at_ns)
+    async def _form(self, entry: FileEntry, body: AsyncIterator[bytes]) -> _Form | None:
+        """What to send; None when a condition or a bad range has been answered already."""
+        size, modified = entry.size_bytes, entry.modified_at_ns
         conditions = _conditions(self._exchange)
-        status = 412 if conditions.failed(tag, entry.modified_at_ns) else 0
-        if not status and conditions.unchanged(tag, entry.modified_at_ns):
-            status = 304
+        plain = etag(size, modified)
+        wanted = self._exchange.text_header(b"range")
+        ranged = bool(wanted) and conditions.range_holds(plain, modified)
+        gzip = self._gzip and not ranged  # ranges count plain bytes
+        tag = etag(size, modified, gzip=True) if gzip else plain
+        status = 412 if conditions.failed(tag, modified) else 304 if conditions.unchanged(tag, modified) else 0
         if status:
             await _close(body)
-            await self._exchange.answer(status, headers=_validators(entry))
+            await self._exchange.answer(status, headers=[_VARY, *_validators(entry, tag)])
             return None
-        whole = ByteRange(0, entry.size_bytes)
-        if not conditions.range_holds(tag, entry.modified_at_ns):
-            return whole
         try:
-            return read_range(self._exchange.text_header(b"range"), entry.size_bytes) or whole
-        except Unsatisfiable:
+            return _Form(gzip=gzip, part=read_range(wanted, size) if ranged else None)
+        except Unsatisfiable as error:
             await _close(body)
-            total = (b"content-range", b"bytes */%d" % entry.size_bytes)
-            await self._exchange.answer(416, b"the range lies behind the end of the file", [total])
+            total = (b"content-range", b"bytes */%d" % size)
+            await self._exchange.answer(416, str(error).encode(), [_PLAIN_TEXT, total])
             return None
 
-    async def _send(self, entry: FileEntry, body: AsyncIterator[bytes], part: ByteRange) -> None:
-        partial = self._exchange.header(b"range") is not None and part.length != entry.size_bytes
-        headers = [*self._headers(entry), *_validators(entry)]
-        if partial:
-            headers.append((b"content-range", part.content_range(entry.size_bytes)))
-        gzip = self._gzip and not partial
+    async def _send(self, entry: FileEntry, body: AsyncIterator[bytes], form: _Form) -> None:
+        tag = etag(entry.size_bytes, entry.modified_at_ns, gzip=form.gzip)
+        headers = [*self._headers(entry), *_validators(entry, tag)]
+        if form.part is not None:
+            headers.append((b"content-range", form.part.content_range(entry.size_bytes)))
         # A file of no known size (under /proc, say) is sent until it ends.
-        if gzip:
+        length = None if form.gzip else (form.part.length if form.part else entry.size_bytes) or None
+        if form.gzip:
             headers.append((b"content-encoding", b"gzip"))
-        elif part.length:
-            headers.append((b"content-length", b"%d" % part.length))
+        elif length:
+            headers.append((b"content-length", b"%d" % length))
         try:
-            await self._exchange.start(206 if partial else 200, headers)
+            await self._exchange.start(200 if form.part is None else 206, headers)
             if self._exchange.method != "HEAD":
-                await self._copy(gzipped(body) if gzip else body, None if gzip or not part.length else part.length)
+                await self._copy(gzipped(body) if form.gzip else body, length)
             await self._exchange.write(b"", more=False)
         finally:
             await _close(body)
@@ -105,15 +118,15 @@ class Download:
         return [
             (b"content-type", content_type(self._path).encode()),
             (b"content-disposition", _disposition(name)),
-            (b"vary", b"Accept-Encoding"),
+            _VARY,
             (b"accept-ranges", b"bytes"),
         ]
 
 
-def _validators(entry: FileEntry) -> list[Header]:
+def _validators(entry: FileEntry, tag: str) -> list[Header]:
     return [
         (b"last-modified", http_date(entry.modified_at_ns).encode()),
-        (b"etag", etag(entry.size_bytes, entry.modified_at_ns).encode()),
+        (b"etag", tag.encode()),
     ]
 
 

@@ -14,6 +14,7 @@ from firkin.law.errors import FileFault, FilesystemFailure, NotFound, ResourceKi
 from firkin.law.files import FileEntry, FileType, ListOptions, SandboxPath
 
 _TYPES = {FileType.FILE: "FILE_TYPE_FILE", FileType.DIRECTORY: "FILE_TYPE_DIRECTORY"}
+_SPECIAL = {stat.S_IFIFO: "p", stat.S_IFSOCK: "S", stat.S_IFBLK: "D", stat.S_IFCHR: "D"}
 _MAX_DEPTH = 1_000_000
 
 
@@ -115,12 +116,17 @@ def entry_json(entry: FileEntry) -> dict[str, object]:
 
 
 def permissions(entry: FileEntry) -> str:
-    """As Go prints a file mode: ``-rw-r--r--``, ``drwxr-xr-x``, ``Lrwxrwxrwx``, ``dtrwxrwxrwx``."""
-    kind = {FileType.DIRECTORY: "d", FileType.SYMLINK: "L"}.get(entry.file_type, "")
-    special = "".join(
-        letter for letter, bit in (("u", stat.S_ISUID), ("g", stat.S_ISGID), ("t", stat.S_ISVTX)) if entry.mode & bit
+    """As Go prints a file mode: ``-rw-r--r--``, ``Lrwxrwxrwx``, ``dtrwxrwxrwx``, ``prw-r--r--``, ``Dcrw-rw-rw-``."""
+    mode = entry.mode
+    kinds = {FileType.DIRECTORY: "d", FileType.SYMLINK: "L", FileType.OTHER: _SPECIAL.get(stat.S_IFMT(mode), "?")}
+    letters = (
+        (kinds.get(entry.file_type, ""), True),
+        ("u", mode & stat.S_ISUID),
+        ("g", mode & stat.S_ISGID),
+        ("c", entry.file_type is FileType.OTHER and stat.S_ISCHR(mode)),
+        ("t", mode & stat.S_ISVTX),
     )
-    return (kind + special or "-") + stat.filemode(entry.mode & 0o777)[1:]
+    return ("".join(letter for letter, set_ in letters if set_) or "-") + stat.filemode(mode & 0o777)[1:]
 
 
 def _timestamp(nanoseconds: int) -> str:

@@ -206,7 +206,7 @@ def _end_event(event: Ended) -> bytes:
     status = f"exit status {code}" if isinstance(event.status, Exited) else describe_signal(event.status.signal)
     end: dict[str, object] = {"exitCode": code, "exited": exited, "status": status}
     if code:
-        end["error"] = status
+        end["error"] = f"{status} (out of memory)" if event.out_of_memory else status
     return envelope(encode({"event": {"end": end}}))
 
 
@@ -224,15 +224,34 @@ def _described(info: ProcessInfo) -> dict[str, object]:
 
 async def send_input(call: RpcCall) -> None:
     request = await call.unary_request(_SEND_INPUT)
-    await _write(call, _selector(request.process), request.input)
+    selector, given = _selector(request.process), _read_input(request.input)
+    await _write(call, await _recipient(call, selector), *given)
     await call.answer(b"{}")
 
 
-async def _write(call: RpcCall, selector: ProcessSelector, given: _Input | None) -> None:
-    data = None if given is None else given.stdin if given.stdin is not None else given.pty
-    if data is None:
-        raise RpcError(Code.INVALID_ARGUMENT, "input needs stdin or pty")
-    await call.while_connected(call.processes.send_input(call.sandbox_id, selector, data))
+def _read_input(given: _Input | None) -> tuple[bytes, bool]:
+    """The bytes, and whether they are for a terminal."""
+    if given is not None and given.stdin is not None:
+        return given.stdin, False
+    if given is not None and given.pty is not None:
+        return given.pty, True
+    raise RpcError(Code.INVALID_ARGUMENT, "input needs stdin or pty")
+
+
+async def _recipient(call: RpcCall, selector: ProcessSelector) -> ProcessInfo:
+    """The program itself: a tag may be another's by the time of the next write."""
+    stream = await call.processes.connect(call.sandbox_id, selector)
+    await stream.aclose()
+    return stream.info
+
+
+async def _write(call: RpcCall, recipient: ProcessInfo, data: bytes, to_terminal: bool) -> None:
+    """Input for a pipe and input for a terminal are told apart, and the wrong one is refused."""
+    if recipient.pty and not to_terminal:
+        raise RpcError(Code.INTERNAL, "error writing to stdin: tty assigned to process")
+    if to_terminal and not recipient.pty:
+        raise RpcError(Code.INTERNAL, "error writing to tty: tty not assigned to process")
+    await call.while_connected(call.processes.send_input(call.sandbox_id, ById(recipient.id), data))
 
 
 async def stream_input(call: RpcCall) -> None:
@@ -245,22 +264,22 @@ async def stream_input(call: RpcCall) -> None:
 
 async def _take_stream(call: RpcCall) -> None:
     reader = EnvelopeReader(call.settings.max_rpc_bytes)
-    selector: ProcessSelector | None = None
+    recipient: ProcessInfo | None = None
     async for chunk in call.exchange.chunks(idle_s=_STREAM_IDLE_S):
         for message in reader.feed(chunk):
             if not message.ends_stream:
-                selector = await _take_input(call, decode(message.payload, _STREAM_INPUT), selector)
+                recipient = await _take_input(call, decode(message.payload, _STREAM_INPUT), recipient)
     reader.finish()
 
 
-async def _take_input(call: RpcCall, event: _StreamInput, selector: ProcessSelector | None) -> ProcessSelector | None:
+async def _take_input(call: RpcCall, event: _StreamInput, recipient: ProcessInfo | None) -> ProcessInfo | None:
     if event.start is not None:
-        return _selector(event.start.process)
+        return await _recipient(call, _selector(event.start.process))
     if event.data is not None:
-        if selector is None:
+        if recipient is None:
             raise RpcError(Code.INVALID_ARGUMENT, "the first message must be start")
-        await _write(call, selector, event.data.input)
-    return selector
+        await _write(call, recipient, *_read_input(event.data.input))
+    return recipient
 
 
 async def send_signal(call: RpcCall) -> None:

@@ -14,7 +14,7 @@ from firkin.e2b.file_access import FileCaller
 from firkin.e2b.models import parse
 from firkin.e2b.multipart import MultipartUpload
 from firkin.law.backend import FilesystemControl
-from firkin.law.errors import FirkinError
+from firkin.law.errors import FilesystemFailure, FirkinError, NotFound
 from firkin.law.files import FileEntry, ReadOptions, SandboxPath, WriteOptions
 from firkin.law.sandboxes import SandboxInfo
 
@@ -133,8 +133,15 @@ async def compose(exchange: Exchange, files: FilesystemControl, directory: Sandb
     except FirkinError as error:
         if is_gone(error):
             raise
-        raise as_file_refusal(error, str(getattr(error, "id", path))) from error
+        raise as_file_refusal(error, _path_of(error) or path) from error
     await exchange.answer_json(200, _written(entry))
+
+
+def _path_of(error: FirkinError) -> str | None:
+    """The path that a failure is about: one of the sources, or the destination."""
+    if isinstance(error, FilesystemFailure):
+        return error.path
+    return str(error.id) if isinstance(error, NotFound) else None
 
 
 async def _joined(files: FilesystemControl, info: SandboxInfo, sources: list[SandboxPath]) -> AsyncIterator[bytes]:

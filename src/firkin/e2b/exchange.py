@@ -188,6 +188,8 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes = b"", headers: Sequence[Header] = ()) -> None:
         """A whole answer at once."""
+        if not self._ended and (raw := self.raw_answer) is not None:
+            raw.come_early(int(self.header(b"content-length") or -1))
         length = () if status in (204, 304) else ((b"content-length", b"%d" % len(body)),)
         await self.start(status, [*headers, *length])
         await self.write(b"" if self.method == "HEAD" else body, more=False)

@@ -3,7 +3,8 @@
 A sandbox that ends resets its clients' connections (TCP RST: the SDKs read a
 clean end as something else); an upgraded connection becomes a raw tunnel; an
 answer that is HTTP already is written as it is; a client may half-close and
-still read its answer; and a request head has a size limit and a deadline.
+still read its answer; a client that is answered before it has sent everything
+gets to read that answer; and a request head has a size limit and a deadline.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ _TCP_CLOSED = 7
 _STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
 _PROBES = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 _RESET = struct.pack("ii", 1, 0)
+# A connection that is closed with bytes unread is reset, and a client that is still sending then may never see what it
+# was answered. So the rest of a request that has its answer is read and dropped, within these limits.
+MOST_DROPPED = 256 * 1024 * 1024
+DROPS_FOR_S = 5.0
 
 
 class SandboxProtocol(HttpToolsProtocol):
@@ -46,15 +51,22 @@ class SandboxProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._hosts = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._drop_timer: asyncio.TimerHandle | None = None
+        self._dropped = 0
+        self._hung_up = False
         self.asked_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn narrows the parameter
         self.transport.set_write_buffer_limits(_WRITE_BUFFER)
+        # asyncio does so only for sockets whose protocol number it is told, which accepted ones do not have.
+        self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._until_read = _CycleTransport(self)
         self._head_timer = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._stop_dropping()
         self._client.lost()
         super().connection_lost(exc)
 
@@ -64,6 +76,9 @@ class SandboxProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._client.upgraded:
             self._client.feed(data)
+            return
+        if self._hung_up:
+            self._drop(len(data))
             return
         self._unset_keepalive_if_required()
         try:
@@ -102,15 +117,70 @@ class SandboxProtocol(HttpToolsProtocol):
         if self.parser.get_method() == b"CONNECT":
             self._name_authority()
         super().on_headers_complete()
+        self.cycle.transport = self._until_read  # type: ignore[assignment]  # all that uvicorn uses of one
         self.scope["extensions"] = {
             CONNECTION: self._client,  # type: ignore[dict-item]  # ASGI's type has dicts only
             RAW_ANSWER: RawAnswer(self, self.cycle),  # type: ignore[dict-item]
             UPGRADE: self.parser.should_upgrade(),  # type: ignore[dict-item]
         }
 
+    def on_body(self, body: bytes) -> None:
+        if self.cycle.response_complete:
+            self._drop(len(body))
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.cycle.more_body = False
+        if self._drop_timer is not None:
+            self._stop_dropping()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._client.half_closed and self.cycle.response_complete:
+            self.transport.close()
+        elif self._answered_early() and not self._hung_up:
+            self._start_dropping()
+
+    def hang_up(self) -> None:
+        """Close the connection, once a client that is still sending has had the time to read its answer."""
+        if self._answered_early():
+            self._say_no_more()
+        else:
+            self.transport.close()
+
+    def _answered_early(self) -> bool:
+        cycle = self.cycle
+        return cycle.response_complete and cycle.more_body and not self._client.upgraded
+
+    def _say_no_more(self) -> None:
+        """Half-close, and read on."""
+        if self.transport.is_closing() or self._hung_up:
+            return
+        self._hung_up = True
+        self._stop_head_timer()
+        if self.transport.can_write_eof():  # TLS has no half-closing
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._start_dropping()
+
+    def _start_dropping(self) -> None:
+        self._stop_dropping()
+        self._dropped = 0
+        self._drop_timer = self.loop.call_later(DROPS_FOR_S, self.transport.close)
+
+    def _stop_dropping(self) -> None:
+        if self._drop_timer is not None:
+            self._drop_timer.cancel()
+            self._drop_timer = None
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > MOST_DROPPED:
             self.transport.close()
 
     def _name_authority(self) -> None:
@@ -149,12 +219,26 @@ class SandboxProtocol(HttpToolsProtocol):
         self._refuse(400, msg)
 
     def _refuse(self, status: int, message: str) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._hung_up:
             return
         body = json.dumps({"code": status, "message": message}).encode()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)
-        self.transport.close()
+        if self.cycle is None or self.cycle.response_complete:
+            self._say_no_more()
+        else:  # in the middle of an answer to an earlier request
+            self.transport.close()
+
+
+class _CycleTransport:
+    """The transport as uvicorn sees it while it answers one request: closing it is hanging up."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, protocol: SandboxProtocol) -> None:
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+        self.close = protocol.hang_up
 
 
 class ClientConnection:
@@ -333,5 +417,15 @@ class RawAnswer:
         self._cycle.response_complete = True
         self._cycle.message_event.set()
         if not self._cycle.keep_alive:
-            self._protocol.transport.close()
+            self._protocol.hang_up()
         self._cycle.on_response()
+
+    def come_early(self, length: int) -> None:
+        """The answer does not wait for the request's body, of `length` bytes (-1: unknown): it is not read to its end.
+
+        Where the client is not to send it at all, or too much would come, the
+        connection is not kept, and the answer says so.
+        """
+        cycle = self._cycle
+        if cycle.more_body and (cycle.waiting_for_100_continue or length > MOST_DROPPED):
+            cycle.keep_alive = False

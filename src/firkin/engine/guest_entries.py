@@ -8,15 +8,20 @@ from firkin.wire import codec
 from firkin.wire.codec import Object
 from firkin.wire.frames import WireError
 
+_PERMISSIONS = 0o7777
+_WITH_TYPE = 0o177777
+
 
 def read_entry(source: Object) -> FileEntry:
+    """An entry of type OTHER keeps the type bits in its mode: nothing else tells a FIFO from a device."""
     linked = "link" in source
     try:
+        file_type = FileType(codec.text(source, "type"))
         return FileEntry(
             path=SandboxPath(codec.text(source, "path")),
-            file_type=FileType(codec.text(source, "type")),
+            file_type=file_type,
             size_bytes=codec.integer(source, "size"),
-            mode=codec.integer(source, "mode") & 0o7777,
+            mode=codec.integer(source, "mode") & (_WITH_TYPE if file_type is FileType.OTHER else _PERMISSIONS),
             uid=codec.integer(source, "uid"),
             gid=codec.integer(source, "gid"),
             owner=codec.text(source, "owner"),

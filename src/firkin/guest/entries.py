@@ -59,11 +59,12 @@ class Entries:
 
     def describe(self, path: str, status: os.stat_result) -> Object:
         self._accounts.refresh()
+        kind = _file_type(status.st_mode)
         return {
             "path": path,
-            "type": _file_type(status.st_mode),
+            "type": kind,
             "size": status.st_size,
-            "mode": stat.S_IMODE(status.st_mode),
+            "mode": status.st_mode if kind == "other" else stat.S_IMODE(status.st_mode),
             "uid": status.st_uid,
             "gid": status.st_gid,
             "owner": self._accounts.owner(status.st_uid),

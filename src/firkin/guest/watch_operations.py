@@ -45,5 +45,8 @@ class WatchOperations:
         watched = stream.connection.streams.get(codec.integer(args, "watch"))
         if watched is None:
             raise Refused("not_found", "no such watch")
-        self._watches.drain()
+        Steps(self._loop, stream, self._draining(stream))
+
+    def _draining(self, stream: Stream) -> Iterator[bool]:
+        yield from self._watches.drain(stream.connection)
         stream.result({})

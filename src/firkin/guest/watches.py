@@ -3,13 +3,19 @@
 Instances are scarce on a host (128 by default) and shared by all sandboxes, so
 one must do. The kernel gives one number per directory, whoever watches it;
 `_places` says which watches it stands for and under which name.
+
+One change is told to every watch that covers it, so a burst can be much more
+than a connection takes at once: changes are left in the kernel's queue until
+there is room. A queue that runs over is told as a loss.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import termios
 from contextlib import suppress
 from struct import Struct
 
@@ -23,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from firkin.guest.connections import Stream
+    from firkin.guest.connections import Connection, Stream
     from firkin.guest.entries import Entries
     from firkin.guest.loop import Loop
     from firkin.wire.codec import Object
@@ -45,6 +51,9 @@ _KINDS = (
 _WITH_ENTRY = ("create", "chmod", "write")
 _HEAD = Struct("iIII")
 _READ_SIZE = 64 * 1024
+_LEAST_READ = 4096  # an event with the longest name fits
+_READS_A_STEP = 16
+_COUNT = Struct("i")
 _EVENTS_A_FRAME = 200
 _DIRECTORIES_A_STEP = 100
 _MOVE_PATIENCE_S = 0.1
@@ -53,7 +62,7 @@ _MOVE_PATIENCE_S = 0.1
 class Watch(Taker):
     """One directory that one stream wants to hear of."""
 
-    __slots__ = ("_events", "_watches", "entry", "places", "recursive", "root", "stream")
+    __slots__ = ("_events", "_watches", "entry", "established", "places", "recursive", "root", "stream")
 
     def __init__(self, watches: Watches, stream: Stream, root: str, *, recursive: bool, entry: bool) -> None:
         self._watches = watches
@@ -61,8 +70,12 @@ class Watch(Taker):
         self.root = root
         self.recursive = recursive
         self.entry = entry
+        self.established = False
         self.places: dict[int, str] = {}  # kernel's number → name relative to the root, "" for the root
         self._events: list[Object] = []
+
+    def resume(self) -> None:
+        self._watches.resume()
 
     def cancelled(self) -> None:
         self._watches.drop(self)
@@ -86,12 +99,14 @@ class Watch(Taker):
 class Watches:
     """The inotify instance and who listens to it."""
 
-    __slots__ = ("_departed", "_entries", "_fd", "_loop", "_places", "_replaced", "_scanned")
+    __slots__ = ("_count", "_departed", "_entries", "_fd", "_loop", "_paused", "_places", "_replaced", "_scanned")
 
     def __init__(self, loop: Loop, entries: Entries) -> None:
         self._loop = loop
         self._entries = entries
         self._fd = -1
+        self._count = 0
+        self._paused = False
         self._places: dict[int, list[Watch]] = {}
         self._scanned: set[tuple[Watch, str]] = set()
         self._replaced: set[int] = set()  # cookies of uploads that are about to get their name
@@ -116,6 +131,9 @@ class Watches:
                 yield True
         watch.stream.event({})
         watch.stream.taker = watch
+        watch.established = True
+        self._count += 1
+        self.resume()
 
     def _open(self) -> None:
         try:
@@ -153,8 +171,12 @@ class Watches:
             return []
 
     def drop(self, watch: Watch) -> None:
+        if watch.established:
+            watch.established = False
+            self._count -= 1
         for number in list(watch.places):
             self._leave(watch, number)
+        self.resume()
 
     def _leave(self, watch: Watch, number: int) -> None:
         watch.places.pop(number, None)
@@ -167,29 +189,64 @@ class Watches:
             del self._places[number]
             syscalls.inotify_remove(self._fd, number)
 
-    def _ready(self, _events: int) -> None:
-        self.drain()
+    def resume(self) -> None:
+        """There may be room on a connection again."""
+        if self._paused:
+            self._paused = False
+            self._loop.watch(self._fd, READ, self._ready)
 
-    def drain(self) -> None:
-        """Tell every change that is complete."""
+    def _ready(self, _events: int) -> None:
+        for _ in range(_READS_A_STEP):
+            size, roomy = self._pass_on()
+            if not roomy:
+                self._paused = True
+                self._loop.forget(self._fd)
+                return
+            if not size:
+                return
+
+    def drain(self, connection: Connection) -> Iterator[bool]:
+        """Steps that tell every change that is complete at the first of them, as `connection` has room."""
+        left = self._queued()
+        reads = 0
+        while left > 0:
+            size, _ = self._pass_on()
+            if not size:
+                return
+            left -= size
+            reads += 1
+            if not connection.roomy:
+                yield False
+            elif reads % _READS_A_STEP == 0:
+                yield True
+
+    def _queued(self) -> int:
+        """How many bytes of changes the kernel has for us."""
+        if self._fd < 0:
+            return 0
+        (size,) = _COUNT.unpack(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(_COUNT.size)))
+        return int(size)
+
+    def _pass_on(self) -> tuple[int, bool]:
+        """Tell the next few changes: how many bytes they were, and whether those who were told have room for more."""
+        try:
+            data = os.read(self._fd, max(_LEAST_READ, _READ_SIZE // max(1, self._count)))
+        except OSError:
+            data = b""
+        if not data:
+            self._scanned.clear()
+            return 0, True
         told: dict[Watch, None] = {}
-        while True:
-            try:
-                data = os.read(self._fd, _READ_SIZE) if self._fd >= 0 else b""
-            except OSError:
-                data = b""
-            if not data:
-                break
-            offset = 0
-            while offset < len(data):
-                number, mask, cookie, length = _HEAD.unpack_from(data, offset)
-                offset += _HEAD.size
-                name = os.fsdecode(data[offset : offset + length].rstrip(b"\0"))
-                offset += length
-                self._take(number, mask, cookie, name, told)
-            for watch in told:
-                watch.tell()
-        self._scanned.clear()
+        offset = 0
+        while offset < len(data):
+            number, mask, cookie, length = _HEAD.unpack_from(data, offset)
+            offset += _HEAD.size
+            name = os.fsdecode(data[offset : offset + length].rstrip(b"\0"))
+            offset += length
+            self._take(number, mask, cookie, name, told)
+        for watch in told:
+            watch.tell()
+        return len(data), all(watch.stream.closed or watch.stream.connection.roomy for watch in told)
 
     def _take(self, number: int, mask: int, cookie: int, name: str, told: dict[Watch, None]) -> None:
         if mask & _OVERFLOW:

@@ -82,7 +82,7 @@ ENTRY_KEYS = (
     "path",  # as asked for, not resolved
     "type",  # "file" | "directory" | "symlink" | "other"
     "size",
-    "mode",  # permission bits
+    "mode",  # permission bits; of type "other", with the bits that say what it is (S_IFMT)
     "uid",
     "gid",
     "owner",  # names from the guest's /etc/passwd and /etc/group, or the number

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+import stat
 from collections.abc import Iterator, Mapping
 
 from firkin.drivers.memory.accounts import Account, account, group_name, owner_name
 from firkin.drivers.memory.agent import Operation, Stream
 from firkin.drivers.memory.machine import Machine
-from firkin.drivers.memory.tree import DIRECTORY, FILE, SYMLINK, Fault, Node, Tree
+from firkin.drivers.memory.tree import DIRECTORY, FILE, OTHER, SYMLINK, Fault, Node, Tree
 from firkin.wire.codec import Object, flag, integer, mapping, text
 from firkin.wire.frames import CHUNK
 
@@ -29,7 +30,7 @@ def entry(tree: Tree, path: str, node: Node) -> Object:
         "path": path,
         "type": node.kind,
         "size": node.size,
-        "mode": node.mode,
+        "mode": node.mode | stat.S_IFCHR if node.kind == OTHER else node.mode,  # they stand for devices
         "uid": node.uid,
         "gid": node.gid,
         "owner": owner_name(tree, node.uid),
