@@ -246,3 +246,29 @@ async def test_closed_traffic_says_what_is_missing(server: RunningServer) -> Non
             async with wire(server, made, 8080) as client:
                 client.say("GET / HTTP/1.1", *more, _BROWSER, "Connection: close")
                 assert b"<h1>This port is not public</h1>" in await client.rest()
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 304 Not Modified\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"])
+async def test_what_follows_an_answer_without_a_body_answers_nobody_else(server: RunningServer, head: bytes) -> None:
+    """A service that sends a body where there can be none must not have it read as the next client's answer."""
+    accepted = 0
+
+    async def careless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        while request := await reader.readuntil(b"\r\n\r\n"):
+            if request.startswith(b"GET /first"):
+                writer.write(head)
+                await writer.drain()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON")
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine")
+            await writer.drain()
+
+    async with sandbox(server) as made, listening(careless) as port, wire(server, made, port) as client:
+        client.say("GET /first HTTP/1.1")
+        assert b" 304 " in (first := await client.head()) or b" 204 " in first
+        async with wire(server, made, port) as other:
+            other.say("GET /second HTTP/1.1", "Connection: close")
+            assert (await other.rest()).endswith(b"mine")
+    assert accepted == 2

@@ -13,7 +13,16 @@ from enum import Enum
 
 from firkin.e2b.exchange import ClientGone, Exchange, Header, Refused
 from firkin.e2b.protocol import ClientConnection, RawAnswer
-from firkin.e2b.proxy_answers import AnswerHead, BadAnswer, Body, ChunkedBody, EndlessBody, read_head, split_head
+from firkin.e2b.proxy_answers import (
+    AnswerHead,
+    BadAnswer,
+    Body,
+    ChunkedBody,
+    EndlessBody,
+    LengthBody,
+    read_head,
+    split_head,
+)
 from firkin.e2b.proxy_pool import ChannelPool, Key, close
 from firkin.e2b.proxy_requests import has_body, request_head
 from firkin.e2b.tunnel import tunnel
@@ -140,7 +149,10 @@ class Passage:
             if self._exchange.started:
                 raise ClientGone from error  # a broken answer ends in a broken connection, never in a whole one
             raise self._no_answer(str(error)) from error
-        return _End.REUSABLE if head.lasting and not body.spent else _End.WHOLE
+        # An answer without a body (to HEAD, 204, 304) may be followed by one all the same, from a service that is
+        # mistaken about itself: what comes late would be read as the answer to whoever asks next.
+        bounded = isinstance(body, LengthBody | ChunkedBody)
+        return _End.REUSABLE if bounded and head.lasting and not body.spent else _End.WHOLE
 
     async def _final_head(self, channel: ByteChannel, data: bytes) -> tuple[AnswerHead, bytes]:
         """The head of the answer itself, and what came after it; those of status 1xx before it are passed on."""
