@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -182,6 +184,23 @@ async def test_a_changed_manifest_is_noticed(engine: Engine) -> None:
         await engine.backend.snapshots.import_archive(
             SnapshotId("changed"), SnapshotArchive(media_type=archive.media_type, chunks=_chunks(data))
         )
+
+
+@pytest.mark.parametrize("member", ["manifest.json", "files"])
+async def test_a_negative_size_is_no_size(engine: Engine, member: str) -> None:
+    source = await engine.backend.sandboxes.create(SPEC)
+    ref = await engine.backend.snapshots.capture(source.id, SnapshotOptions())
+    archive = await _exported(engine, ref.id)
+    data = await _collected(archive)
+    entry = tarfile.TarInfo(member)
+    entry.size = -(10**7)
+    at = 0 if member == "manifest.json" else data.index(b"files\0")
+    data = data[:at] + entry.tobuf(tarfile.GNU_FORMAT) + data[at + 512 :]
+    async with asyncio.timeout(10):
+        with pytest.raises(SnapshotIntegrityFailure, match="negative"):
+            await engine.backend.snapshots.import_archive(
+                SnapshotId("negative"), SnapshotArchive(media_type=archive.media_type, chunks=_chunks(data))
+            )
 
 
 async def test_another_kind_of_archive_is_refused(engine: Engine) -> None:

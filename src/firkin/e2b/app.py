@@ -12,6 +12,7 @@ from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.error_map import as_refusal, dead_sandbox, is_gone
 from firkin.e2b.exchange import AsgiApp, ClientGone, Exchange, Message, Receive, Refused, Send
 from firkin.e2b.port_proxy import PortProxy
+from firkin.e2b.quotas import Quotas
 from firkin.e2b.routing import BadRoute, SandboxTarget, route
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
@@ -24,13 +25,14 @@ _LOG = logging.getLogger("firkin.e2b")
 
 def build_app(backend: SandboxBackend, keys: Sequence[ApiKey], settings: ServerSettings) -> AsgiApp:
     """The application over a started backend. Raises `InvalidSpec` for keys that cannot be told apart."""
-    return _App(backend, KeyRing(keys), settings)
+    quotas = Quotas(backend, {key.name: key.max_sandboxes for key in keys})
+    return _App(SandboxDirectory(backend, settings, quotas), KeyRing(keys), settings)
 
 
 class _App:
-    def __init__(self, backend: SandboxBackend, keys: KeyRing, settings: ServerSettings) -> None:
+    def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
         self._domain = settings.domain
-        self._directory = SandboxDirectory(backend, settings)
+        self._directory = directory
         self._control = ControlPlane(self._directory, keys, settings)
         self._data = DataPlane(self._directory, settings)
         self._proxy = PortProxy(self._directory)

@@ -66,7 +66,7 @@ class ControlPlane:
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
         sandboxes = SandboxCalls(directory, settings)
-        snapshots = SnapshotCalls(directory, settings, sandboxes.creator)
+        snapshots = SnapshotCalls(directory, settings)
         for method, pattern, call in [
             *_calls(sandboxes, snapshots),
             *_looking(ReportCalls(directory, settings), EventCalls(directory)),

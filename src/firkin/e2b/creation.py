@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import (
@@ -41,12 +41,10 @@ from firkin.law.sandboxes import (
     Timeout,
 )
 from firkin.law.snapshots import SnapshotFilter
-from firkin.law.states import SandboxState
 
 _KEY_RULE = re.compile(r"[a-z0-9-]{1,255}")
 _V1_DEFAULT_TIMEOUT_S = 15
 _MAX_REMEMBERED_KEYS = 10_000
-_SETTLED = frozenset({SandboxState.RUNNING, SandboxState.STOPPING})  # those being made are counted by `room_for`
 _MASK_RULE = re.compile(r"(?:[A-Za-z0-9.-]|\$\{PORT\}|:(?=[0-9$])){1,253}")
 
 
@@ -56,7 +54,6 @@ class Creator:
     def __init__(self, directory: SandboxDirectory, settings: ServerSettings) -> None:
         self._directory = directory
         self._settings = settings
-        self._in_flight: Counter[str] = Counter()
         self._locks: OrderedDict[tuple[str, str], asyncio.Lock] = OrderedDict()
         self._made: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
 
@@ -106,7 +103,7 @@ class Creator:
         capabilities = await self._directory.backend.capabilities()
         source = await self._source(tenant, request.templateID)
         spec = self._spec(tenant, request, source, labels, capabilities)
-        async with self.room_for(tenant, 1):
+        async with self._directory.quotas.room_for(tenant.name, 1):
             try:
                 return await self._directory.backend.sandboxes.create(spec)
             except NotFound as error:
@@ -122,20 +119,6 @@ class Creator:
             if is_called(tenant, info, text):
                 return FromSnapshot(info.id)
         return FromTemplate(template_id(text))
-
-    @asynccontextmanager
-    async def room_for(self, tenant: ApiKey, count: int) -> AsyncIterator[None]:
-        """While the block runs, `count` sandboxes more count as the tenant's. `Refused` (429) beyond the quota."""
-        if tenant.max_sandboxes is not None:
-            alive = await self._directory.backend.sandboxes.list(SandboxFilter(owner=tenant.name, states=_SETTLED))
-            if len(alive) + self._in_flight[tenant.name] + count > tenant.max_sandboxes:
-                text = f"you have reached the maximum number of concurrent sandboxes ({tenant.max_sandboxes})"
-                raise Refused(429, text, should_retry=False)
-        self._in_flight[tenant.name] += count
-        try:
-            yield
-        finally:
-            self._in_flight[tenant.name] -= count
 
     def _spec(
         self,

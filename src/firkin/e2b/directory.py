@@ -14,6 +14,7 @@ from firkin.e2b.auth import ApiKey
 from firkin.e2b.error_map import dead_sandbox, missing_sandbox
 from firkin.e2b.exchange import Refused
 from firkin.e2b.protocol import ClientConnection
+from firkin.e2b.quotas import Quotas
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import SignedLink, TokenMint
 from firkin.e2b.waking import Waker, wakes_on_traffic
@@ -41,11 +42,12 @@ _MAX_CACHED_USERS = 4096
 class SandboxDirectory:
     """Looks sandboxes up for both planes, and holds the connections that must end with them."""
 
-    def __init__(self, backend: SandboxBackend, settings: ServerSettings) -> None:
+    def __init__(self, backend: SandboxBackend, settings: ServerSettings, quotas: Quotas) -> None:
         self.backend = backend
+        self.quotas = quotas
         self.mint = TokenMint(settings.secret)
         self._settings = settings
-        self._waker = Waker(backend, settings)
+        self._waker = Waker(backend, settings, quotas)
         self._held: dict[str, set[ClientConnection]] = {}
         self._users: dict[tuple[str, str | None], tuple[float, GuestUser]] = {}
         self._when_ended: list[Callable[[str], None]] = []

@@ -19,6 +19,7 @@ from firkin.law.errors import (
     ResourceKind,
     RetryClass,
     SandboxUnavailable,
+    SnapshotIntegrityFailure,
     TemplatePrepareFailure,
     UnsupportedCapability,
     WrongState,
@@ -34,6 +35,7 @@ _STATUS: tuple[tuple[type[FirkinError], int], ...] = (
     (DeadlineExceeded, 504),
     (SandboxUnavailable, 409),
     (TemplatePrepareFailure, 500),
+    (SnapshotIntegrityFailure, 422),
 )
 
 _FILE_CODES = {

@@ -58,7 +58,7 @@ class SandboxCalls:
         self._directory = directory
         self._sandboxes = directory.backend.sandboxes
         self._settings = settings
-        self.creator = Creator(directory, settings)
+        self._creator = Creator(directory, settings)
         self._describe = Describer(settings, directory.mint)
         self._now = now
 
@@ -71,7 +71,7 @@ class SandboxCalls:
     async def _create(self, exchange: Exchange, tenant: ApiKey, kind: type[NewSandbox]) -> None:
         body = await exchange.body(self._settings.max_json_bytes)
         key = exchange.text_header(b"idempotency-key")
-        info = await self.creator.create(tenant, parse(body, kind), body, key)
+        info = await self._creator.create(tenant, parse(body, kind), body, key)
         await exchange.answer_json(201, self._describe.created(info))
 
     async def get(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
@@ -198,7 +198,7 @@ class SandboxCalls:
         options = ResumeOptions(
             deadline=Timeout(seconds), keep_memory=memory, lifecycle=lifecycle, actor=f"key {tenant.name}"
         )
-        async with self.creator.room_for(tenant, 1):
+        async with self._directory.quotas.room_for(tenant.name, 1):
             return await pauses.resume(info.id, options)
 
     async def _extend(self, info: SandboxInfo, seconds: int) -> SandboxInfo:

@@ -7,7 +7,7 @@ from contextlib import suppress
 import msgspec
 
 from firkin.e2b.auth import ApiKey
-from firkin.e2b.creation import Creator, check_timeout
+from firkin.e2b.creation import check_timeout
 from firkin.e2b.descriptions import Describer
 from firkin.e2b.directory import LABEL_KEY, LABEL_REQUEST, SandboxDirectory
 from firkin.e2b.error_map import as_refusal
@@ -42,11 +42,10 @@ class Fork(msgspec.Struct, forbid_unknown_fields=True):
 class SnapshotCalls:
     """Each method answers one kind of request of one tenant; `path` holds the path's variable parts."""
 
-    def __init__(self, directory: SandboxDirectory, settings: ServerSettings, creator: Creator) -> None:
+    def __init__(self, directory: SandboxDirectory, settings: ServerSettings) -> None:
         self._directory = directory
         self._backend = directory.backend
         self._settings = settings
-        self._creator = creator
         self._describe = Describer(settings, directory.mint)
 
     async def capture(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
@@ -124,7 +123,7 @@ class SnapshotCalls:
         _require_running(info, f"Sandbox '{info.id}' cannot be forked while in '{{}}' state")
         labels = {key: value for key, value in info.labels.items() if key not in (LABEL_KEY, LABEL_REQUEST)}
         options = ForkOptions(count=count, deadline=Timeout(seconds), labels=labels)
-        async with self._creator.room_for(tenant, count):
+        async with self._directory.quotas.room_for(tenant.name, count):
             forks = await self._backend.snapshots.fork(info.id, options)
         await exchange.answer_json(201, [self._forked(fork) for fork in forks])
 

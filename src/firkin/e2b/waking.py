@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from weakref import WeakValueDictionary
+
 from firkin.e2b.error_map import as_refusal, dead_sandbox
 from firkin.e2b.exchange import Refused
+from firkin.e2b.quotas import Quotas
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import CapacityRejected, NotFound, WrongState
@@ -23,35 +28,45 @@ def wakes_on_traffic(info: SandboxInfo) -> bool:
 
 
 class Waker:
-    def __init__(self, backend: SandboxBackend, settings: ServerSettings) -> None:
+    def __init__(self, backend: SandboxBackend, settings: ServerSettings, quotas: Quotas) -> None:
         self._backend = backend
+        self._quotas = quotas
         self._settings = settings
+        self._waking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def wake(self, info: SandboxInfo) -> SandboxInfo:
-        """Resume it for as long as it was first given. Those who come together wait for the same resumption.
+        """Resume it for as long as it was first given. Those who come together wait for one resumption.
 
-        Raises `Refused`: 503 when the machine is full, 502 when it has ended meanwhile.
+        Raises `Refused`: 503 when the machine is full, 429 when its owner's quota is, 502 when it has ended meanwhile.
         """
+        lock = self._waking.setdefault(info.id, asyncio.Lock())
+        async with lock:
+            for _ in range(_ATTEMPTS):  # it may be paused again at once, by its deadline or by its owner
+                info = await self._look(info)
+                if info.state is not SandboxState.PAUSED or not wakes_on_traffic(info):
+                    return info
+                with suppress(WrongState):
+                    return await self._resume(info)
+        raise Refused(409, "The sandbox is changing its state", should_retry=True, more={"sandboxId": info.id})
+
+    async def _look(self, info: SandboxInfo) -> SandboxInfo:
+        try:
+            return await self._backend.sandboxes.inspect(info.id)
+        except NotFound:
+            raise dead_sandbox(info.id) from None
+
+    async def _resume(self, info: SandboxInfo) -> SandboxInfo:
         pauses = self._backend.pauses
         if pauses is None:
             raise dead_sandbox(info.id)
         options = ResumeOptions(deadline=Timeout(self._lifetime_s(info)), actor="traffic")
-        for _ in range(_ATTEMPTS):  # it may be paused again at once, by its deadline or by its owner
-            try:
+        try:
+            async with self._quotas.room_for(info.owner, 1):
                 return await pauses.resume(info.id, options)
-            except WrongState:
-                pass
-            except NotFound:
-                raise dead_sandbox(info.id) from None
-            except CapacityRejected as error:
-                raise as_refusal(error) from error
-            try:
-                info = await self._backend.sandboxes.inspect(info.id)
-            except NotFound:
-                raise dead_sandbox(info.id) from None
-            if info.state is not SandboxState.PAUSED:
-                return info
-        raise Refused(409, "The sandbox is changing its state", should_retry=True, more={"sandboxId": info.id})
+        except NotFound:
+            raise dead_sandbox(info.id) from None
+        except CapacityRejected as error:
+            raise as_refusal(error) from error
 
     def _lifetime_s(self, info: SandboxInfo) -> float:
         text = info.labels.get(LABEL_TIMEOUT, "")

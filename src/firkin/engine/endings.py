@@ -129,12 +129,15 @@ async def _signal_one(processes: GuestProcesses, process_id: ProcessId, number: 
         await processes.wait(ById(process_id))
 
 
+async def _shut_down(node: Node, resident: Resident, grace_s: float) -> None:
+    inside = await node.links.connect(resident)
+    await inside.link.call("shutdown", {"grace_ms": int(grace_s * 1000)}, within_s=grace_s + ANSWER_WITHIN_S)
+
+
 async def _ask_to_end(node: Node, resident: Resident, grace_s: float) -> None:
     """Until every process has ended, or the grace is over, or somebody wants it dead now."""
     with suppress(FirkinError, GuestRefused, TimeoutError):  # a guest that does not listen is killed all the same
-        inside = await node.links.connect(resident)
-        asking = inside.link.call("shutdown", {"grace_ms": int(grace_s * 1000)}, within_s=grace_s + ANSWER_WITHIN_S)
         async with children() as waiting:
-            asked = waiting.start(asking, name=f"shutdown {resident.id}")
+            asked = waiting.start(_shut_down(node, resident, grace_s), name=f"shutdown {resident.id}")
             hurried = waiting.start(resident.hurry.wait(), name=f"hurry {resident.id}")
             await asyncio.wait((asked, hurried), return_when=asyncio.FIRST_COMPLETED)

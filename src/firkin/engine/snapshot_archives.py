@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tarfile
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import msgspec
 from firkin.engine import captured_files
 from firkin.engine.captured_files import StreamWriter
 from firkin.engine.stored_forms import SnapshotRecord, dump, load_snapshot
-from firkin.law.errors import FirkinError, IoFailure, SnapshotIntegrityFailure
+from firkin.law.errors import CapacityRejected, FirkinError, IoFailure, SnapshotIntegrityFailure
 from firkin.law.snapshots import SnapshotIntegrity
 
 MEDIA_TYPE = "application/vnd.firkin.snapshot+tar"
@@ -120,10 +120,17 @@ class _Intake:
         return chunk
 
 
-async def imported(chunks: AsyncIterable[bytes], into: Path, *, announced: SnapshotIntegrity | None) -> Arrived:
+async def imported(
+    chunks: AsyncIterable[bytes],
+    into: Path,
+    *,
+    announced: SnapshotIntegrity | None,
+    require_disk: Callable[[int], None],
+) -> Arrived:
     """Write an archive's files to the empty directory `into`. `SnapshotIntegrityFailure` for a broken one.
 
-    `announced` is what the content must be, where the caller knows that.
+    `announced` is what the content must be, where the caller knows that. `require_disk`
+    is told how many bytes are about to be written, and may raise.
     """
     intake = _Intake(chunks)
     try:
@@ -133,8 +140,11 @@ async def imported(chunks: AsyncIterable[bytes], into: Path, *, announced: Snaps
         if claimed is None:
             raise ValueError("its manifest has no digest")
         size = _size(await intake.exactly(_RECORD), _FILES)
+        require_disk(size)
         found = await _files(intake, size, into, most_bytes=2 * record.resources.disk_bytes)
         await _check_seal(intake, manifest)
+    except CapacityRejected:
+        raise
     except (ValueError, UnicodeDecodeError, tarfile.TarError, msgspec.DecodeError, FirkinError) as error:
         raise SnapshotIntegrityFailure(_IMPORT, None, f"the archive is not a snapshot of Firkin: {error}") from error
     except OSError as error:
@@ -162,6 +172,8 @@ def _size(head: bytes, name: str) -> int:
     entry = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     if entry.name != name or not entry.isreg():
         raise ValueError(f"a member called {name!r} was expected")
+    if entry.size < 0:
+        raise ValueError(f"the member {name!r} has a negative size")
     return entry.size
 
 
@@ -179,7 +191,7 @@ async def _files(intake: _Intake, size: int, into: Path, *, most_bytes: int) -> 
     writer = StreamWriter(into, most_bytes=most_bytes)
     left = size
     try:
-        while left:
+        while left > 0:
             piece = await intake.upto(min(left, _PIECE))
             left -= len(piece)
             await asyncio.to_thread(writer.feed, piece)

@@ -172,8 +172,12 @@ class LocalSnapshots:
         node, store = self._node, self._node.snapshots
         with store.naming("import a snapshot", options.owner, options.name, replace=False):
             async with store.aside() as aside:
-                _require_disk(node, 0 if archive.integrity is None else archive.integrity.size_bytes)
-                arrived = await snapshot_archives.imported(archive.chunks, aside, announced=archive.integrity)
+                arrived = await snapshot_archives.imported(
+                    archive.chunks,
+                    aside,
+                    announced=archive.integrity,
+                    require_disk=lambda size: _require_disk(node, size),
+                )
                 record = _naturalised(node, arrived.record, snapshot_id, options)
                 async with substrate("import a snapshot", node.driver.name, within_s=CAPTURE_WITHIN_S):
                     await node.driver.verify(aside)

@@ -72,11 +72,12 @@ class MemoryInstance:
         return not self._end.done()
 
     async def dial(self) -> MemoryChannel:
-        if not self.alive:
+        if not self.alive or self.machine.halted:
             raise SandboxUnavailable("reach agent", self._sandbox_id, "the instance has ended")
         ours, theirs = connection()
         served = Connection(self.machine, theirs, OPERATIONS, self.boot)
-        self.machine.background(served.serve, name="agent connection")
+        task = self.machine.background(served.serve, name="agent connection")
+        task.add_done_callback(lambda _: theirs.hang_up())  # also when it was ended before it began
         return ours
 
     async def ended(self) -> InstanceEnd:

@@ -133,6 +133,10 @@ class MemoryChannel:
         self._outgoing.end()
 
     async def aclose(self) -> None:
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close at once. Idempotent."""
         self._outgoing.end()
         self._incoming.abandon()
 
