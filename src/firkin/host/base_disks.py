@@ -44,13 +44,13 @@ class BaseDisks:
             aside.rename(path)
 
 
-def repair(image: str) -> None:
-    """Put an ext4 in order that needs it, and leave any other as it is.
+def is_in_order(image: str) -> bool:
+    """Whether the checker finds nothing wrong with an ext4, though it may not have been unmounted."""
+    return _checked(image, "-n").returncode == 0
 
-    `BackendFailure` when that cannot be done without a person.
-    """
-    if _checked(image, "-n").returncode == 0:
-        return
+
+def repair(image: str) -> None:
+    """Put an ext4 in order and mark it so. `BackendFailure` when that cannot be done without a person."""
     checked = _checked(image, "-p")
     if checked.returncode & ~3:  # 1 and 2: errors were corrected
         said = checked.stdout.decode(errors="replace").strip()[-200:]

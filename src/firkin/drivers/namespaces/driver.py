@@ -29,7 +29,7 @@ from firkin.drivers.namespaces.orders import LaunchOrder
 from firkin.drivers.namespaces.process_table import start_time
 from firkin.drivers.namespaces.slots import Slot, SlotPool
 from firkin.host import cgroups
-from firkin.host.base_disks import BaseDisks, repair
+from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
 from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
 from firkin.host.netns_sockets import NamespaceSockets
@@ -264,7 +264,7 @@ class NamespacesDriver:
         if sorted(path.name for path in captured.iterdir()) != [IMAGE]:
             raise SnapshotIntegrityFailure(operation, None, f"it holds other files than {IMAGE}")
         try:
-            await asyncio.to_thread(repair, str(captured / IMAGE))
+            await asyncio.to_thread(_put_in_order, str(captured / IMAGE))
         except BackendFailure as error:
             raise SnapshotIntegrityFailure(operation, None, f"its disk is damaged: {error}") from error
 
@@ -352,6 +352,12 @@ class NamespacesDriver:
 
     def _disk(self, sandbox_id: SandboxId) -> Path:
         return self._disks / f"{sandbox_id}.img"
+
+
+def _put_in_order(image: str) -> None:
+    """A disk that needs nothing stays as it is, and with it its digest."""
+    if not is_in_order(image):
+        repair(image)
 
 
 def _require_size(image: int, wanted: int) -> None:
