@@ -40,10 +40,14 @@ from firkin.runtime.shell_protocol import MarkerReader, script, text_of
 END_WITHIN_S = 10.0
 _BASH_OR_SH = "if command -v bash >/dev/null 2>&1; then exec bash --noprofile --norc; else exec sh; fi"
 
-# Ends what a killed shell leaves behind: every process of its session. In POSIX sh, because the image may have no ps.
-_SWEEP = """session=$1; for stat in /proc/[0-9]*/stat; do
+# Ends what a killed shell leaves behind: every process of its session, looking again until none is left (a killed
+# process is there until it has ended, and one that was just starting appears late). In POSIX sh: the image may have
+# no ps.
+_SWEEP = """session=$1; round=0; while [ $round -lt 200 ]; do round=$((round + 1)); left=
+for stat in /proc/[0-9]*/stat; do
 read -r line < "$stat" || continue; pid=${line%% *}; set -- ${line##*) }
-[ "$4" = "$session" ] && kill -9 "$pid"; done 2>/dev/null; true"""
+[ "$4" = "$session" ] && [ "$1" != Z ] && kill -9 "$pid" && left=1; done 2>/dev/null
+[ "$left" ] || break; done; true"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
