@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,10 +226,32 @@ async def test_a_receiver_that_never_answers_is_given_its_time_and_no_more(
 
     receiver.answer = hold
     monkeypatch.setattr(deliveries, "ANSWER_WITHIN_S", 0.05)
-    async with deliveries.Courier.open() as courier:
-        with pytest.raises(deliveries.NotDelivered, match=r"no answer within 0\.05 s"):
-            await courier.deliver(receiver.url, SECRET, "wh1", {})
+    with pytest.raises(deliveries.NotDelivered, match=r"no answer within 0\.05 s"):
+        await deliveries.Courier().deliver(receiver.url, SECRET, "wh1", {})
     released.set()
+
+
+@pytest.mark.parametrize(
+    ("endless", "says"),
+    [
+        (b"HTTP/1.1 102 Processing\r\n\r\n", "1xx"),
+        (b"HTTP/1.1 200 OK\r\nX: y\r\nX: y", "limit|chunk|Separator"),
+        (b"SSH-2.0-x\r\n\r\n", "no valid HTTP"),
+    ],
+)
+async def test_an_endless_answer_is_read_to_a_limit(endless: bytes, says: str) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while True:
+                writer.write(endless * 100)
+                await writer.drain()
+
+    service = await asyncio.start_server(babble, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{service.sockets[0].getsockname()[1]}/hook?token=theirs"
+    async with service:
+        with pytest.raises(deliveries.NotDelivered, match=says) as refused:
+            await deliveries.Courier().deliver(url, SECRET, "wh1", {})
+    assert "theirs" not in str(refused.value)
 
 
 async def test_after_a_week_of_failures_the_present_goes_on_and_the_gap_is_told(
@@ -282,7 +304,7 @@ async def test_a_test_says_what_went_wrong(engine: Engine, receiver: Receiver) -
     assert await webhooks.test(here.id) == ""
     assert receiver.types == ["firkin.webhook.test"]
     nowhere = await webhooks.add(WebhookSpec(url="http://127.0.0.1:1/hook", secret=SECRET))
-    assert "127.0.0.1:1" in await webhooks.test(nowhere.id)
+    assert "refused" in await webhooks.test(nowhere.id)
     assert (await webhooks.list())[0].delivered == 0
 
 

@@ -72,6 +72,8 @@ class _App:
         except FirkinError as error:
             await self._answer_failure(exchange, target, error)
         except Exception:  # noqa: BLE001 — the root of a request: a fault of ours must not reach the client as text
+            if _is_gone(exchange):  # what writing to a closed transport raises depends on the event loop
+                return
             _LOG.exception("request failed method=%s path=%s", exchange.method, exchange.path[:200])
             await _refuse(exchange, Refused(500, "the server failed to answer; its log says why", should_retry=False))
 
@@ -99,10 +101,16 @@ class _App:
 
 async def _refuse(exchange: Exchange, refusal: Refused) -> None:
     """Answer with the refusal; an answer that has begun cannot be taken back, so its connection breaks."""
+    if _is_gone(exchange):
+        return
     if exchange.started:
         _break(exchange)
     else:
         await exchange.refuse(refusal)
+
+
+def _is_gone(exchange: Exchange) -> bool:
+    return exchange.connection is not None and exchange.connection.gone
 
 
 def _break(exchange: Exchange) -> None:

@@ -259,6 +259,11 @@ class ClientConnection:
         self.waits_half_closed = False
         """Whether the answer under way is wanted even by a client that has said its last."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._protocol.transport.is_closing()
+
     def reset(self) -> None:
         """End the connection with a TCP RST, dropping what was not sent."""
         transport = self._protocol.transport

@@ -58,7 +58,8 @@ class LocalWebhooks:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        async with Courier.open() as courier, children() as tasks:
+        courier = Courier()
+        async with children() as tasks:
             async with self._lock:
                 self._courier, self._children = courier, tasks
                 for row in await self._rows.all():
