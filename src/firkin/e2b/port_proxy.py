@@ -7,6 +7,10 @@ reaches the client (`proxy_answers`), and written anew (`proxy_passage`).
 from __future__ import annotations
 
 import asyncio
+import resource
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from firkin.e2b.directory import SandboxDirectory, is_public
 from firkin.e2b.error_map import closed_port, dead_sandbox, is_gone
@@ -27,12 +31,21 @@ _CONNECT_WITHIN_S = 10.0
 _ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
 
 
+# What one tenant's ports hold open must not cost the others theirs: a request on its way into a sandbox takes two
+# descriptors of the server's.
+MOST_A_SANDBOX = 1024
+MOST_OF_THE_DESCRIPTORS = 0.5
+
+
 class PortProxy:
     """Passes requests on to the ports of sandboxes."""
 
     def __init__(self, directory: SandboxDirectory) -> None:
         self._directory = directory
         self._pool = ChannelPool()
+        self._passing: Counter[str] = Counter()
+        self._in_all = 0
+        self._most = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * MOST_OF_THE_DESCRIPTORS / 2)
         directory.when_ended(self._pool.forget)
 
     def close(self) -> None:
@@ -53,7 +66,7 @@ class PortProxy:
         try:
             info = await self._directory.live(target.sandbox_id)
             self._check_traffic(exchange, info)
-            with self._directory.holding(info.id, connection):
+            with self._counted(info.id), self._directory.holding(info.id, connection):
                 if exchange.method == "CONNECT":
                     await self._connect(exchange, connection, info, target.port)
                 else:
@@ -63,6 +76,23 @@ class PortProxy:
                 raise
             page = refusal_page(refusal, target)
             await exchange.answer(refusal.status, page, [(b"content-type", b"text/html; charset=utf-8")])
+
+    @contextmanager
+    def _counted(self, sandbox_id: str) -> Iterator[None]:
+        """One more on its way; `Refused` (429) when there are too many already."""
+        if self._passing[sandbox_id] >= MOST_A_SANDBOX:
+            raise _crowded(sandbox_id, f"{MOST_A_SANDBOX} connections to the ports of this sandbox")
+        if self._in_all >= self._most:
+            raise _crowded(sandbox_id, f"{self._most} connections to ports on this server")
+        self._passing[sandbox_id] += 1
+        self._in_all += 1
+        try:
+            yield
+        finally:
+            self._passing[sandbox_id] -= 1
+            self._in_all -= 1
+            if not self._passing[sandbox_id]:
+                del self._passing[sandbox_id]
 
     def _check_traffic(self, exchange: Exchange, info: SandboxInfo) -> None:
         if is_public(info):
@@ -113,3 +143,8 @@ class PortProxy:
             raise Refused(504, f"port {port} did not answer within {_CONNECT_WITHIN_S:g} s") from None
         except FirkinError as error:
             raise (dead_sandbox(info.id) if is_gone(error) else error) from error
+
+
+def _crowded(sandbox_id: str, what: str) -> Refused:
+    text = f"there are {what} already, which is the limit; try again when some have ended"
+    return Refused(429, text, should_retry=True, retry_after_s=1, more={"sandboxId": sandbox_id})

@@ -32,7 +32,7 @@ _HALF_CLOSES_WITHIN_S = 1.0
 # yet, and else a probe of the kernel's, after which it is known within 75 s.
 _ASK_AFTER_S = 0.05
 _LOOK_EVERY_S = 1.0
-_TCP_CLOSED = 7
+_TCP_CLOSED, _TCP_CLOSE_WAIT = 7, 8
 _STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
 _PROBES = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 _RESET = struct.pack("ii", 1, 0)
@@ -264,6 +264,18 @@ class ClientConnection:
         """Whether nothing can be sent any more."""
         return self._protocol.transport.is_closing()
 
+    @property
+    def left_behind(self) -> bool:
+        """Whether the peer has closed its sending side or is gone; the kernel knows, also while nothing is read."""
+        return self._finished or self._tcp_state() in (_TCP_CLOSED, _TCP_CLOSE_WAIT)
+
+    def _tcp_state(self) -> int:
+        raw = self._protocol.transport.get_extra_info("socket")
+        try:
+            return int(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
+        except OSError:  # closed already
+            return _TCP_CLOSED
+
     def reset(self) -> None:
         """End the connection with a TCP RST, dropping what was not sent."""
         transport = self._protocol.transport
@@ -363,7 +375,7 @@ class ClientConnection:
         transport = self._protocol.transport
         if transport.is_closing() or self._closed.is_set():
             return
-        if transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSED:
+        if self._tcp_state() == _TCP_CLOSED:
             transport.abort()
         else:
             self._protocol.loop.call_later(_LOOK_EVERY_S, self._look)

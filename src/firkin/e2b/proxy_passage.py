@@ -34,6 +34,7 @@ Dial = Callable[[], Awaitable[ByteChannel]]
 Alive = Callable[[], Awaitable[bool]]
 
 _READ = 256 * 1024
+_LOOK_EVERY_S = 60.0
 _MAX_INFORMATIONAL = 16
 _REPEATABLE = frozenset({"GET", "HEAD"})
 
@@ -72,6 +73,9 @@ class Passage:
         self._repeatable = exchange.method in _REPEATABLE and not self._has_body and self._upgrade is None
         self._head = request_head(exchange, mask=mask, upgrade=self._upgrade, lasting=self._repeatable)
         self._gone = False
+        self._uploading = False
+        self._passed = 0
+        self._looking: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Raises `Refused` while nothing was answered, and `ClientGone` when the client left or its answer broke."""
@@ -83,6 +87,8 @@ class Passage:
             task.cancel()
 
         self._connection.when_lost(left)
+        if self._has_body:
+            self._look_after_s(_LOOK_EVERY_S, left)
         try:
             await self._run()
         except asyncio.CancelledError:
@@ -93,6 +99,20 @@ class Passage:
             raise ClientGone from error
         finally:
             self._connection.when_lost(None)
+            if self._looking is not None:
+                self._looking.cancel()
+
+    def _look_after_s(self, wait_s: float, left: Callable[[], None]) -> None:
+        """Notice a client that left while its body is not read because the service takes no more of it."""
+        passed = self._passed
+
+        def look() -> None:
+            if self._uploading and self._connection.left_behind and self._passed == passed:
+                left()
+            else:
+                self._look_after_s(wait_s, left)
+
+        self._looking = asyncio.get_running_loop().call_later(wait_s, look)
 
     async def _run(self) -> None:
         kept = self._pool.take(self._key) if self._repeatable else None
@@ -127,12 +147,15 @@ class Passage:
     async def _upload(self, channel: ByteChannel) -> None:
         """Pass the body on. A service that wants no more of it has its reasons in its answer."""
         chunked = self._exchange.header(b"transfer-encoding") is not None
+        self._uploading = True
         with suppress(ClientGone, OSError, FirkinError):
             await channel.write(self._head)
             async for chunk in self._exchange.chunks(idle_s=None):
                 await channel.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+                self._passed += len(chunk)
             if chunked:
                 await channel.write(b"0\r\n\r\n")
+        self._uploading = False
 
     async def _answer(self, channel: ByteChannel) -> _End:
         try:

@@ -3,36 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
+from typing import Protocol
 
 from firkin.law.errors import FirkinError
 from firkin.law.ports import ByteChannel
 from firkin.lifetimes import children, finish
 
+ABANDONED_AFTER_S = 60.0
 _CLOSE_WITHIN_S = 5.0
 _READ = 256 * 1024
 
 
-async def tunnel(left: ByteChannel, right: ByteChannel) -> None:
-    """Join the two; a half-closed side stays open for the other direction. Closes `left`, never `right`."""
+class Leaving(ByteChannel, Protocol):
+    """The outer end of a tunnel: it knows whether its peer has said its last, even while nobody reads it."""
+
+    @property
+    def left_behind(self) -> bool: ...
+
+
+async def tunnel(left: Leaving, right: ByteChannel) -> None:
+    """Join the two; a half-closed side stays open for the other direction. Closes `left`, never `right`.
+
+    A peer of `left` that half-closed may wait for the rest, and may have gone for
+    good: once nothing has moved for `ABANDONED_AFTER_S`, it has gone.
+    """
+    moved = _Movement()
     try:
         async with children() as tasks:
             ways = {
-                tasks.start(_copy(left, right), name="tunnel-in"),
-                tasks.start(_copy(right, left), name="tunnel-out"),
+                tasks.start(_copy(left, right, moved), name="tunnel-in"),
+                tasks.start(_copy(right, left, moved), name="tunnel-out"),
             }
             while ways:
-                done, ways = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                done, ways = await asyncio.wait(
+                    ways, timeout=ABANDONED_AFTER_S / 4, return_when=asyncio.FIRST_COMPLETED
+                )
                 if any(not way.result() for way in done):
+                    return
+                if not done and left.left_behind and moved.idle_s >= ABANDONED_AFTER_S:
                     return
     finally:
         await finish(left.aclose(), within_s=_CLOSE_WITHIN_S)
 
 
-async def _copy(source: ByteChannel, target: ByteChannel) -> bool:
+class _Movement:
+    """When a byte last moved, either way."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self.now()
+
+    def now(self) -> None:
+        self._last = monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        return monotonic() - self._last
+
+
+async def _copy(source: ByteChannel, target: ByteChannel, moved: _Movement) -> bool:
     """Whether the source ended in order."""
     try:
         while data := await source.read(_READ):
+            moved.now()
             await target.write(data)
+            moved.now()
         await target.end()
     except (OSError, FirkinError):
         return False
