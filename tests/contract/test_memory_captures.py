@@ -92,7 +92,7 @@ async def test_a_full_disk_is_captured_and_comes_back_full(tmp_path: Path) -> No
     tree = source.machine.tree
     _, node = tree.locate("/tmp/full")
     tree.resize(node, len(node.data) + DISK - tree.used)
-    await source.capture(tmp_path)
+    await source.capture(tmp_path, room_bytes=1 << 40)
     twin = await driver.boot(replace(plan("twin"), captured=str(tmp_path), hostname="a-longer-name-than-before"))
     assert await said(twin, "cat /etc/hostname; echo more >> /tmp/full || echo full") == (
         "a-longer-name-than-before\nfull\n"
@@ -104,7 +104,7 @@ async def test_an_instance_without_etc_boots_again(tmp_path: Path) -> None:
     driver = MemoryDriver()
     source = await driver.boot(plan("source"))
     await said(source, "mv /etc /tmp/etc; ln -s /etc /etc")
-    await source.capture(tmp_path)
+    await source.capture(tmp_path, room_bytes=1 << 40)
     twin = await driver.boot(replace(plan("twin"), captured=str(tmp_path), machine_id="1" * 32))
     assert twin.machine.hostname == "sandbox"
     await driver.sweep(keep=())
@@ -127,10 +127,10 @@ async def test_a_failed_boot_that_continues_keeps_the_files() -> None:
 async def test_a_capture_into_what_is_no_empty_directory_fails(tmp_path: Path) -> None:
     driver = MemoryDriver()
     instance = await driver.boot(plan("source"))
-    await instance.capture(tmp_path)
+    await instance.capture(tmp_path, room_bytes=1 << 40)
     for into in (tmp_path, tmp_path / "missing"):
         with pytest.raises(IoFailure):
-            await instance.capture(into)
+            await instance.capture(into, room_bytes=1 << 40)
     assert await said(instance, "echo well") == "well\n"
     await driver.sweep(keep=())
 

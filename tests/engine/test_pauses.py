@@ -197,7 +197,7 @@ async def test_kill_cuts_a_capture_short(engine: Engine, monkeypatch: pytest.Mon
     assert resident is not None
     began = asyncio.Event()
 
-    async def endless(into: Path) -> None:
+    async def endless(into: Path, *, room_bytes: int) -> None:
         began.set()
         await asyncio.Event().wait()
 

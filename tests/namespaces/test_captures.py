@@ -63,7 +63,7 @@ async def test_the_disk_of_a_busy_sandbox_is_captured_in_order(alone: Alone) -> 
     await becomes(source, "[ -s /root/i ]; echo $?", "0\n")
     for number in range(3):
         into = alone.folder(f"busy{number}")
-        await source.capture(into)
+        await source.capture(into, room_bytes=1 << 40)
         outcome = checked(into / IMAGE)
         assert outcome.returncode == 0 or _only_what_was_deleted_open(outcome.stdout), outcome.stdout
         twin = await alone.fork(f"busytwin{number}", into)
@@ -83,7 +83,7 @@ async def test_what_was_just_written_is_in_the_capture(alone: Alone) -> None:
     source = await alone.boot("written")
     digest = await said(source, "head -c 50000000 /dev/urandom > /root/big; sha256sum < /root/big")
     into = alone.folder("written.d")
-    await source.capture(into)
+    await source.capture(into, room_bytes=1 << 40)
     assert (into / IMAGE).stat().st_blocks * 512 < 70_000_000
     twin = await alone.fork("writtentwin", into)
     assert await said(twin, "sha256sum < /root/big") == digest
@@ -94,7 +94,7 @@ async def test_what_was_just_written_is_in_the_capture(alone: Alone) -> None:
 async def test_a_copy_is_called_clean_and_a_checker_agrees(alone: Alone) -> None:
     source = await alone.boot("called")
     into = alone.folder("called.d")
-    await source.capture(into)
+    await source.capture(into, room_bytes=1 << 40)
     assert clean(into / IMAGE)
     assert not clean(alone.disk("called"))
     assert "Filesystem state:         clean" in described(into / IMAGE)
@@ -108,7 +108,7 @@ async def test_a_copy_is_called_clean_and_a_checker_agrees(alone: Alone) -> None
 async def test_a_disk_of_another_size_is_refused(alone: Alone) -> None:
     source = await alone.boot("sized")
     into = alone.folder("sized.d")
-    await source.capture(into)
+    await source.capture(into, room_bytes=1 << 40)
     await source.destroy()
     wanted = replace(alone.plan("sized").resources, disk_bytes=GIB)
     for plan in (replace(alone.plan("other"), captured=str(into)), replace(alone.plan("sized"), continues=True)):
@@ -150,7 +150,7 @@ async def test_a_capture_into_a_used_directory_says_what_is_wrong(alone: Alone) 
     into = alone.folder("used.d")
     (into / IMAGE).write_text("somebody's")
     with pytest.raises(IoFailure, match="used"):
-        await source.capture(into)
+        await source.capture(into, room_bytes=1 << 40)
     assert (into / IMAGE).read_text() == "somebody's"
     assert await said(source, "echo well") == "well\n"
     await source.destroy()
@@ -159,7 +159,7 @@ async def test_a_capture_into_a_used_directory_says_what_is_wrong(alone: Alone) 
 async def test_killed_during_a_capture(alone: Alone) -> None:
     source = await alone.boot("killed")
     await said(source, "head -c 100000000 /dev/urandom > /root/big")
-    capturing = asyncio.gather(source.capture(alone.folder("killed.d")), return_exceptions=True)
+    capturing = asyncio.gather(source.capture(alone.folder("killed.d"), room_bytes=1 << 40), return_exceptions=True)
     while not (alone.state / "killed.d" / IMAGE).exists():  # noqa: ASYNC110 — another thread makes it
         await asyncio.sleep(0)
     await source.destroy()
@@ -170,9 +170,9 @@ async def test_killed_during_a_capture(alone: Alone) -> None:
 async def test_a_freeze_during_a_capture_holds_after_it(alone: Alone) -> None:
     source = await alone.boot("both")
     await said(source, "head -c 50000000 /dev/urandom > /root/big")
-    await asyncio.gather(source.capture(alone.folder("both.d")), source.freeze())
+    await asyncio.gather(source.capture(alone.folder("both.d"), room_bytes=1 << 40), source.freeze())
     assert source._freezer.frozen
-    await asyncio.gather(source.capture(alone.folder("both.e")), source.thaw())
+    await asyncio.gather(source.capture(alone.folder("both.e"), room_bytes=1 << 40), source.thaw())
     assert not source._freezer.frozen
     assert await said(source, "echo well") == "well\n"
     await source.destroy()
@@ -181,7 +181,7 @@ async def test_a_freeze_during_a_capture_holds_after_it(alone: Alone) -> None:
 async def test_many_captures_at_once(alone: Alone) -> None:
     source = await alone.boot("many")
     folders = [alone.folder(f"many{number}") for number in range(8)]
-    await asyncio.gather(*(source.capture(into) for into in folders))
+    await asyncio.gather(*(source.capture(into, room_bytes=1 << 40) for into in folders))
     assert all(clean(into / IMAGE) for into in folders)
     assert await said(source, "echo well") == "well\n"
     await source.destroy()
@@ -192,7 +192,7 @@ async def test_many_captures_at_once(alone: Alone) -> None:
 async def test_a_disk_whose_layer_is_a_link_is_refused(alone: Alone, name: str) -> None:
     source = await alone.boot(f"link{name}")
     into = alone.folder(f"link{name}.d")
-    await source.capture(into)
+    await source.capture(into, room_bytes=1 << 40)
     await source.destroy()
     edited(into / IMAGE, f"cd /\nln {name} old\nunlink {name}\nsymlink {name} /empty\n")
     with pytest.raises(LaunchFailed) as refused:

@@ -59,7 +59,7 @@ async def test_a_fork_keeps_no_name_and_no_random_seed_of_its_source(alone: Alon
         source, "mkdir -p /var/lib/systemd; echo seed > /var/lib/systemd/random-seed; echo 1.2.3.4 a >> /etc/hosts"
     )
     into = alone.folder("source.d")
-    await source.capture(into)
+    await source.capture(into, room_bytes=1 << 40)
     fork = await alone.driver.boot(replace(alone.plan("fork"), machine_id="2" * 32, captured=str(into)))
     assert await said(fork, "hostname; cat /etc/hostname /etc/machine-id") == "fork\nfork\n" + "2" * 32 + "\n"
     hosts = await said(fork, "cat /etc/hosts")
@@ -100,7 +100,7 @@ async def test_a_hostile_disk_only_hurts_itself(alone: Alone, trap: str) -> None
     source = await alone.boot("trap")
     await said(source, f"({trap}) 2>/dev/null; true")
     into = alone.folder(f"trap{abs(hash(trap))}")
-    await source.capture(into)
+    await source.capture(into, room_bytes=1 << 40)
     fork = await alone.driver.boot(replace(alone.plan("trapped"), machine_id="2" * 32, captured=str(into)))
     assert await said(fork, "hostname") == "trapped\n"
     for instance in (fork, source):

@@ -288,7 +288,7 @@ async def test_the_failures_of_a_captured_disk_are_not_its_copys(alone: Alone) -
         pytest.skip("this kernel cannot make ext4 errors on purpose")
     trigger.write_text("a test of firkin's")
     into = alone.folder("failed.d")
-    await source.capture(into)
+    await source.capture(into, room_bytes=1 << 40)
     await asyncio.sleep(1.1)  # the superblock counts in whole seconds
     fork = await alone.fork("failedfork", into)
     os.kill(pid_of(fork), signal.SIGKILL)

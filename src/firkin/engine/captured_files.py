@@ -158,10 +158,3 @@ class StreamWriter:
         data = bytes(memoryview(self._waiting)[:length])
         del self._waiting[:length]
         return data
-
-
-def check_disk(directory: Path, error: OSError) -> str:
-    """What to tell when writing captured files failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {directory} is full"
-    return error.strerror or str(error)

@@ -20,7 +20,7 @@ import msgspec
 from firkin.engine import captured_files
 from firkin.engine.captured_files import StreamWriter
 from firkin.engine.stored_forms import SnapshotRecord, dump, load_snapshot
-from firkin.law.errors import CapacityRejected, FirkinError, IoFailure, SnapshotIntegrityFailure
+from firkin.law.errors import CapacityRejected, FirkinError, HostDiskFull, IoFailure, SnapshotIntegrityFailure
 from firkin.law.snapshots import SnapshotIntegrity
 
 MEDIA_TYPE = "application/vnd.firkin.snapshot+tar"
@@ -148,7 +148,9 @@ async def imported(
     except (ValueError, UnicodeDecodeError, tarfile.TarError, msgspec.DecodeError, FirkinError) as error:
         raise SnapshotIntegrityFailure(_IMPORT, None, f"the archive is not a snapshot of Firkin: {error}") from error
     except OSError as error:
-        raise IoFailure("import into", str(into), captured_files.check_disk(into, error)) from error
+        if HostDiskFull.explains(error):
+            raise HostDiskFull(_IMPORT) from error
+        raise IoFailure("import into", str(into), error.strerror or str(error)) from error
     for wanted, who in ((claimed, "its manifest"), (announced or found, "whoever sent it")):
         if found != wanted:
             said = f"{wanted.sha256} and {wanted.size_bytes} bytes"

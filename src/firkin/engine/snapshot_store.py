@@ -21,7 +21,7 @@ from firkin.engine.directories import remove_tree
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import SnapshotRecord
 from firkin.engine.templates import TemplateRegistry, TemplateUse
-from firkin.law.errors import AlreadyExists, FirkinError, IoFailure, NotFound, ResourceKind
+from firkin.law.errors import AlreadyExists, FirkinError, HostDiskFull, IoFailure, NotFound, ResourceKind
 from firkin.law.ids import SandboxId, SnapshotId
 from firkin.law.snapshots import SnapshotIntegrity
 from firkin.lifetimes import Children, finish
@@ -99,7 +99,7 @@ class SnapshotStore:
         try:
             path.mkdir(mode=0o700)
         except OSError as error:
-            raise IoFailure("make", str(path), captured_files.check_disk(path, error)) from error
+            raise _failure("make", path, error) from error
         try:
             yield path
         finally:
@@ -108,9 +108,12 @@ class SnapshotStore:
 
     async def settled(self, path: Path) -> SnapshotIntegrity:
         """Make the files in `path` durable and find their digest, both at once."""
-        content, _ = await asyncio.gather(
-            asyncio.to_thread(captured_files.integrity, path), asyncio.to_thread(_sync, path)
-        )
+        try:
+            content, _ = await asyncio.gather(
+                asyncio.to_thread(captured_files.integrity, path), asyncio.to_thread(_sync, path)
+            )
+        except OSError as error:
+            raise _failure("keep", path, error) from error
         return content
 
     async def keep(self, record: SnapshotRecord, aside: Path) -> None:
@@ -186,3 +189,9 @@ def _fsync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _failure(what: str, path: Path, error: OSError) -> FirkinError:
+    if HostDiskFull.explains(error):
+        return HostDiskFull("keep a snapshot")
+    return IoFailure(what, str(path), error.strerror or str(error))

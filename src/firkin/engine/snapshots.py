@@ -56,6 +56,7 @@ MOST_FORKS = 100
 FORKS_AT_ONCE = 8
 _C = CapabilityName
 _CAPTURE, _RESTORE, _FORK = "capture a snapshot", "restore a snapshot", "fork a sandbox"
+_EXPORT, _IMPORT = "export a snapshot", "import a snapshot"
 
 
 class LocalSnapshots:
@@ -106,14 +107,14 @@ class LocalSnapshots:
 
     async def export_archive(self, snapshot_id: SnapshotId) -> SnapshotArchive:
         """The chunks may be read once. A snapshot that is deleted meanwhile is exported to its end."""
-        self._node.offer.require("export a snapshot", _C.SNAPSHOT_EXPORT)
-        record = self._node.snapshots.get("export a snapshot", snapshot_id)
+        self._node.offer.require(_EXPORT, _C.SNAPSHOT_EXPORT)
+        record = self._node.snapshots.get(_EXPORT, snapshot_id)
         content = record.info.integrity
         if content is None:
-            raise SnapshotIntegrityFailure("export a snapshot", snapshot_id, "its record has no digest")
+            raise SnapshotIntegrityFailure(_EXPORT, snapshot_id, "its record has no digest")
 
         async def chunks() -> AsyncIterator[bytes]:
-            with self._node.snapshots.borrowed("export a snapshot", snapshot_id) as (_, directory):
+            with self._node.snapshots.borrowed(_EXPORT, snapshot_id) as (_, directory):
                 async for chunk in snapshot_archives.exported(record, directory, content):
                     yield chunk
 
@@ -122,10 +123,10 @@ class LocalSnapshots:
     async def import_archive(
         self, snapshot_id: SnapshotId, archive: SnapshotArchive, options: SnapshotOptions | None = None
     ) -> SnapshotRef:
-        self._node.offer.require("import a snapshot", _C.SNAPSHOT_IMPORT)
+        self._node.offer.require(_IMPORT, _C.SNAPSHOT_IMPORT)
         if archive.media_type != snapshot_archives.MEDIA_TYPE:
             detail = f"its media type is {archive.media_type!r}; {snapshot_archives.MEDIA_TYPE!r} is understood"
-            raise SnapshotIntegrityFailure("import a snapshot", snapshot_id, detail)
+            raise SnapshotIntegrityFailure(_IMPORT, snapshot_id, detail)
         info = await self._import(snapshot_id, archive, options or SnapshotOptions())
         return SnapshotRef(info.id, info.kind)
 
@@ -170,7 +171,7 @@ class LocalSnapshots:
         self, snapshot_id: SnapshotId, archive: SnapshotArchive, options: SnapshotOptions
     ) -> SnapshotInfo:
         node, store = self._node, self._node.snapshots
-        with store.naming("import a snapshot", options.owner, options.name, replace=False):
+        with store.naming(_IMPORT, options.owner, options.name, replace=False):
             async with store.aside() as aside:
                 arrived = await snapshot_archives.imported(
                     archive.chunks,
@@ -179,7 +180,7 @@ class LocalSnapshots:
                     require_disk=lambda size: _require_disk(node, size),
                 )
                 record = _naturalised(node, arrived.record, snapshot_id, options)
-                async with substrate("import a snapshot", node.driver.name, within_s=CAPTURE_WITHIN_S):
+                async with substrate(_IMPORT, node.driver.name, within_s=CAPTURE_WITHIN_S):
                     await node.driver.verify(aside)
                 content = await store.settled(aside)
                 record = replace(record, info=replace(record.info, integrity=content))
@@ -211,7 +212,6 @@ async def _captured(node: Node, resident: Resident, into: Path, operation: str, 
             raise WrongState(operation, ResourceKind.SANDBOX, resident.id, info.state.value)
         if instance is None:
             raise WrongState(operation, ResourceKind.SANDBOX, resident.id, "paused without its memory; resume it first")
-        await _require_room(node, resident)
         async with children() as work:
             copying = work.start(_copied(node, resident, into, operation), name=f"capture {resident.id}")
             hurried = work.start(resident.hurry.wait(), name=f"hurry {resident.id}")
@@ -225,22 +225,17 @@ async def _captured(node: Node, resident: Resident, into: Path, operation: str, 
 async def _copied(node: Node, resident: Resident, into: Path, operation: str) -> None:
     assert resident.instance is not None  # the caller holds the lock and has looked
     async with substrate(operation, node.driver.name, within_s=CAPTURE_WITHIN_S, sandbox_id=resident.id):
-        await resident.instance.capture(into)
+        await resident.instance.capture(into, room_bytes=_room(node))
 
 
-async def _require_room(node: Node, resident: Resident) -> None:
-    assert resident.instance is not None  # the caller holds the lock and has looked
-    async with substrate(_CAPTURE, node.driver.name, within_s=5.0, sandbox_id=resident.id):
-        usage = await resident.instance.usage()
-    _require_disk(node, usage.get("disk_used_bytes", 0))
+def _room(node: Node) -> int:
+    """How much of the host's disk a copy may take, in bytes."""
+    return max(0, node.gauge.read().disk_bytes - node.policies.capacity.disk_floor_bytes)
 
 
 def _require_disk(node: Node, needed: int) -> None:
-    free = node.gauge.read().disk_bytes - node.policies.capacity.disk_floor_bytes
-    if needed > free:
-        raise CapacityRejected(
-            _CAPTURE, "free disk on the host", requested=needed, available=max(0, free), unit="bytes"
-        )
+    if needed > (free := _room(node)):
+        raise CapacityRejected(_IMPORT, "free disk on the host", requested=needed, available=free, unit="bytes")
 
 
 def _record(
@@ -306,12 +301,12 @@ def _naturalised(
         reason = Permanent(
             f"it was captured by the driver {record.info.driver!r}; this runtime has {node.driver.name!r}"
         )
-        raise UnsupportedCapability("import a snapshot", _C.SNAPSHOT_IMPORT, reason)
+        raise UnsupportedCapability(_IMPORT, _C.SNAPSHOT_IMPORT, reason)
     template = node.templates.with_digest(record.template_digest) if record.template_digest else None
     if template is None:
         wanted = str(record.info.source_template_id or "")
         detail = f"the snapshot was made on content {record.template_digest}; prepare that template here first"
-        raise NotFound("import a snapshot", ResourceKind.TEMPLATE, wanted, detail=detail)
+        raise NotFound(_IMPORT, ResourceKind.TEMPLATE, wanted, detail=detail)
     info = replace(
         record.info,
         id=snapshot_id,

@@ -139,6 +139,7 @@ __all__ = [
     "Graceful",
     "GuestArch",
     "GuestUser",
+    "HostDiskFull",
     "HostPreflightGated",
     "HostSource",
     "HygienePolicy",

@@ -125,10 +125,12 @@ class Instance(Protocol):
         """Give the memory of a frozen instance back to the host, as far as the host can take it. Never fails."""
         ...
 
-    async def capture(self, into: Path) -> None:
+    async def capture(self, into: Path, *, room_bytes: int) -> None:
         """Copy its files, as they are at one instant, into the empty directory `into`. The caller makes them durable.
 
-        It is frozen for as long as copying needs, unless it is already. Raises `BackendFailure`, `IoFailure`.
+        It is frozen for as long as copying needs, unless it is already. Raises
+        `CapacityRejected` when that needs more than `room_bytes` of the host's
+        disk, `HostDiskFull`, `BackendFailure`, `IoFailure`.
         """
         ...
 

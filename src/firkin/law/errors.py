@@ -7,6 +7,7 @@ FirkinError
 ├── AlreadyExists            the name is taken
 ├── WrongState               legal request, wrong moment
 ├── CapacityRejected         well formed, but the machine is full; says what is short
+│   └── HostDiskFull         its disk ran out in the middle of the work
 ├── DeadlineExceeded         we stopped waiting; the work may still be going on
 ├── TemplatePrepareFailure   the template cannot be made; the fault says why
 ├── ProcessFailure           a process operation failed (not: a program exited with 1)
@@ -25,6 +26,7 @@ retry class.
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -214,6 +216,26 @@ class CapacityRejected(FirkinError):
         self.short = short
         self.requested = requested
         self.available = available
+
+
+class HostDiskFull(CapacityRejected):
+    """The host's disk, or the server's quota on it, ran out in the middle of something. Nothing of that is kept."""
+
+    code = "host_disk_full"
+
+    def __init__(self, operation: str) -> None:
+        FirkinError.__init__(
+            self,
+            operation,
+            f"cannot {operation}: the disk of the host is full; free some space and try again",
+            retry=RetryClass.RETRYABLE,
+        )
+        self.short, self.requested, self.available = "free disk on the host", 0, 0
+
+    @classmethod
+    def explains(cls, error: OSError) -> bool:
+        """Whether a failed write says just that."""
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class DeadlineExceeded(FirkinError):

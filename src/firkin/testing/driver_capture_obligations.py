@@ -11,7 +11,7 @@ import pytest
 
 from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import Driver, Instance
-from firkin.law.errors import FirkinError
+from firkin.law.errors import CapacityRejected, FirkinError
 from firkin.law.ids import SandboxId
 from firkin.testing.driver_identity_obligations import BOOT_ID, COUNTING, silent
 from firkin.testing.driver_suite import DriverSuite, becomes, begun, needs, said, talking
@@ -47,10 +47,13 @@ async def _links(instance: Instance) -> list[object]:
         ]
 
 
+_ROOM = 1 << 40
+
+
 class CaptureSuite(DriverSuite):
     async def _captured(self, instance: Instance, into: Path) -> str:
         into.mkdir()
-        await instance.capture(into)
+        await instance.capture(into, room_bytes=_ROOM)
         assert list(into.iterdir()), "a capture without files"
         return str(into)
 
@@ -176,7 +179,20 @@ class CaptureObligations(CaptureSuite):
         into = tmp_path / "captured"
         into.mkdir()
         with pytest.raises(FirkinError):
-            await source.capture(into)
+            await source.capture(into, room_bytes=_ROOM)
+
+    async def test_a_capture_without_room_is_refused_and_the_instance_runs_on(
+        self, driver: Driver, tmp_path: Path
+    ) -> None:
+        await needs(driver, *_CAPTURES)
+        source = await driver.boot(self.boot_plan(SandboxId("source")))
+        assert await said(source, "echo some bytes > /tmp/file; echo well") == "well\n"
+        into = tmp_path / "captured"
+        into.mkdir()
+        with pytest.raises(CapacityRejected):
+            await source.capture(into, room_bytes=1)
+        assert await said(source, "echo well") == "well\n"
+        await source.capture(into, room_bytes=_ROOM)
 
     async def test_a_cancelled_capture_lets_the_instance_run_on(self, driver: Driver, tmp_path: Path) -> None:
         await needs(driver, *_CAPTURES)
@@ -186,7 +202,7 @@ class CaptureObligations(CaptureSuite):
             into.mkdir()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await source.capture(into)
+                    await source.capture(into, room_bytes=_ROOM)
             assert await said(source, "echo well") == "well\n"
 
     async def test_a_boot_from_what_is_no_capture_leaves_nothing(self, driver: Driver, tmp_path: Path) -> None:

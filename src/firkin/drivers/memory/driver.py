@@ -19,7 +19,15 @@ from firkin.drivers.memory.tree import Fault, Tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, Permanent
 from firkin.law.driver import BootPlan, InstanceEnd, InstanceRef
-from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec, IoFailure, SandboxUnavailable
+from firkin.law.errors import (
+    BackendFailure,
+    CapacityRejected,
+    HostDiskFull,
+    InvalidReason,
+    InvalidSpec,
+    IoFailure,
+    SandboxUnavailable,
+)
 from firkin.law.ids import SandboxId
 from firkin.law.states import EndCause
 from firkin.lifetimes import finish
@@ -102,15 +110,25 @@ class MemoryInstance:
     async def reclaim(self) -> None:
         """Nothing can be given back: what an instance remembers is this process's own memory."""
 
-    async def capture(self, into: Path) -> None:
+    async def capture(self, into: Path, *, room_bytes: int) -> None:
         """Its files are copied between two steps of the event loop, in which nothing inside can run."""
         if not self.alive:
             raise BackendFailure("capture files", "memory", "the instance has ended")
         self._faults.before_capture()
+        if self.machine.tree.used > room_bytes:
+            raise CapacityRejected(
+                "capture files",
+                "free disk on the host",
+                requested=self.machine.tree.used,
+                available=room_bytes,
+                unit="bytes",
+            )
         work = asyncio.to_thread(captures.write, captures.copied(self.machine.tree), into)
         try:
             await finish(work, within_s=CAPTURE_WITHIN_S)
         except OSError as error:
+            if HostDiskFull.explains(error):
+                raise HostDiskFull("capture files") from error
             raise IoFailure("capture files into", str(into), error.strerror or str(error)) from error
 
     async def dial_port(self, port: int) -> None:

@@ -22,11 +22,12 @@ from firkin.host.netns_sockets import NamespaceSockets
 from firkin.host.superblocks import last_error_at
 from firkin.host.syscalls import kill_pidfd
 from firkin.law.driver import InstanceEnd, InstanceRef
-from firkin.law.errors import IoFailure, PortFailure, SandboxUnavailable
+from firkin.law.errors import CapacityRejected, HostDiskFull, IoFailure, PortFailure, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.states import EndCause
 from firkin.lifetimes import Children
 
+_CAPTURE = "capture a snapshot"
 _NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _DIAL_WITHIN_S = 5.0
@@ -115,7 +116,7 @@ class NamespacesInstance:
         if not self._end.done():
             await self._freezer.reclaim()
 
-    async def capture(self, into: Path) -> None:
+    async def capture(self, into: Path, *, room_bytes: int) -> None:
         """Frozen for what was not written out before, and for the copy."""
         self._require_alive("capture")
         work = DiskCapture(self._ref, into, loop=self.slot.numbers.loop)
@@ -123,11 +124,14 @@ class NamespacesInstance:
         try:
             async with threads.turn():
                 await threads.run(work.prepare, work.stop)
+                _require_room(Path(str(self._ref.facts["disk"])), room_bytes)
                 async with self._freezer.held():
                     await threads.run(work.copy, work.stop)
                     self._require_alive("capture")  # killed during the copy: it may hold the disk of another instant
         except OSError as error:
             self._require_alive("capture")
+            if HostDiskFull.explains(error):
+                raise HostDiskFull(_CAPTURE) from error
             raise IoFailure("capture", f"the disk of sandbox {self._id!r}", error.strerror or str(error)) from error
 
     async def dial_port(self, port: int) -> SocketChannel:
@@ -235,3 +239,10 @@ class NamespacesInstance:
             os.close(self._pidfd)
             self._end.cancel()
         self.slot.close()
+
+
+def _require_room(image: Path, room_bytes: int) -> None:
+    """What the image has now is what its copy will take where the host's file system has no reflinks."""
+    needed = image.stat().st_blocks * 512
+    if needed > room_bytes:
+        raise CapacityRejected(_CAPTURE, "free disk on the host", requested=needed, available=room_bytes, unit="bytes")

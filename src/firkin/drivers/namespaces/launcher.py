@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from contextlib import suppress
@@ -10,11 +11,12 @@ from typing import Any
 
 from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
 from firkin.drivers.namespaces.orders import Failure, LaunchOrder
-from firkin.law.errors import BackendFailure, RetryClass
+from firkin.law.errors import BackendFailure, HostDiskFull, RetryClass
 from firkin.lifetimes import Children
 
 _ZYGOTE = "firkin.drivers.namespaces.zygote"
 _NAME = "namespaces"
+_DISK = "disk"
 
 
 class LaunchFailed(BackendFailure):
@@ -22,10 +24,10 @@ class LaunchFailed(BackendFailure):
 
     code = "launch_failed"
 
-    def __init__(self, step: str, errno: int, text: str) -> None:
+    def __init__(self, step: str, code: int, text: str) -> None:
         super().__init__("create sandbox", _NAME, f"step {step!r}: {text}", retry=RetryClass.UNKNOWN)
         self.step = step
-        self.errno = errno
+        self.errno = code
 
 
 class Launched:
@@ -125,6 +127,8 @@ async def read_report(report: int) -> None:
         raise LaunchFailed("start", 0, "the process ended before it became the agent")
     if said != b"+":
         failure = Failure.decode(said)
+        if failure.step == _DISK and failure.code in (errno.ENOSPC, errno.EDQUOT):
+            raise HostDiskFull("create sandbox")
         raise LaunchFailed(failure.step, failure.code, failure.text)
 
 
