@@ -17,10 +17,10 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from firkin.engine import captured_files
-from firkin.engine.directories import remove_tree
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import SnapshotRecord
 from firkin.engine.templates import TemplateRegistry, TemplateUse
+from firkin.host.directories import remove_tree
 from firkin.law.errors import AlreadyExists, FirkinError, HostDiskFull, IoFailure, NotFound, ResourceKind
 from firkin.law.ids import SandboxId, SnapshotId
 from firkin.law.snapshots import SnapshotIntegrity

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from firkin.engine.acts import Acts
 from firkin.engine.clock import Clock
-from firkin.engine.directories import remove_tree
 from firkin.engine.logs import LogStore
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import TemplateRecord, spec_key
 from firkin.engine.template_requests import callers_fault, check_source, check_template, default_template_id
+from firkin.host.directories import remove_tree
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import PreparedRoot, RootPreparer
 from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState

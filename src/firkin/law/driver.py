@@ -26,12 +26,15 @@ from firkin.law.templates import ImageConfig, TemplateSpec
 class RootFilesystem:
     """A prepared template's files, as host paths.
 
-    `base` becomes ``/`` (copy-on-write). Each of `shared` is a host directory
-    shown read-only at the path inside, in this order: ``{"/usr": "/usr"}`` for the
-    host template. Each of `hidden` is a directory inside that appears empty.
+    `base` becomes ``/`` (copy-on-write). Each of `layers` lies above what is before
+    it, the last on top: a directory as overlayfs keeps them, with its marks for
+    what a layer removes. Each of `shared` is a host directory shown read-only at
+    the path inside, in this order: ``{"/usr": "/usr"}`` for the host template. Each
+    of `hidden` is a directory inside that appears empty.
     """
 
     base: str
+    layers: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
 

@@ -1,0 +1,194 @@
+"""Layers of root file systems, each kept once, whoever uses it.
+
+A layer is known by a key that says all that it was made from, so what has a key
+never changes. It is filled aside and renamed: a layer that can be found is whole.
+Whether it also survives a crash of the host is known only once its file system
+was synced; one that was not, and is met after another boot, is thrown away.
+
+Nobody here knows what is in use. Whoever does says so to `collect`; what is
+being made or was held meanwhile is safe from it in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from firkin.host.directories import remove_tree
+from firkin.host.syncing import sync_filesystem
+from firkin.law.errors import HostDiskFull, IoFailure
+
+FILES, WORK = "files", "work"
+_ASIDE = ".aside-"
+_BOOT, _SETTLED = "boot", "settled"
+
+
+def layer_key(*parts: str) -> str:
+    """The key of what was made from exactly these, in this order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"%d:" % len(part.encode()) + part.encode())
+    return digest.hexdigest()
+
+
+class LayerMaking:
+    """A layer on its way into the store. `found` is where it is already; else fill `files` and call `keep`.
+
+    `work` is an empty folder on the same file system, as an overlay mount wants one.
+    """
+
+    def __init__(self, store: LayerStore, key: str, aside: Path, found: str | None) -> None:
+        self.found = found
+        self.files = aside / FILES
+        self.work = aside / WORK
+        self._store = store
+        self._key = key
+        self._aside = aside
+
+    async def keep(self) -> str:
+        """Let it be found under its key. Returns where its files are."""
+        return await self._store._keep(self._key, self._aside)
+
+
+class LayerStore:
+    """The layers below `directory`, which is made when it is missing."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._held: Counter[str] = Counter()
+        self._unsettled: set[str] = set()
+
+    def find(self, key: str) -> str | None:
+        """Where the files of a layer are, if it is here; it counts as used now."""
+        layer = self._directory / key
+        try:
+            os.utime(layer)
+        except FileNotFoundError:
+            return None
+        return str(layer / FILES)
+
+    def key_of(self, path: str) -> str | None:
+        """The key of a layer by where its files are; None for what is no layer of this store."""
+        files = Path(path)
+        return files.parent.name if files.parent.parent == self._directory and files.name == FILES else None
+
+    @contextmanager
+    def holding(self, keys: Collection[str]) -> Iterator[None]:
+        """No `collect` removes these before the block ends."""
+        self._held.update(keys)
+        try:
+            yield
+        finally:
+            self._held.subtract(keys)
+            self._held += Counter()  # drops what is no longer above zero
+
+    @asynccontextmanager
+    async def making(self, key: str) -> AsyncIterator[LayerMaking]:
+        """Find the layer or make it: one maker at a time, the others wait and find it. Held until the block ends."""
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        with self.holding([key]):
+            async with lock:
+                found = self.find(key)
+                aside = self._directory / f"{_ASIDE}{secrets.token_hex(8)}"
+                if found is None:
+                    await asyncio.to_thread(_make_aside, aside)
+                try:
+                    yield LayerMaking(self, key, aside, found)
+                finally:
+                    await remove_tree(aside)
+            if self._held[key] == 1:
+                self._locks.pop(key, None)
+
+    async def load(self) -> None:
+        """Take up what an earlier server left: what it did not finish is removed."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        boot = _boot_id()
+        for name in os.listdir(self._directory):
+            layer = self._directory / name
+            if name.startswith(_ASIDE) or (not (layer / _SETTLED).exists() and _read(layer / _BOOT) != boot):
+                await remove_tree(layer)
+            elif not (layer / _SETTLED).exists():
+                self._unsettled.add(name)
+
+    async def settle(self) -> None:
+        """Make durable what is not yet. Costs a sync of the whole file system; call it in the background."""
+        for key in sorted(self._unsettled):
+            layer = self._directory / key
+            try:
+                await asyncio.to_thread(_settle, layer)
+            except FileNotFoundError:  # collected meanwhile
+                pass
+            except OSError as error:
+                raise _failure("keep a layer in", layer, error) from error
+            self._unsettled.discard(key)
+
+    async def collect(self, in_use: Collection[str], *, unused_for_s: float) -> int:
+        """Remove every layer whose files' path is not among `in_use`, unless it was used lately. Returns how many."""
+        wanted = {Path(path).parent.name for path in in_use}
+        oldest = time.time() - unused_for_s
+        removed = 0
+        for name in os.listdir(self._directory):
+            layer = self._directory / name
+            if name.startswith(_ASIDE) or name in wanted or self._held[name]:
+                continue
+            if layer.stat().st_mtime > oldest:
+                continue
+            doomed = self._directory / f"{_ASIDE}{secrets.token_hex(8)}"
+            os.rename(layer, doomed)  # at once: nobody can begin to use it now
+            self._unsettled.discard(name)
+            await remove_tree(doomed)
+            removed += 1
+        return removed
+
+    async def _keep(self, key: str, aside: Path) -> str:
+        await remove_tree(aside / WORK)
+        layer = self._directory / key
+        try:
+            (aside / _BOOT).write_text(_boot_id())
+            os.rename(aside, layer)
+        except OSError as error:
+            raise _failure("keep a layer in", layer, error) from error
+        self._unsettled.add(key)
+        return str(layer / FILES)
+
+
+def _make_aside(aside: Path) -> None:
+    try:
+        for folder in (aside, aside / FILES, aside / WORK):
+            folder.mkdir(mode=0o755 if folder.name == FILES else 0o700)
+    except OSError as error:
+        raise _failure("make a layer in", aside, error) from error
+
+
+def _settle(layer: Path) -> None:
+    fd = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
+        os.close(os.open(_SETTLED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=fd))
+    finally:
+        os.close(fd)
+
+
+def _boot_id() -> str:
+    return _read(Path("/proc/sys/kernel/random/boot_id"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _failure(what: str, path: Path, error: OSError) -> HostDiskFull | IoFailure:
+    if HostDiskFull.explains(error):
+        return HostDiskFull("keep a layer")
+    return IoFailure(what, str(path), error.strerror or str(error))

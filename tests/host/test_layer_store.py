@@ -1,0 +1,91 @@
+"""Layers are made once, found whole, and never removed under a user."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from firkin.host import layer_store
+from firkin.host.layer_store import LayerStore, layer_key
+
+KEY = layer_key("made", "of this")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> LayerStore:
+    store = LayerStore(tmp_path / "layers")
+    await store.load()
+    return store
+
+
+async def make(store: LayerStore, key: str = KEY, content: str = "hello") -> str:
+    async with store.making(key) as making:
+        if making.found is not None:
+            return making.found
+        (making.files / "file").write_text(content)
+        return await making.keep()
+
+
+async def test_a_layer_is_made_once_and_found(store: LayerStore) -> None:
+    assert store.find(KEY) is None
+    path = await make(store)
+    assert await make(store, content="another") == path == store.find(KEY)
+    assert (Path(path) / "file").read_text() == "hello"
+    assert store.key_of(path) == KEY
+    assert store.key_of(path + "/file") is None
+
+
+async def test_two_makers_of_the_same_layer_make_one(store: LayerStore) -> None:
+    paths = await asyncio.gather(*(make(store, content=str(number)) for number in range(5)))
+    assert len(set(paths)) == 1
+    assert len(os.listdir(Path(paths[0]).parent.parent)) == 1
+
+
+async def test_a_maker_that_fails_leaves_nothing_and_the_next_one_may(store: LayerStore, tmp_path: Path) -> None:
+    async def failing() -> None:
+        async with store.making(KEY) as making:
+            (making.files / "half").write_text("")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await failing()
+    assert os.listdir(tmp_path / "layers") == []
+    assert await make(store)
+
+
+async def test_what_an_earlier_server_did_not_finish_is_removed(store: LayerStore, tmp_path: Path) -> None:
+    kept = await make(store)
+    (tmp_path / "layers" / ".aside-1" / "files").mkdir(parents=True)
+    await LayerStore(tmp_path / "layers").load()
+    assert os.listdir(tmp_path / "layers") == [KEY]
+    assert (Path(kept) / "file").exists()
+
+
+async def test_after_a_crash_of_the_host_only_settled_layers_are_there(
+    store: LayerStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = await make(store)
+    await store.settle()
+    lost = layer_key("never synced")
+    await make(store, lost)
+    monkeypatch.setattr(layer_store, "_boot_id", lambda: "of another boot")
+    later = LayerStore(tmp_path / "layers")
+    await later.load()
+    assert later.find(KEY) == settled
+    assert later.find(lost) is None
+
+
+async def test_only_what_nobody_uses_is_collected(store: LayerStore) -> None:
+    used, held, idle = (layer_key(name) for name in ("used", "held", "idle"))
+    path = await make(store, used)
+    await make(store, held)
+    await make(store, idle)
+    assert await store.collect([path], unused_for_s=3600) == 0
+    with store.holding([held]):
+        assert await store.collect([path], unused_for_s=0) == 1
+    assert store.find(idle) is None
+    assert None not in (store.find(used), store.find(held))
+    assert await store.collect([path], unused_for_s=0) == 1
