@@ -20,6 +20,7 @@ from firkin.law.resources import MIB, SandboxResources
 from firkin.law.templates import TemplateSpec
 from firkin.testing import BackendContract, DriverContract
 from firkin.testing.backend_suite import MakeBackend
+from firkin.testing.driver_layer_obligations import LayerObligations
 
 _READINESS = check(Path("/var/tmp"))
 
@@ -59,6 +60,16 @@ class TestNamespacesDriver(DriverContract):
     def boot_plan(self, sandbox_id: SandboxId) -> BootPlan:
         resources = SandboxResources(vcpus=1, memory_bytes=256 * MIB, disk_bytes=128 * MIB)
         return BootPlan(sandbox_id=sandbox_id, root=self._root.root, resources=resources)
+
+
+class TestLayersByPath(LayerObligations):
+    """The way of kernels that cannot take the layers of an overlay by descriptor."""
+
+    prepared = TestNamespacesDriver.prepared
+    boot_plan = TestNamespacesDriver.boot_plan
+
+    async def make_driver(self) -> Driver:
+        return NamespacesDriver.from_settings(self._state, {"ready_slots": "3", "attached_layers": "true"})
 
 
 class TestNamespacesBackend(BackendContract):

@@ -37,6 +37,9 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
+_NAMED = "/run/netns"
+
+
 def socket_answers(host: str) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
@@ -47,6 +50,7 @@ def socket_answers(host: str) -> bool:
 def public_host() -> Iterator[str]:
     """A host with a public address behind its own veth, where something listens on port 8000."""
     name = f"fktest{os.getpid()}"
+    mounted = os.path.ismount(_NAMED)
     ip("netns", "add", name)
     ip("link", "add", "tpub0", "type", "veth", "peer", "name", "tpub1", "netns", name)
     ip("addr", "add", "9.9.9.1/24", "dev", "tpub0")
@@ -84,6 +88,8 @@ def public_host() -> Iterator[str]:
     server.kill()
     server.wait()
     ip("netns", "del", name)
+    if not mounted:  # the first use of a name makes a mount of it that stays
+        subprocess.run(["umount", _NAMED], check=True)
     subprocess.run(["ip", "link", "del", "tpub0"], check=False, capture_output=True)
 
 

@@ -31,6 +31,7 @@ ENGINE_ALONE = (
 
 FROM_DRIVER = (
     *AGENT_CAPABILITIES,
+    _C.TEMPLATE_READY,
     _C.NETWORK_POLICY,
     _C.SNAPSHOT_CAPTURE,
     _C.SNAPSHOT_RESTORE,
@@ -46,7 +47,7 @@ TEMPLATE_BUILDS = BuildFeatureGated("template builds")
 
 _NOT_BUILT: tuple[tuple[CapabilityReason, tuple[CapabilityName, ...]], ...] = (
     (WARM_POOLS, (_C.WARM_POOL_PREWARM, _C.WARM_POOL_CHECKOUT)),
-    (TEMPLATE_BUILDS, (_C.TEMPLATE_READY, _C.TEMPLATE_FRESHNESS)),
+    (TEMPLATE_BUILDS, (_C.TEMPLATE_FRESHNESS,)),
     (
         Permanent("Firkin answers for the data plane itself and does not drive one inside the image"),
         (_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY,),

@@ -187,6 +187,15 @@ class Driver(Protocol):
         """
         ...
 
+    async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
+        """Copy what a destroyed instance changed into the empty directory `into`, as a layer above its root.
+
+        With `RootFilesystem.layers` longer by it, another instance begins where this
+        one ended, without its programs. The caller makes it durable. Raises
+        `BackendFailure` while the instance lives, `HostDiskFull`, `IoFailure`.
+        """
+        ...
+
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove the files of a destroyed instance. Idempotent."""
         ...

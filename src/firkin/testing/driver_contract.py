@@ -22,6 +22,7 @@ from firkin.testing.driver_identity_obligations import (
     FreezeObligations,
     IdentityObligations,
 )
+from firkin.testing.driver_layer_obligations import LayerObligations
 from firkin.testing.driver_suite import ENDS_WITHIN_S, DriverSuite
 from firkin.wire.frames import CHUNK, PROTOCOL, WINDOW
 
@@ -217,5 +218,6 @@ class DriverContract(
     DriverPortObligations,
     CaptureObligations,
     ContinuationObligations,
+    LayerObligations,
 ):
     """Supply what `firkin.testing.driver_suite.DriverSuite` asks for."""

@@ -45,6 +45,7 @@ _SUPPORTED = (
     _C.SNAPSHOT_RESTORE,
     _C.PAUSE_CAPTURE,
     _C.PAUSE_RESUME,
+    _C.TEMPLATE_READY,
     _C.PORTS_EXPOSE,
     *AGENT_CAPABILITIES,
 )
@@ -123,13 +124,17 @@ class MemoryInstance:
                 available=room_bytes,
                 unit="bytes",
             )
+        await self.write_files(into, "capture files")
+
+    async def write_files(self, into: Path, operation: str) -> None:
+        """`HostDiskFull`, `IoFailure`."""
         work = asyncio.to_thread(captures.write, captures.copied(self.machine.tree), into)
         try:
             await finish(work, within_s=CAPTURE_WITHIN_S)
         except OSError as error:
             if HostDiskFull.explains(error):
-                raise HostDiskFull("capture files") from error
-            raise IoFailure("capture files into", str(into), error.strerror or str(error)) from error
+                raise HostDiskFull(operation) from error
+            raise IoFailure(f"{operation} in", str(into), error.strerror or str(error)) from error
 
     async def dial_port(self, port: int) -> None:
         """Only the agent makes connections inside."""
@@ -240,6 +245,12 @@ class MemoryDriver:
 
     async def verify(self, captured: Path) -> None:
         """Nothing: whatever is read at a boot is taken for a stranger's anyway."""
+
+    async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
+        instance = self._instances.get(sandbox_id)
+        if instance is None or instance.alive:
+            raise BackendFailure("commit a layer", self.name, f"no ended instance {sandbox_id!r} left any files")
+        await instance.write_files(into, "commit a layer")
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         instance = self._instances.get(sandbox_id)

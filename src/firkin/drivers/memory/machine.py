@@ -50,6 +50,8 @@ class Machine:
         plan = self.plan
         if plan.captured:
             captures.read(self.tree, Path(plan.captured), PROGRAMS)
+        elif plan.root.layers and not plan.continues:
+            captures.read(self.tree, Path(plan.root.layers[-1]), PROGRAMS)  # a layer here holds what is below it, too
         elif not plan.continues:
             load(self.tree, plan.root, sorted(PROGRAMS))
         identify(self.tree, hostname=plan.hostname, machine_id=plan.machine_id, boot_id=self.boot_id)

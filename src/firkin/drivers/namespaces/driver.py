@@ -20,6 +20,7 @@ from pathlib import Path
 
 from firkin.drivers.namespaces import preflight
 from firkin.drivers.namespaces.captures import IMAGE, DiskThreads
+from firkin.drivers.namespaces.commits import copy_layer
 from firkin.drivers.namespaces.helper_process import HelperDied
 from firkin.drivers.namespaces.instance import NamespacesInstance, Surroundings
 from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
@@ -39,7 +40,14 @@ from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
-from firkin.law.errors import BackendFailure, DeadlineExceeded, InvalidReason, InvalidSpec, SnapshotIntegrityFailure
+from firkin.law.errors import (
+    BackendFailure,
+    DeadlineExceeded,
+    InvalidReason,
+    InvalidSpec,
+    IoFailure,
+    SnapshotIntegrityFailure,
+)
 from firkin.law.ids import SandboxId
 from firkin.lifetimes import Children, finish
 
@@ -163,7 +171,7 @@ class NamespacesDriver:
         try:
             listener = _listen(path)
             fds[:0] = [listener.detach(), said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
-            fds += [open_tree(source) for source in plan.root.shared.values()]
+            fds += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
             async with asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S):
                 launched = await self._launcher.fork(self._order(plan, slot), fds)
                 _close(fds, borrowed=borrowed)
@@ -210,6 +218,7 @@ class NamespacesDriver:
             pids=plan.resources.pids,
             vcpus=plan.resources.vcpus,
             weighed="cpu" in self._trees.layout.controllers,
+            layers=len(plan.root.layers),
             nofile=self._options.open_files,
             hostname=plan.hostname,
             hardened=plan.hardened,
@@ -319,6 +328,20 @@ class NamespacesDriver:
             removed.append(f"what was left of sandbox {orphan}")
         await self._slot_pool()
         return removed
+
+    async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
+        if sandbox_id in self._instances:
+            raise BackendFailure("commit a layer", NAME, f"sandbox {sandbox_id!r} has not ended")
+        slot = await (await self._slot_pool()).take(online=False)
+        try:
+            async with asyncio.timeout(_COPY_WITHIN_S):
+                await copy_layer(self._disk(sandbox_id), slot, into)
+        except TimeoutError as error:
+            raise DeadlineExceeded("commit a layer", _COPY_WITHIN_S, sandbox_id=sandbox_id) from error
+        except OSError as error:
+            raise IoFailure("commit", f"the disk of sandbox {sandbox_id!r}", error.strerror or str(error)) from error
+        finally:
+            self._slots.give_back(slot)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)

@@ -1,7 +1,7 @@
 """What the server tells the launcher about one sandbox, and what comes back.
 
 One SEQPACKET message each way; descriptors travel beside it in the order of
-`DESCRIPTORS`, then the shared directories'. Both ends are ours and trust each
+`DESCRIPTORS`, then the `layers` above the base, then the shared directories'. Both ends are ours and trust each
 other; nothing here comes from a guest. Lean: the launcher imports it.
 """
 
@@ -28,6 +28,7 @@ class LaunchOrder:
         "hardened",
         "hidden",
         "hostname",
+        "layers",
         "loop",
         "machine_id",
         "memory_bytes",
@@ -52,6 +53,7 @@ class LaunchOrder:
     memory_bytes: int
     pids: int
     weighed: bool
+    layers: int
     vcpus: int
     nofile: int
     hidden: list[str]

@@ -1,6 +1,6 @@
 """Step: the sandbox's own root, an overlay of the template and a disk of its own.
 
-The overlay's lower (the template, shared by all, unshifted) and upper (on this
+The overlay's lowers (the template's layers, shared by all, unshifted) and upper (on this
 sandbox's ext4 file) are idmapped to the sandbox's ids, so nothing is ever
 chowned and the bytes on disk carry the ids that the programs inside see.
 
@@ -65,20 +65,29 @@ def idmapped(tree: int, idmap_namespace: int) -> int:
     return tree
 
 
-def overlay(lower: int, disk: int, idmap_namespace: int, *, detached: bool) -> int:
-    """A detached overlay of the idmapped `lower` under the disk's upper. Consumes both descriptors."""
-    idmapped(lower, idmap_namespace)
+def overlay(lowers: list[int], disk: int, idmap_namespace: int, *, detached: bool) -> int:
+    """A detached overlay of the idmapped `lowers` (lowest first) under the disk's upper. Consumes all descriptors."""
+    for lower in lowers:
+        idmapped(lower, idmap_namespace)
     mount_setattr(disk, ATTR_IDMAP, user_namespace=idmap_namespace)
-    made = _by_descriptor(lower, disk) if detached else _by_path(lower, disk)
-    os.close(lower)
-    os.close(disk)
+    made = _by_descriptor(lowers, disk) if detached else _by_path(lowers, disk)
+    for used in (*lowers, disk):
+        os.close(used)
     return made
 
 
-def _by_descriptor(lower: int, disk: int) -> int:
-    upper, work = _folder(disk, UPPER), _folder(disk, WORK)
+def _begun() -> NewFilesystem:
+    """`metacopy`, where it is a kernel's default, would leave the data of changed files below: no layer to share."""
     filesystem = NewFilesystem("overlay")
-    filesystem.descriptor("lowerdir+", lower)
+    filesystem.option("metacopy", "off")
+    return filesystem
+
+
+def _by_descriptor(lowers: list[int], disk: int) -> int:
+    upper, work = _folder(disk, UPPER), _folder(disk, WORK)
+    filesystem = _begun()
+    for lower in reversed(lowers):
+        filesystem.descriptor("lowerdir+", lower)
     filesystem.descriptor("upperdir", upper)
     filesystem.descriptor("workdir", work)
     made = filesystem.mount(ATTR_NODEV)
@@ -92,16 +101,23 @@ def _folder(disk: int, name: str) -> int:
     return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=disk)
 
 
-def _by_path(lower: int, disk: int) -> int:
+def _by_path(lowers: list[int], disk: int) -> int:
+    """Their places have the shortest names there are: fsconfig(2) takes 256 bytes for all of them together."""
     for name in (UPPER, WORK):
         os.close(_folder(disk, name))
-    move_mount(lower, LOWER_POINT)
+    os.chdir(LOWER_POINT)
+    for number, lower in enumerate(lowers):
+        with suppress(FileExistsError):
+            os.mkdir(str(number))
+        move_mount(lower, str(number))
     move_mount(disk, DISK_POINT)
-    filesystem = NewFilesystem("overlay")
-    filesystem.option("lowerdir", LOWER_POINT)
+    filesystem = _begun()
+    filesystem.option("lowerdir", ":".join(str(number) for number in reversed(range(len(lowers)))))
     filesystem.option("upperdir", f"{DISK_POINT}/{UPPER}")
     filesystem.option("workdir", f"{DISK_POINT}/{WORK}")
     made = filesystem.mount(ATTR_NODEV)
-    umount(LOWER_POINT)
+    for number in range(len(lowers)):
+        umount(str(number))
     umount(DISK_POINT)
+    os.chdir("/")
     return made

@@ -202,7 +202,7 @@ def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoR
 
 
 def _set_up(
-    order: LaunchOrder, given: dict[str, int], shared: list[int], workshop: Workshop, step: list[str]
+    order: LaunchOrder, given: dict[str, int], beside: list[int], workshop: Workshop, step: list[str]
 ) -> SpawnPlan:
     """The whole road from host root to an empty room, in order; `step` names where we are."""
     trees = workshop.trees
@@ -217,10 +217,11 @@ def _set_up(
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
     syscalls.sethostname(order.hostname)
     step[0] = "overlay"
-    root = storage.overlay(given["base"], disk, given["idmap_namespace"], detached=workshop.detached)
+    lowers = [given["base"], *beside[: order.layers]]
+    root = storage.overlay(lowers, disk, given["idmap_namespace"], detached=workshop.detached)
     step[0] = "mounts"
     view.assemble(root, order.first_uid)
-    for tree, path in zip(shared, order.shared, strict=True):
+    for tree, path in zip(beside[order.layers :], order.shared, strict=True):
         view.share(storage.idmapped(tree, given["idmap_namespace"]), path)
     for path in order.hidden:
         view.empty(path)
