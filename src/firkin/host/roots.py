@@ -23,7 +23,7 @@ from firkin.host.registries import TAG, convert_archive, fetch_image
 from firkin.host.unpacking import Job, Unpacked, decode_answer
 from firkin.law.driver import PreparedRoot, RootFilesystem
 from firkin.law.errors import DeadlineExceeded, IoFailure, TemplateFault, TemplatePrepareFailure
-from firkin.law.templates import GitSource, HostSource, LocalSource, OciSource, RecipeSource, TemplateSpec
+from firkin.law.templates import GitSource, HostSource, LocalSource, OciSource, RecipeSource, TemplateBase, TemplateSpec
 
 _ROOT = "rootfs"
 _LAYOUT = "layout"
@@ -79,6 +79,8 @@ class _Preparation:
                 return self._prepared(await self._local(path))
             case RecipeSource(name):
                 return self._prepared(await self._recipe(name))
+            case TemplateBase():
+                raise TypeError("a template on another one is made by whoever knows the other one")
             case GitSource():
                 detail = "templates from git repositories cannot be prepared here"
                 raise TemplatePrepareFailure(TemplateFault.TOOL_MISSING, detail)
