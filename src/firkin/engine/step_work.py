@@ -114,7 +114,7 @@ async def perform(bench: Bench, site: Site, step: BuildStep, tell: Tell) -> None
         case CopyStep():
             await _copy(bench, site, step, tell)
         case WorkdirStep():
-            await _as_root(bench, _MAKE_WORKDIR, (site.path(step.path), site.user), f"make {step.path}", tell)
+            await _as_root(bench, _MAKE_WORKDIR, (site.path(step.path), _owner(site.user)), f"make {step.path}", tell)
         case UserStep():
             await _as_root(bench, _MAKE_USER, (step.name, "sudo" * step.sudo), f"make the user {step.name!r}", tell)
 
@@ -142,7 +142,7 @@ async def _copy(bench: Bench, site: Site, step: CopyStep, tell: Tell) -> None:
     target = site.path(step.destination)
     if step.destination.endswith(("/", "/.")) and target != "/":
         target += "/"
-    arguments = (target, step.owner or site.user, step.mode, below, only)
+    arguments = (target, _owner(step.owner or site.user), step.mode, below, only)
     command = Command(mode=Argv("/bin/sh", ("-c", _COPY, "copy", *arguments)), user="root", cwd="/", keep_stdin=True)
     stream = await bench.processes.stream(command)
     async with children() as feeding:
@@ -183,3 +183,8 @@ async def _as_root(bench: Bench, text: str, arguments: tuple[str, ...], what: st
 
 def _failed(text: str) -> TemplatePrepareFailure:
     return TemplatePrepareFailure(TemplateFault.STEP_FAILED, text)
+
+
+def _owner(wish: str) -> str:
+    """For chown(1): a user alone means that user's group, too."""
+    return wish if ":" in wish else f"{wish}:"

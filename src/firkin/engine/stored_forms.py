@@ -107,7 +107,7 @@ class _StoredTemplate:
     resources: SandboxResources | None = None
 
 
-def _encode_hook(value: object) -> object:
+def encode_hook(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, str):
@@ -115,19 +115,19 @@ def _encode_hook(value: object) -> object:
     raise NotImplementedError(type(value).__name__)
 
 
-def _decode_hook(kind: type, value: Any) -> Any:
+def decode_hook(kind: type, value: Any) -> Any:
     if issubclass(kind, Identifier):
         return kind(value)
     raise NotImplementedError(kind.__name__)
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_encode_hook)
-_infos = msgspec.json.Decoder(SandboxInfo, dec_hook=_decode_hook)
+_encoder = msgspec.json.Encoder(enc_hook=encode_hook)
+_infos = msgspec.json.Decoder(SandboxInfo, dec_hook=decode_hook)
 _origins = msgspec.json.Decoder(Origin)
 _refs = msgspec.json.Decoder(InstanceRef)
-_snapshots = msgspec.json.Decoder(SnapshotRecord, dec_hook=_decode_hook)
+_snapshots = msgspec.json.Decoder(SnapshotRecord, dec_hook=decode_hook)
 _lines = msgspec.json.Decoder(list[tuple[float, str, int, str]])
-_templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=_decode_hook)
+_templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=decode_hook)
 
 
 def dump(value: SandboxInfo | Origin | InstanceRef | SnapshotRecord) -> str:
@@ -214,7 +214,7 @@ def spec_key(spec: TemplateSpec, base_digest: str = "") -> str:
     for name in ("user", "workdir", "steps", "setup", "start", "ready", "resources"):
         if value := getattr(spec, name):
             what[name] = repr(value)  # of frozen values: the same for what is equal, with the names of their classes
-    return hashlib.sha256(msgspec.json.encode(what, order="deterministic", enc_hook=_encode_hook)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(what, order="deterministic", enc_hook=encode_hook)).hexdigest()
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -230,4 +230,4 @@ def _tagged(value: Any) -> dict[str, Any]:
 def _untagged(body: Mapping[str, Any]) -> Any:
     kind = _KINDS[body["kind"]]
     given = {name: value for name, value in body.items() if name != "kind"}
-    return msgspec.convert(given, kind, dec_hook=_decode_hook)
+    return msgspec.convert(given, kind, dec_hook=decode_hook)
