@@ -25,7 +25,7 @@ from firkin.law.events import EventFilter, LifecycleChanged
 from firkin.law.ids import SandboxId
 from firkin.law.processes import GuestUser
 from firkin.law.sandboxes import SandboxFilter, SandboxInfo
-from firkin.law.states import SandboxState
+from firkin.law.states import ALIVE, SandboxState
 
 LABEL_SECURE = "e2b.secure"
 LABEL_PUBLIC = "e2b.public"
@@ -66,6 +66,13 @@ class SandboxDirectory:
         if info.state not in VISIBLE:
             raise missing_sandbox(text[:64])
         return info
+
+    async def exists(self, sandbox_id: str) -> bool:
+        """Whether it runs, is paused or on its way to either."""
+        try:
+            return (await self.backend.sandboxes.inspect(SandboxId(sandbox_id))).state in ALIVE
+        except (InvalidSpec, NotFound):
+            return False
 
     async def live(self, sandbox_id: SandboxId) -> SandboxInfo:
         """A sandbox that the data plane can serve now; `Refused` (502) otherwise.
