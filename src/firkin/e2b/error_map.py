@@ -81,6 +81,12 @@ def dead_sandbox(sandbox_id: str) -> Refused:
     return Refused(502, "The sandbox was not found", should_retry=False, more={"sandboxId": sandbox_id})
 
 
+def left_asleep(sandbox_id: str) -> Refused:
+    """The data plane's answer to who may not wake a paused sandbox."""
+    message = "This sandbox can't be resumed with the credentials provided. Check your access token and try again."
+    return Refused(403, message, should_retry=False, more={"sandboxId": sandbox_id})
+
+
 def closed_port(sandbox_id: str, port: int) -> Refused:
     message = "The sandbox is running but port is not open"
     return Refused(502, message, should_retry=False, more={"sandboxId": sandbox_id, "port": port})
