@@ -1,8 +1,9 @@
-"""Who may wake a paused sandbox."""
+"""Who may wake a paused sandbox, and for how long it then lives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -148,3 +149,17 @@ def test_the_sdk_wakes_by_asking_whether_it_runs(server: RunningServer) -> None:
         assert sandbox.get_info().state.value == "running"
     finally:
         sandbox.kill()
+
+
+@pytest.mark.parametrize(("asked_s", "lives_s"), [(30, 300), (900, 900)])
+def test_who_was_woken_lives_for_five_minutes_at_least(server: RunningServer, asked_s: int, lives_s: int) -> None:
+    made = Sleeper(server, timeout=asked_s)
+    try:
+        made.pause()
+        before = datetime.now(UTC)
+        assert made.ask("GET", "/", port=8000).status_code == 502
+        after = datetime.now(UTC)
+        ends = datetime.fromisoformat(made.info["endAt"])
+        assert (ends - after).total_seconds() - 1 <= lives_s <= (ends - before).total_seconds() + 1
+    finally:
+        made.close()

@@ -17,7 +17,7 @@ from firkin.law.snapshots import ResumeOptions
 from firkin.law.states import SandboxState
 
 LABEL_TIMEOUT = "e2b.timeout"
-_LEAST_S = 60  # below it a sandbox that is asked now and then would do little but pause and resume
+_LEAST_S = 300  # as E2B promises
 _DEFAULT_S = 300
 _ATTEMPTS = 3
 
