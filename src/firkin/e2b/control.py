@@ -62,7 +62,7 @@ class ControlPlane:
 
     def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
         self._keys = keys
-        self._native = NativeRoutes(directory.backend, settings.secret)
+        self._native = NativeRoutes(directory.backend, settings.secret, keys.names)
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
         sandboxes = SandboxCalls(directory, settings)

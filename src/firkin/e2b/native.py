@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,10 +50,10 @@ class _NewTemplate(msgspec.Struct, forbid_unknown_fields=True):
 class NativeRoutes:
     """Answers every path under `PREFIX`, for a caller whose API key has been checked."""
 
-    def __init__(self, backend: SandboxBackend, secret: bytes) -> None:
+    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str]) -> None:
         self._backend = backend
         self._operator = operator_token(secret)
-        self._snapshots = NativeSnapshots(backend)
+        self._snapshots = NativeSnapshots(backend, tenants)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
 
