@@ -88,14 +88,14 @@ class SandboxCalls:
         """``GET /v2/sandboxes``: one page."""
         allow_query(exchange, *_FILTERS)
         query = read_query(exchange, paged=True)
-        everything = await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=VISIBLE))
-        found = query.select(everything)
+        matching = query.matching(await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=VISIBLE)))
+        found = query.rest(matching)
         page = found[: query.limit]
         headers: list[Header] = []
         if len(found) > len(page):
             headers.append((b"x-next-token", token_after(page[-1]).encode()))
         if SandboxState.RUNNING in query.states:
-            running = sum(info.state is SandboxState.RUNNING for info in everything)
+            running = sum(info.state is SandboxState.RUNNING for info in matching)
             headers.append((b"x-total-running", b"%d" % running))
         await exchange.answer_json(200, [self._describe.listed(info) for info in page], headers)
 
@@ -105,7 +105,7 @@ class SandboxCalls:
         query = read_query(exchange, paged=False)
         states = query.states if exchange.query.get("state") else frozenset({SandboxState.RUNNING})
         everything = await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=states))
-        await exchange.answer_json(200, [self._describe.listed(info) for info in query.select(everything)])
+        await exchange.answer_json(200, [self._describe.listed(info) for info in query.matching(everything)])
 
     async def connect(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """v2: the timeout may be left out."""
