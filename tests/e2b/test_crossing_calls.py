@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
 from firkin.engine.backend import LocalBackend
 from firkin.law.errors import SandboxUnavailable
+from firkin.law.ids import SandboxId
+from firkin.law.sandboxes import Graceful
 
 from .conftest import ALICE, RunningServer, in_a_thread
 from .lives import until
@@ -104,6 +107,45 @@ def test_a_resumption_that_could_not_reach_it_may_be_tried_again(
     assert (answer.status_code, answer.headers["should-retry"], answer.headers["retry-after"]) == (409, "true", "1")
     assert http.get(f"/sandboxes/{sandbox}").json()["state"] == "paused"
     assert http.post(f"/sandboxes/{sandbox}/{call}", json={"timeout": 60}).status_code == 201
+
+
+def test_traffic_that_cannot_wake_it_now_is_told_to_try_again(driver: MemoryDriver, http: httpx.Client) -> None:
+    body = {"templateID": "base", "autoPause": True, "autoResume": {"enabled": True}}
+    made = http.post("/v2/sandboxes", json=body).json()["sandboxID"]
+    http.post(f"/sandboxes/{made}/pause", json={})
+    for _ in range(3):
+        driver.faults.fail_next_thaw(SandboxUnavailable("thaw", made, "it does not come up"))
+    answers = [http.get("/", headers=_port(made)) for _ in range(2)]
+    assert (answers[0].status_code, answers[0].json()) == (409, _transitioning(made))
+    assert answers[0].headers["should-retry"] == "true"
+    assert answers[1].json()["message"] == "The sandbox is running but port is not open"
+    http.delete(f"/sandboxes/{made}")
+
+
+def test_traffic_to_what_is_being_stopped_is_told_so(
+    server: RunningServer, driver: MemoryDriver, http: httpx.Client, sandbox: str
+) -> None:
+    answer = _met_half_way(
+        server, driver, lambda: _stop(server, sandbox), lambda: http.get("/", headers=_port(sandbox))
+    )
+    assert (answer.status_code, answer.json()) == (409, _transitioning(sandbox))
+    assert answer.headers["should-retry"] == "false"
+
+
+def _port(sandbox_id: str) -> dict[str, str]:
+    return {"E2b-Sandbox-Id": sandbox_id, "E2b-Sandbox-Port": "8000"}
+
+
+def _transitioning(sandbox_id: str) -> dict[str, object]:
+    message = "The sandbox is still transitioning. Try again in a moment."
+    return {"sandboxId": sandbox_id, "message": message, "code": 409}
+
+
+def _stop(server: RunningServer, sandbox_id: str) -> None:
+    assert server.loop is not None
+    assert server.backend is not None
+    stopping = server.backend.sandboxes.stop(SandboxId(sandbox_id), Graceful(0.1))
+    asyncio.run_coroutine_threadsafe(stopping, server.loop).result(10)
 
 
 @pytest.mark.parametrize(("lives", "status", "retry"), [(True, 409, "true"), (False, 404, None)])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from firkin.e2b.auth import ApiKey
-from firkin.e2b.error_map import dead_sandbox, left_asleep, missing_sandbox
+from firkin.e2b.error_map import changing_sandbox, dead_sandbox, left_asleep, missing_sandbox
 from firkin.e2b.exchange import Refused
 from firkin.e2b.protocol import ClientConnection
 from firkin.e2b.quotas import Quotas
@@ -91,7 +91,7 @@ class SandboxDirectory:
         if info.state is SandboxState.RUNNING:
             return info
         if info.state is SandboxState.STOPPING:
-            raise Refused(409, "The sandbox is being stopped", should_retry=False, more={"sandboxId": sandbox_id})
+            raise changing_sandbox(sandbox_id, should_retry=False)
         raise dead_sandbox(sandbox_id)
 
     async def signer(self, link: SignedLink, may_wake: Callable[[SandboxInfo], bool]) -> SandboxInfo | None:

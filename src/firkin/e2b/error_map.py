@@ -81,6 +81,12 @@ def dead_sandbox(sandbox_id: str) -> Refused:
     return Refused(502, "The sandbox was not found", should_retry=False, more={"sandboxId": sandbox_id})
 
 
+def changing_sandbox(sandbox_id: str, *, should_retry: bool) -> Refused:
+    """The data plane's answer for a sandbox that is neither here nor there."""
+    message = "The sandbox is still transitioning. Try again in a moment."
+    return Refused(409, message, should_retry=should_retry, more={"sandboxId": sandbox_id})
+
+
 def left_asleep(sandbox_id: str) -> Refused:
     """The data plane's answer to who may not wake a paused sandbox."""
     message = "This sandbox can't be resumed with the credentials provided. Check your access token and try again."

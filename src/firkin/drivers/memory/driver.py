@@ -107,6 +107,7 @@ class MemoryInstance:
         self.machine.gate.shut()
 
     async def thaw(self) -> None:
+        self._faults.before_thaw()
         self.machine.gate.open()
 
     async def reclaim(self) -> None:

@@ -13,6 +13,7 @@ class DriverFaults:
         self._failures: list[Exception] = []
         self._capture_failures: list[Exception] = []
         self._freeze_failures: list[Exception] = []
+        self._thaw_failures: list[Exception] = []
         self._held = asyncio.Event()
         self._held.set()
         self.boot_waits = asyncio.Event()
@@ -28,6 +29,9 @@ class DriverFaults:
 
     def fail_next_freeze(self, error: Exception) -> None:
         self._freeze_failures.append(error)
+
+    def fail_next_thaw(self, error: Exception) -> None:
+        self._thaw_failures.append(error)
 
     def hold_boots(self) -> None:
         self._held.clear()
@@ -60,3 +64,7 @@ class DriverFaults:
     def before_freeze(self) -> None:
         if self._freeze_failures:
             raise self._freeze_failures.pop(0)
+
+    def before_thaw(self) -> None:
+        if self._thaw_failures:
+            raise self._thaw_failures.pop(0)
