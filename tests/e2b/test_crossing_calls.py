@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
+from firkin.e2b import sandboxes
 from firkin.engine.backend import LocalBackend
 from firkin.law.errors import SandboxUnavailable
 from firkin.law.ids import SandboxId
@@ -19,6 +20,7 @@ from firkin.law.sandboxes import Graceful
 from .conftest import ALICE, RunningServer, in_a_thread
 from .lives import until
 
+_WITHOUT_MEMORY = {"autoPause": True, "autoPauseMemory": False}
 STILL_WAITS_S = 0.1  # time enough for a wrong answer to arrive
 
 
@@ -109,6 +111,32 @@ def test_a_resumption_that_could_not_reach_it_may_be_tried_again(
     assert http.post(f"/sandboxes/{sandbox}/{call}", json={"timeout": 60}).status_code == 201
 
 
+@pytest.mark.parametrize(
+    ("fields", "state"), [({}, None), ({"autoPause": True}, "paused"), (_WITHOUT_MEMORY, "paused")]
+)
+def test_a_timeout_of_0_is_answered_when_it_has_come_true(
+    http: httpx.Client, fields: dict[str, object], state: str | None
+) -> None:
+    for _ in range(10):
+        made = http.post("/v2/sandboxes", json={"templateID": "base", **fields}).json()["sandboxID"]
+        assert http.post(f"/sandboxes/{made}/timeout", json={"timeout": 0}).status_code == 204
+        assert http.get("/health", headers=_port(made, 49983)).status_code == 502
+        assert http.get(f"/sandboxes/{made}").json().get("state") == state
+        http.delete(f"/sandboxes/{made}")
+
+
+def test_a_timeout_of_0_does_not_wait_for_ever(
+    server: RunningServer, driver: MemoryDriver, http: httpx.Client, sandbox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "_EXPIRES_WITHIN_S", 0.05)
+    _in_loop(server, driver.faults.hold_ends)
+    try:
+        assert http.post(f"/sandboxes/{sandbox}/timeout", json={"timeout": 0}).status_code == 204
+        assert http.get(f"/sandboxes/{sandbox}").status_code == 200
+    finally:
+        _in_loop(server, driver.faults.release_ends)
+
+
 def test_traffic_that_cannot_wake_it_now_is_told_to_try_again(driver: MemoryDriver, http: httpx.Client) -> None:
     body = {"templateID": "base", "autoPause": True, "autoResume": {"enabled": True}}
     made = http.post("/v2/sandboxes", json=body).json()["sandboxID"]
@@ -132,8 +160,8 @@ def test_traffic_to_what_is_being_stopped_is_told_so(
     assert answer.headers["should-retry"] == "false"
 
 
-def _port(sandbox_id: str) -> dict[str, str]:
-    return {"E2b-Sandbox-Id": sandbox_id, "E2b-Sandbox-Port": "8000"}
+def _port(sandbox_id: str, port: int = 8000) -> dict[str, str]:
+    return {"E2b-Sandbox-Id": sandbox_id, "E2b-Sandbox-Port": str(port)}
 
 
 def _transitioning(sandbox_id: str) -> dict[str, object]:

@@ -144,10 +144,10 @@ class SandboxDirectory:
         for call in self._when_ended:
             call(sandbox_id)
 
-    async def reads_as_dead(self, sandbox_id: SandboxId) -> bool:
+    async def reads_as_dead(self, sandbox_id: SandboxId, *, within_s: float | None = None) -> bool:
         """Wait, for a bounded time, until the sandbox no longer reads as running."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.drain_s
+        deadline = loop.time() + (self._settings.drain_s if within_s is None else within_s)
         while loop.time() < deadline:
             try:
                 info = await self.backend.sandboxes.inspect(sandbox_id)
