@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,18 @@ def _below(*folders: str) -> list[Path]:
     return [path for path in MODULES if path.relative_to(ROOT).parts[0] in folders]
 
 
-def _imports(path: Path) -> Iterator[str]:
+@cache
+def _tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text() or "''")
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
     """Every module that is imported at run time, at any depth."""
-    tree = ast.parse(path.read_text())
+    return tuple(_imported(path, _tree_of(path)))
+
+
+def _imported(path: Path, tree: ast.Module) -> Iterator[str]:
     skipped = {
         id(child)
         for node in ast.walk(tree)
@@ -88,7 +98,7 @@ def test_no_module_is_longer_than_the_limit() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert [_name(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text() or "''"))] == []
+    assert [_name(path) for path in MODULES if not ast.get_docstring(_tree_of(path))] == []
 
 
 def _tree(error: type[FirkinError]) -> Iterator[type[FirkinError]]:
@@ -109,7 +119,7 @@ def test_every_public_class_with_behaviour_is_documented(path: Path) -> None:
     """A class of fields or values alone may speak by their names; one with methods says what it promises."""
     bare = [
         node.name
-        for node in ast.parse(path.read_text()).body
+        for node in _tree_of(path).body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
         if not ast.get_docstring(node) and _behaves(node)
     ]

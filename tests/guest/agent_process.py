@@ -1,4 +1,4 @@
-"""Runs one agent: ``python -I -S -B agent_process.py SRC SOCKET IMPORTS [NOFILE]``.
+"""Runs one agent: ``python -I -S agent_process.py SRC SOCKET IMPORTS [NOFILE]``.
 
 Whatever is imported once the agent serves is written to IMPORTS: in a sandbox
 it would not be found.

@@ -35,7 +35,7 @@ class RunningAgent:
     def __init__(self, folder: Path, nofile: int = 0) -> None:
         self.socket = str(folder / "agent.sock")
         self.imports = folder / "imports"
-        command = [sys.executable, "-I", "-S", "-B", SCRIPT, SOURCES, self.socket, str(self.imports), str(nofile)]
+        command = [sys.executable, "-I", "-S", SCRIPT, SOURCES, self.socket, str(self.imports), str(nofile)]
         if os.geteuid() == 0:  # as PID 1 its end is the end of everything it started
             command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={"LC_ALL": "C"})
