@@ -8,6 +8,9 @@ from pathlib import Path
 from firkin.engine.acts import Acts
 from firkin.engine.admission import Admission, HostGauge
 from firkin.engine.bench import BenchMaker
+from firkin.engine.build_files import BuildFiles
+from firkin.engine.build_records import BuildRecords
+from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
@@ -16,7 +19,7 @@ from firkin.engine.figures import Figures
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
-from firkin.engine.node import Node
+from firkin.engine.node import Node, room_on_disk
 from firkin.engine.port_exposures import PortExposures
 from firkin.engine.programs import Programs
 from firkin.engine.records import Records
@@ -41,6 +44,7 @@ class Ground:
     preparer: RootPreparer
     layers: LayerStore
     templates_dir: Path
+    build_files_dir: Path
     gauge: HostGauge
     clock: Clock
     records: Records
@@ -83,5 +87,12 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),
         programs=programs,
         webhooks=LocalWebhooks(records=records, events=events, clock=clock),
+        builds=LocalBuilds(
+            templates,
+            BuildRecords(records),
+            BuildFiles(ground.build_files_dir, lambda: room_on_disk(node)),
+            clock=clock,
+            children=ground.children,
+        ),
     )
     return node

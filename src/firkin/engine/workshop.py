@@ -35,6 +35,7 @@ from firkin.law.processes import Argv, Command, CommandMode, Exited, Shell
 from firkin.law.resources import SandboxResources
 from firkin.law.templates import TemplateSpec
 
+_FINAL = "[finalize] checking what sandboxes will be made of"
 _START_WATCHED_S = 0.5
 _FORMAT = "1"  # part of every key: raise it when what a step does changes
 
@@ -74,7 +75,9 @@ class Workshop:
             except TemplatePrepareFailure as failure:
                 raise TemplatePrepareFailure(failure.fault, str(failure), step=teller.step) from failure
         startup = _startup(spec) or inherited
-        await self._check(site, startup, resources, _Teller(report, FINAL_STEP, "[finalize]"))
+        await self._check(
+            site, startup, resources, _Teller(report, FINAL_STEP, "[finalize] checking what sandboxes will be made of")
+        )
         return Built(prepared=_result(base, site, self._layers, changed=bool(steps)), startup=startup)
 
     async def _advanced(
