@@ -170,7 +170,7 @@ class LocalBuilds:
             now = self._clock.now()
             done = replace(build, status=BuildStatus.READY, prepared=spec.id, updated_at=now, finished_at=now)
             # Tags first: whoever sees that it is ready finds it under them. Until then they are looked up by no one.
-            await self._put(replace(done, status=BuildStatus.BUILDING))
+            await self._put(replace(done, status=BuildStatus.BUILDING, finished_at=None))
             await self._point(build.template_id, build.id, build.tags)
             await self._finished(done)
         except FirkinError as error:
