@@ -188,8 +188,19 @@ ReadyProbe = CommandMode | EnvdHealth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryLogin:
+    """Credentials for the registry of one image. They are kept nowhere and shown nowhere."""
+
+    username: str = field(repr=False)
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateSpec:
-    """What to prepare. `id` defaults to one made from the source. `timeout_s` bounds the whole preparation."""
+    """What to prepare. `id` defaults to one made from the source. `timeout_s` bounds the whole preparation.
+
+    `login` is for the registry that `source` names; it is no part of what is prepared.
+    """
 
     source: TemplateSource
     id: TemplateId | None = None
@@ -199,6 +210,7 @@ class TemplateSpec:
     start: CommandMode | None = None
     ready: ReadyProbe | None = None
     timeout_s: float = 600.0
+    login: RegistryLogin | None = field(default=None, compare=False)
 
     @classmethod
     def oci(cls, reference: str, *, id: TemplateId | None = None, data_plane: DataPlane | None = None) -> Self:
