@@ -42,7 +42,7 @@ class Engine:
             *(f"instance {sandbox_id}" for sandbox_id in await self.driver.held()),
             *(f"resident {resident.id}" for resident in self.node.roster),
             *(["reservation"] if (admission.sandboxes, admission.vcpus, admission.memory_bytes) != (0, 0, 0) else []),
-            *(f"template use {path}" for path in self.node.templates._used),
+            *(f"template use {path}" for path in self.node.templates._uses.claimed),
         ]
 
 

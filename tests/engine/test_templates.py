@@ -27,10 +27,9 @@ from firkin.law.errors import (
     WrongState,
 )
 from firkin.law.ids import TemplateId
-from firkin.law.processes import Command, Shell
+from firkin.law.processes import Command
 from firkin.law.sandboxes import DeleteOptions, SandboxSpec
 from firkin.law.templates import (
-    EnvdHealth,
     EnvdOrigin,
     EnvdPlane,
     EnvdSource,
@@ -240,9 +239,6 @@ def test_ids_made_from_sources_never_collide() -> None:
     ("spec", "capability"),
     [
         (TemplateSpec.git("https://example.invalid/x"), CapabilityName.TEMPLATE_PREPARE),
-        (replace(TemplateSpec.host(), setup=(Shell("true"),)), CapabilityName.TEMPLATE_READY),
-        (replace(TemplateSpec.host(), start=Shell("true")), CapabilityName.TEMPLATE_READY),
-        (replace(TemplateSpec.host(), ready=EnvdHealth()), CapabilityName.TEMPLATE_READY),
         (
             replace(TemplateSpec.host(), data_plane=EnvdPlane(provisioning=Provisioning.ALREADY_PRESENT)),
             CapabilityName.TEMPLATE_DATA_PLANE_ENVD_VERIFY,

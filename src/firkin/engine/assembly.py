@@ -7,6 +7,7 @@ from pathlib import Path
 
 from firkin.engine.acts import Acts
 from firkin.engine.admission import Admission, HostGauge
+from firkin.engine.bench import BenchMaker
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
@@ -24,8 +25,10 @@ from firkin.engine.sampling import Samples
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.webhooks import LocalWebhooks
+from firkin.engine.workshop import Workshop
+from firkin.host.layer_store import LayerStore
 from firkin.law.capabilities import Capabilities
-from firkin.law.driver import Driver
+from firkin.law.driver import Driver, RootPreparer
 from firkin.law.policies import Policies
 from firkin.lifetimes import Children
 
@@ -35,7 +38,9 @@ class Ground:
     """What a node stands on: all that was opened for it."""
 
     driver: Driver
-    place: TemplatePlace
+    preparer: RootPreparer
+    layers: LayerStore
+    templates_dir: Path
     gauge: HostGauge
     clock: Clock
     records: Records
@@ -49,7 +54,12 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     clock, records = ground.clock, ground.records
     events, logs, acts, roster = EventBus(clock), LogStore(clock, records), Acts(ground.children), Roster(records)
     programs = Programs(clock)
-    templates = TemplateRegistry(ground.place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer)
+    admission = Admission(policies.capacity, ground.gauge)
+    workshop = Workshop(
+        BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
+    )
+    place = TemplatePlace(directory=ground.templates_dir, preparer=ground.preparer, workshop=workshop)
+    templates = TemplateRegistry(place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer)
     node = Node(
         driver=ground.driver,
         clock=clock,
@@ -62,7 +72,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         logs=logs,
         ledger=Ledger(records=records, events=events, logs=logs, clock=clock),
         roster=roster,
-        admission=Admission(policies.capacity, ground.gauge),
+        admission=admission,
         gauge=ground.gauge,
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,

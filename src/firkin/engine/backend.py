@@ -24,8 +24,9 @@ from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
-from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.templates import TemplateRegistry
 from firkin.engine.webhooks import LocalWebhooks
+from firkin.host.layer_store import LayerStore
 from firkin.law.backend import BackendInfo, Preflight
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver, RootPreparer
@@ -51,12 +52,14 @@ class LocalBackend:
         preparer: RootPreparer,
         state_dir: Path,
         clock: Clock | None = None,
+        layers: LayerStore | None = None,
         version: str = VERSION,
     ) -> None:
         self._driver = driver
         self._preparer = preparer
         self._state_dir = state_dir
         self._clock = clock or SystemClock()
+        self._layers = layers or LayerStore(state_dir / "layers")
         self._version = version
         self._open = AsyncExitStack()
         self._node: Node | None = None
@@ -157,12 +160,15 @@ class LocalBackend:
         undo.callback(lock.release)
         database = await Database.open(self._state_dir / "state.db")
         undo.push_async_callback(database.aclose)
+        await self._layers.load()
         await self._driver.start()
         undo.push_async_callback(self._driver.aclose)
         return assemble(
             Ground(
                 driver=self._driver,
-                place=TemplatePlace(directory=self._state_dir / "templates", preparer=self._preparer),
+                preparer=self._preparer,
+                layers=self._layers,
+                templates_dir=self._state_dir / "templates",
                 gauge=HostGauge(self._state_dir, self._clock),
                 clock=self._clock,
                 records=Records(database),

@@ -16,9 +16,11 @@ from datetime import datetime, timedelta
 from firkin.engine.foundations import Foundation, fitting, on_snapshot, on_template
 from firkin.engine.identifiers import new_sandbox_id
 from firkin.engine.ledger import Why
+from firkin.engine.links import Inside
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import check_sandbox, deadline_after
+from firkin.engine.startups import Surroundings, start_up
 from firkin.engine.substrate import substrate
 from firkin.engine.watching import watch
 from firkin.law.driver import BootPlan
@@ -29,6 +31,7 @@ from firkin.law.errors import (
     FirkinError,
     ResourceKind,
     RetryClass,
+    TemplatePrepareFailure,
 )
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogSource
@@ -96,7 +99,7 @@ def _admit(node: Node, order: _Order) -> Resident:
         info=_first_info(node, order),
         origin=order.foundation.origin,
         reservation=reservation,
-        template=node.templates.hold(order.foundation.origin.directory),
+        template=node.templates.hold(order.foundation.origin),
     )
     node.roster.add(resident)
     return resident
@@ -133,10 +136,22 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     async with substrate(_CREATE, node.driver.name, within_s=within_s, sandbox_id=resident.id):
         resident.instance = await node.driver.boot(_boot_plan(order, resident))
     resident.ref = resident.instance.ref
-    await node.links.connect(resident)
+    await started_up(_CREATE, await node.links.connect(resident), resident)
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))
+
+
+async def started_up(operation: str, inside: Inside, resident: Resident) -> None:
+    """Run what its template wants to run in each of its sandboxes. `BackendFailure` when that fails."""
+    info, origin = resident.info, resident.origin
+    if not origin.startup:
+        return
+    around = Surroundings(user=info.default_user, workdir=info.default_workdir, env=inside.env)
+    try:
+        await start_up(inside.processes, origin.startup, around)
+    except TemplatePrepareFailure as failure:
+        raise BackendFailure(operation, f"template {info.template_id}", str(failure)) from failure
 
 
 def _boot_plan(order: _Order, resident: Resident) -> BootPlan:

@@ -89,6 +89,18 @@ MIGRATIONS: Sequence[str] = (
         failing_since REAL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE named_templates (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE builds (
+        id TEXT PRIMARY KEY,
+        template TEXT NOT NULL,
+        record TEXT NOT NULL,
+        entries TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 

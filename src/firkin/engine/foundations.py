@@ -16,7 +16,8 @@ from firkin.law.resources import SandboxResources
 class Foundation:
     """`captured` is a directory of captured files, empty for a sandbox that begins with its template's alone.
 
-    `env` and `resources` hold unless the request has its own.
+    `env` and `resources` hold unless the request has its own; so does `usual`, without
+    binding it to the disk that there is.
     """
 
     origin: Origin
@@ -28,6 +29,7 @@ class Foundation:
     captured: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     resources: SandboxResources | None = None
+    usual: SandboxResources | None = None
 
 
 def on_template(operation: str, record: TemplateRecord) -> Foundation:
@@ -35,11 +37,12 @@ def on_template(operation: str, record: TemplateRecord) -> Foundation:
         raise BackendFailure(operation, "the engine", f"template {record.info.id} has no files")
     config = record.info.config
     return Foundation(
-        origin=Origin(directory=record.directory, base_env=config.env, root=record.root),
+        origin=Origin(directory=record.directory, base_env=config.env, root=record.root, startup=record.info.startup),
         root=record.root,
         default_user=config.user,
         default_workdir=config.workdir,
         template_id=record.info.id,
+        usual=record.info.resources,
     )
 
 
@@ -64,7 +67,7 @@ def fitting(foundation: Foundation, wish: SandboxResources | None, otherwise: Sa
     """The resources of a sandbox made on it. `InvalidSpec` for a disk of another size than the captured one."""
     own = foundation.resources
     if own is None:
-        return wish or otherwise
+        return wish or foundation.usual or otherwise
     if wish is not None and wish.disk_bytes != own.disk_bytes:
         raise InvalidSpec(
             "create a sandbox",

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from firkin.engine import endings
-from firkin.engine.creation import BOOT_WITHIN_S, UNDO_WITHIN_S, deadline_at
+from firkin.engine.creation import BOOT_WITHIN_S, UNDO_WITHIN_S, deadline_at, started_up
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
@@ -218,7 +218,7 @@ async def _boot_again(node: Node, resident: Resident, lifetime_s: float | None, 
             resident.instance = await node.driver.boot(plan)
         resident.ref = resident.instance.ref
         node.links.readmit(resident)
-        await node.links.connect(resident)
+        await started_up(_RESUME, await node.links.connect(resident), resident)
         resident.info = _running(node, before, lifetime_s)
         await node.ledger.move(resident, Act.RESUME, why=why)
     except BaseException:

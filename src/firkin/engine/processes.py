@@ -7,13 +7,13 @@ for memory in that sandbox, so that running out of memory is called by its name.
 from __future__ import annotations
 
 import asyncio
-import signal as signals
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
 from firkin.engine.links import Inside
 from firkin.engine.node import Node
+from firkin.engine.program_lines import described
 from firkin.law.capabilities import CapabilityName
 from firkin.law.errors import FirkinError
 from firkin.law.events import ProcessChanged
@@ -146,7 +146,7 @@ class LocalProcesses:
     ) -> None:
         took_s = self._node.clock.monotonic() - began
         why = ", killed at its own deadline" if timed_out else ""
-        message = f"{name} ended after {took_s:.3f} s: {_described(status)}{why}"
+        message = f"{name} ended after {took_s:.3f} s: {described(status)}{why}"
         self._node.logs.write(sandbox_id, LogSource.PROCESS, message)
         resident = self._node.roster.get(sandbox_id)
         if out_of_memory and resident is not None:
@@ -199,15 +199,6 @@ class LocalProcesses:
 def _may_be_killed(status: CommandStatus) -> bool:
     """By SIGKILL itself, or as a shell tells it of a program of its own."""
     return status in (Signaled(_KILLED), Exited(_KILLED_BELOW_A_SHELL))
-
-
-def _described(status: CommandStatus) -> str:
-    if isinstance(status, Exited):
-        return f"exit status {status.code}"
-    try:
-        return f"signal {signals.Signals(status.signal).name}"
-    except ValueError:  # a real-time signal
-        return f"signal {status.signal}"
 
 
 class _ObservedStream:

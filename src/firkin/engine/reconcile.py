@@ -31,10 +31,10 @@ async def reconcile(node: Node) -> None:
     """Take up every recorded sandbox that lives, end the others with their cause, remove what nobody owns."""
     standing = await node.records.standing()
     residents = [_settle(node, record) for record in standing]
-    snapshots = [record.origin.directory for record in await node.records.snapshots()]
-    await node.templates.load([*snapshots, *(resident.origin.directory for resident in residents)])
+    snapshots = [record.origin for record in await node.records.snapshots()]
+    await node.templates.load([*snapshots, *(resident.origin for resident in residents)])
     for resident in residents:
-        resident.template = node.templates.hold(resident.origin.directory)
+        resident.template = node.templates.hold(resident.origin)
     await node.snapshots.load()
     gone = EndCause.HOST_RESTARTED if await _host_restarted(node) else EndCause.LOST
     gate = asyncio.Semaphore(AT_ONCE)

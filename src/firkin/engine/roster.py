@@ -23,7 +23,7 @@ from firkin.law.states import SandboxState
 if TYPE_CHECKING:
     from firkin.engine.admission import Reservation
     from firkin.engine.links import Inside
-    from firkin.engine.templates import TemplateUse
+    from firkin.engine.template_uses import TemplateUse
 
 LOCK_WITHIN_S = 60.0
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from firkin.engine import captured_files
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import SnapshotRecord
-from firkin.engine.templates import TemplateRegistry, TemplateUse
+from firkin.engine.template_uses import TemplateUse
+from firkin.engine.templates import TemplateRegistry
 from firkin.host.directories import remove_tree
 from firkin.law.errors import AlreadyExists, FirkinError, HostDiskFull, IoFailure, NotFound, ResourceKind
 from firkin.law.ids import SandboxId, SnapshotId
@@ -61,7 +62,7 @@ class SnapshotStore:
 
     def _adopt(self, record: SnapshotRecord) -> None:
         self._known[record.info.id] = record
-        self._held[record.info.id] = self._templates.hold(record.origin.directory, pins=False)
+        self._held[record.info.id] = self._templates.hold(record.origin, pins=False)
 
     def get(self, operation: str, snapshot_id: SnapshotId) -> SnapshotRecord:
         record = self._known.get(snapshot_id)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any  # the JSON edge: what is read was written by this module
 
 import msgspec
 
+from firkin.law.build_steps import Startup
 from firkin.law.driver import InstanceRef, RootFilesystem
 from firkin.law.events import LifecycleEntry
 from firkin.law.ids import Identifier, SandboxId, TemplateId
@@ -31,6 +32,7 @@ from firkin.law.templates import (
     NoPlane,
     OciSource,
     RecipeSource,
+    TemplateBase,
     TemplateInfo,
     TemplateSpec,
     TemplateState,
@@ -42,6 +44,7 @@ _KINDS: Mapping[str, type] = {
     "local": LocalSource,
     "host": HostSource,
     "recipe": RecipeSource,
+    "template": TemplateBase,
     "envd": EnvdPlane,
     "no plane": NoPlane,
 }
@@ -58,6 +61,7 @@ class Origin:
     directory: str
     base_env: Mapping[str, str]
     root: RootFilesystem | None = None
+    startup: Startup = field(default_factory=Startup)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +103,11 @@ class _StoredTemplate:
     key: str
     directory: str
     root: RootFilesystem | None
+    startup: Startup = field(default_factory=Startup)
+    resources: SandboxResources | None = None
 
 
-def _encode_hook(value: object) -> object:
+def encode_hook(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, str):
@@ -109,19 +115,19 @@ def _encode_hook(value: object) -> object:
     raise NotImplementedError(type(value).__name__)
 
 
-def _decode_hook(kind: type, value: Any) -> Any:
+def decode_hook(kind: type, value: Any) -> Any:
     if issubclass(kind, Identifier):
         return kind(value)
     raise NotImplementedError(kind.__name__)
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_encode_hook)
-_infos = msgspec.json.Decoder(SandboxInfo, dec_hook=_decode_hook)
+_encoder = msgspec.json.Encoder(enc_hook=encode_hook)
+_infos = msgspec.json.Decoder(SandboxInfo, dec_hook=decode_hook)
 _origins = msgspec.json.Decoder(Origin)
 _refs = msgspec.json.Decoder(InstanceRef)
-_snapshots = msgspec.json.Decoder(SnapshotRecord, dec_hook=_decode_hook)
+_snapshots = msgspec.json.Decoder(SnapshotRecord, dec_hook=decode_hook)
 _lines = msgspec.json.Decoder(list[tuple[float, str, int, str]])
-_templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=_decode_hook)
+_templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=decode_hook)
 
 
 def dump(value: SandboxInfo | Origin | InstanceRef | SnapshotRecord) -> str:
@@ -180,28 +186,39 @@ def load_lines(sandbox_id: str, text: str) -> tuple[LogEntry, ...]:
     )
 
 
+_PLACED = ("key", "directory", "root")
+
+
 def dump_template(record: TemplateRecord) -> str:
     info = _fields(record.info)
     source, plane = _tagged(record.info.source), _tagged(record.info.data_plane)
-    placed = {"key": record.key, "directory": record.directory, "root": record.root}
+    placed = {name: getattr(record, name) for name in _PLACED}
     return _encoder.encode({**info, "source": source, "data_plane": plane, **placed}).decode()
 
 
 def load_template(text: str) -> TemplateRecord:
     stored = _fields(_templates.decode(text))
-    placed = {name: stored.pop(name) for name in ("key", "directory", "root")}
+    placed = {name: stored.pop(name) for name in _PLACED}
     source, plane = _untagged(stored.pop("source")), _untagged(stored.pop("data_plane"))
     return TemplateRecord(info=TemplateInfo(**stored, source=source, data_plane=plane), **placed)
 
 
-def spec_key(spec: TemplateSpec) -> str:
+def spec_key(spec: TemplateSpec, base_digest: str = "") -> str:
     """The same for two specs that would prepare the same thing."""
-    what = {"source": _tagged(spec.source), "data_plane": _tagged(spec.data_plane), "env": dict(spec.env)}
-    return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()
+    what: dict[str, Any] = {
+        **({"base": base_digest} if base_digest else {}),
+        "source": _tagged(spec.source),
+        "data_plane": _tagged(spec.data_plane),
+        "env": dict(spec.env),
+    }
+    for name in ("user", "workdir", "steps", "setup", "start", "ready", "resources"):
+        if value := getattr(spec, name):
+            what[name] = repr(value)  # of frozen values: the same for what is equal, with the names of their classes
+    return hashlib.sha256(msgspec.json.encode(what, order="deterministic", enc_hook=encode_hook)).hexdigest()
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    return {part.name: getattr(value, part.name) for part in fields(value)}
 
 
 def _tagged(value: Any) -> dict[str, Any]:
@@ -212,4 +229,5 @@ def _tagged(value: Any) -> dict[str, Any]:
 
 def _untagged(body: Mapping[str, Any]) -> Any:
     kind = _KINDS[body["kind"]]
-    return msgspec.convert({name: value for name, value in body.items() if name != "kind"}, kind)
+    given = {name: value for name, value in body.items() if name != "kind"}
+    return msgspec.convert(given, kind, dec_hook=decode_hook)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 
-from firkin.engine.offer import TEMPLATE_BUILDS
 from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, TemplateFault, TemplatePrepareFailure, UnsupportedCapability
 from firkin.law.ids import TemplateId
@@ -42,8 +41,12 @@ def check_template(spec: TemplateSpec, offer: Capabilities) -> None:
     if isinstance(spec.source, GitSource):
         reason = BuildFeatureGated("sources from git")
         raise UnsupportedCapability(_PREPARE, CapabilityName.TEMPLATE_PREPARE, reason)
-    if spec.setup or spec.start is not None or spec.ready is not None:
-        raise UnsupportedCapability(_PREPARE, CapabilityName.TEMPLATE_READY, TEMPLATE_BUILDS)
+    if spec.is_built or spec.user is not None or spec.workdir is not None:
+        offer.require(_PREPARE, CapabilityName.TEMPLATE_READY)
+    if spec.workdir is not None and not spec.workdir.startswith("/"):
+        raise InvalidSpec(
+            _PREPARE, InvalidReason.INVALID_PATH, f"the working directory {spec.workdir!r} must be absolute"
+        )
     plane = _plane_capability(spec)
     offer.require(_PREPARE, CapabilityName.TEMPLATE_PREPARE, plane)
     if isinstance(spec.data_plane, EnvdPlane):

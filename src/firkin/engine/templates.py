@@ -10,42 +10,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from firkin.engine.acts import Acts
 from firkin.engine.clock import Clock
 from firkin.engine.logs import LogStore
 from firkin.engine.records import Records
-from firkin.engine.stored_forms import TemplateRecord, spec_key
+from firkin.engine.stored_forms import Origin, TemplateRecord, spec_key
 from firkin.engine.template_requests import callers_fault, check_source, check_template, default_template_id
+from firkin.engine.template_uses import TemplateUse, TemplateUses
+from firkin.engine.workshop import Built, Workshop
 from firkin.host.directories import remove_tree
+from firkin.law.build_steps import BuildLine, BuildReport
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import PreparedRoot, RootPreparer
 from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState
 from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel, LogSource
-from firkin.law.templates import PreparedTemplate, TemplateInfo, TemplateSpec, TemplateState
+from firkin.law.templates import PreparedTemplate, TemplateBase, TemplateInfo, TemplateSpec, TemplateState
 
 _log = logging.getLogger("firkin.engine")
-
-
-@dataclass(slots=True, eq=False)
-class TemplateUse:
-    """A claim on a template's files. Released once, however often it is asked."""
-
-    directory: str
-    pins: bool
-    _owner: TemplateRegistry
-    _held: bool = True
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._owner._unuse(self)
+_PREPARE = "prepare template"
 
 
 @dataclass(slots=True, eq=False)
@@ -57,10 +46,11 @@ class _Preparation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplatePlace:
-    """Where templates live and who fills them."""
+    """Where templates live, who fills them, and who builds on what they were filled with."""
 
     directory: Path
     preparer: RootPreparer
+    workshop: Workshop
 
 
 class TemplateRegistry:
@@ -77,38 +67,41 @@ class TemplateRegistry:
         self._offer = offer
         self._known: dict[TemplateId, TemplateRecord] = {}
         self._preparing: dict[TemplateId, _Preparation] = {}
-        self._used: Counter[str] = Counter()
-        self._pinned: Counter[str] = Counter()
+        self._uses = TemplateUses(place.directory, self._retire)
 
-    async def load(self, in_use: Sequence[str]) -> None:
-        """Take up what an earlier server left; `in_use` are the directories of sandboxes that live."""
+    async def load(self, in_use: Sequence[Origin]) -> None:
+        """Take up what an earlier server left; `in_use` is what sandboxes and snapshots were made from."""
         self._place.directory.mkdir(mode=0o700, exist_ok=True)
         for record in await self._records.templates():
             self._known[record.info.id] = record
             problem = _broken(record)
             if problem:
                 await self._failed(record.info.id, record, problem)
-        kept = {record.directory for record in self._known.values()} | set(in_use)
-        for leftover in _leftovers(self._place.directory, kept):
-            await self._remove(leftover)
+        for record in self._known.values():
+            self._uses.rest(record)
+        kept = {record.directory for record in self._known.values()} | {origin.directory for origin in in_use}
+        kept |= {self._uses.below(origin.directory, origin.root) for origin in in_use}
+        for leftover in _leftovers(self._place.directory):
+            if str(leftover) not in kept and str(leftover) not in self._uses:
+                await self._remove(leftover)
 
-    async def prepare(self, spec: TemplateSpec) -> PreparedTemplate:
-        """See `TemplateControl.prepare`. Requests for the same thing share one preparation.
+    async def prepare(self, spec: TemplateSpec, report: BuildReport | None = None) -> PreparedTemplate:
+        """See `TemplateControl.prepare`. Requests for the same thing share one preparation, told to the first.
 
         A template that was never ready is recorded as failed only for the machine's
         or the network's reasons: a source that cannot be used leaves no record.
         """
         check_template(spec, self._offer)
-        template_id, key = spec.id or default_template_id(spec.source), spec_key(spec)
+        template_id, key = spec.id or default_template_id(spec.source), spec_key(spec, self._base_digest(spec))
         preparation = await self._under_way(template_id)
         if preparation is None:
             known = self._known.get(template_id)
-            if known is not None and known.info.state is TemplateState.READY and known.key == key:
+            if known is not None and known.info.state is TemplateState.READY and known.key == key and not spec.force:
                 return known.info
             check_source(spec.source)
-            preparation = self._begin(template_id, key, spec)
+            preparation = self._begin(template_id, key, spec, report)
         elif preparation.key != key:
-            raise WrongState("prepare template", ResourceKind.TEMPLATE, template_id, "being prepared differently")
+            raise WrongState(_PREPARE, ResourceKind.TEMPLATE, template_id, "being prepared differently")
         return await self._join(preparation)
 
     async def get(self, template_id: TemplateId) -> TemplateInfo:
@@ -123,8 +116,7 @@ class TemplateRegistry:
         record = self._record(operation, template_id)
         if template_id in self._preparing:
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, "being prepared")
-        users = self._pinned[record.directory] if record.directory else 0
-        if users:
+        if users := self._uses.users(record.directory):
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"in use by {users} sandboxes")
         del self._known[template_id]
         await self._acts.run(self._forget(record), name=f"delete template {template_id}")
@@ -145,22 +137,13 @@ class TemplateRegistry:
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"{record.info.state.value}{why}")
         return record
 
-    def hold(self, directory: str, *, pins: bool = True) -> TemplateUse:
+    def hold(self, origin: Origin, *, pins: bool = True) -> TemplateUse:
         """Claim the files of a ready template. A sandbox pins the template itself; a snapshot keeps its files alone."""
-        self._used[directory] += 1
-        self._pinned[directory] += pins
-        return TemplateUse(directory, pins, self)
-
-    def _unuse(self, use: TemplateUse) -> None:
-        self._used[use.directory] -= 1
-        self._pinned[use.directory] -= use.pins
-        if self._used[use.directory] <= 0:
-            del self._used[use.directory], self._pinned[use.directory]
-            self._retire(use.directory)
+        return self._uses.hold(origin, pins=pins)
 
     def _retire(self, directory: str) -> None:
         """Remove a directory that no record and no sandbox needs any more."""
-        needed = directory in self._used or any(record.directory == directory for record in self._known.values())
+        needed = directory in self._uses or any(record.directory == directory for record in self._known.values())
         if directory and not needed:
             self._acts.start(self._remove(Path(directory)), name="remove old template files")
 
@@ -176,8 +159,9 @@ class TemplateRegistry:
             await asyncio.wait((preparation.task,))
         return preparation
 
-    def _begin(self, template_id: TemplateId, key: str, spec: TemplateSpec) -> _Preparation:
-        task = self._acts.start(self._prepare(template_id, key, spec), name=f"prepare template {template_id}")
+    def _begin(self, template_id: TemplateId, key: str, spec: TemplateSpec, report: BuildReport | None) -> _Preparation:
+        work = self._prepare(template_id, key, spec, self._reporter(template_id, report))
+        task = self._acts.start(work, name=f"prepare template {template_id}")
         preparation = self._preparing[template_id] = _Preparation(key, task)
         task.add_done_callback(lambda _: self._preparing.pop(template_id, None))
         return preparation
@@ -196,38 +180,77 @@ class TemplateRegistry:
         assert info is not None  # an act without failure has a value
         return info
 
-    async def _prepare(self, template_id: TemplateId, key: str, spec: TemplateSpec) -> TemplateInfo:
+    def _reporter(self, template_id: TemplateId, report: BuildReport | None) -> BuildReport:
+        def tell(line: BuildLine) -> None:
+            self._logs.write(None, LogSource.BACKEND, f"template {template_id}: {line.message[:1000]}", line.level)
+            if report is not None:
+                report(line)
+
+        return tell
+
+    async def _prepare(
+        self, template_id: TemplateId, key: str, spec: TemplateSpec, report: BuildReport
+    ) -> TemplateInfo:
         earlier = self._known.get(template_id)
         fresh = TemplateRecord(info=_preparing(template_id, spec, self._clock), key=key)
         directory = self._place.directory / template_id / secrets.token_hex(8)
         try:
             if earlier is None or earlier.info.state is not TemplateState.READY:
                 await self._put(fresh)
-            prepared = await self._fill(template_id, spec, directory)
-            ready = replace(fresh, info=_ready(fresh.info, prepared, spec, self._clock), root=prepared.root)
-            await self._put(replace(ready, directory=str(directory)))
+            built = await self._fill(template_id, spec, directory, report)
+            ready = replace(fresh, info=_ready(fresh.info, built, spec, self._clock), root=built.prepared.root)
+            ready = replace(ready, directory=str(directory))
+            self._uses.rest(ready)
+            await self._put(ready)
         except BaseException as failure:
             await self._undo(fresh, earlier, directory, failure)
             raise
         if earlier is not None:
+            self._uses.unrest(earlier)
             self._retire(earlier.directory)
         return self._known[template_id].info
 
-    async def _fill(self, template_id: TemplateId, spec: TemplateSpec, directory: Path) -> PreparedRoot:
-        def report(line: str) -> None:
-            self._logs.write(None, LogSource.BACKEND, f"template {template_id}: {line[:1000]}")
-
+    async def _fill(self, template_id: TemplateId, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
         limit = asyncio.timeout(spec.timeout_s)
         try:
             directory.mkdir(mode=0o700, parents=True)
             async with limit:
-                return await self._place.preparer.prepare(spec, directory, report)
+                return await self._built(spec, directory, report)
         except TimeoutError as error:
             if limit.expired():
-                raise DeadlineExceeded("prepare template", spec.timeout_s) from error
+                raise DeadlineExceeded(_PREPARE, spec.timeout_s) from error
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
         except OSError as error:
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
+
+    async def _built(self, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
+        with self._found(spec) as base:
+            if base is None:
+                tell = partial(_tell_line, report)
+                base = Built(prepared=await self._place.preparer.prepare(spec, directory, tell))
+            if spec.is_built or spec.user is not None or spec.workdir is not None:
+                return await self._place.workshop.build(base.prepared, base.startup, spec, report)
+            env = {**base.prepared.config.env, **spec.env}
+            return replace(base, prepared=replace(base.prepared, config=replace(base.prepared.config, env=env)))
+
+    @contextmanager
+    def _found(self, spec: TemplateSpec) -> Iterator[Built | None]:
+        """What another template has ready, held for the length of the block; None where the source has it."""
+        if not isinstance(spec.source, TemplateBase):
+            yield None
+            return
+        base = self.ready(_PREPARE, spec.source.template_id)
+        held = self.hold(Origin(directory=base.directory, base_env={}, root=base.root), pins=False)
+        try:
+            yield Built(prepared=_as_prepared(base), startup=base.info.startup)
+        finally:
+            held.release()
+
+    def _base_digest(self, spec: TemplateSpec) -> str:
+        """What the template below has in it now: when that changes, what was built on it is another thing."""
+        if not isinstance(spec.source, TemplateBase):
+            return ""
+        return self.ready(_PREPARE, spec.source.template_id).info.digest
 
     async def _undo(
         self, fresh: TemplateRecord, earlier: TemplateRecord | None, directory: Path, failure: BaseException
@@ -264,7 +287,8 @@ class TemplateRegistry:
 
     async def _forget(self, record: TemplateRecord) -> None:
         await self._records.drop_template(record.info.id)
-        if record.directory and record.directory not in self._used:
+        self._uses.unrest(record)
+        if record.directory and record.directory not in self._uses:
             await self._remove(Path(record.directory))
 
     async def _remove(self, directory: Path) -> None:
@@ -286,12 +310,21 @@ def _preparing(template_id: TemplateId, spec: TemplateSpec, clock: Clock) -> Tem
     )
 
 
-def _ready(info: TemplateInfo, prepared: PreparedRoot, spec: TemplateSpec, clock: Clock) -> TemplateInfo:
+def _as_prepared(record: TemplateRecord) -> PreparedRoot:
+    assert record.root is not None  # it is ready
+    info = record.info
+    return PreparedRoot(root=record.root, config=info.config, size_bytes=info.size_bytes, digest=info.digest)
+
+
+def _ready(info: TemplateInfo, built: Built, spec: TemplateSpec, clock: Clock) -> TemplateInfo:
+    prepared = built.prepared
     return replace(
         info,
         state=TemplateState.READY,
         prepared_at=clock.now(),
-        config=replace(prepared.config, env={**prepared.config.env, **spec.env}),
+        config=prepared.config,
+        startup=built.startup,
+        resources=spec.resources,
         size_bytes=prepared.size_bytes,
         digest=prepared.digest,
     )
@@ -310,6 +343,9 @@ def _broken(record: TemplateRecord) -> str:
     return ""
 
 
-def _leftovers(directory: Path, kept: set[str]) -> list[Path]:
-    found = [child for template in directory.iterdir() for child in (template.iterdir() if template.is_dir() else ())]
-    return [path for path in found if str(path) not in kept]
+def _leftovers(directory: Path) -> list[Path]:
+    return [child for template in directory.iterdir() for child in (template.iterdir() if template.is_dir() else ())]
+
+
+def _tell_line(report: BuildReport, line: str) -> None:
+    report(BuildLine(message=line))

@@ -112,19 +112,6 @@ def sweep(tree: ConfinedTree) -> int:
     return removed
 
 
-def disk_bytes(tree: ConfinedTree) -> int:
-    """What the files of the tree take on disk, those with several names once."""
-    size = 0
-    counted: set[int] = set()
-    for _, _, status in _entries(tree):
-        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            if status.st_ino in counted:
-                continue
-            counted.add(status.st_ino)
-        size += status.st_blocks * 512
-    return size
-
-
 def _entries(tree: ConfinedTree) -> Iterator[tuple[int, str, os.stat_result]]:
     """Each entry below the root: a descriptor of its directory, its name and status."""
     pending = [""]

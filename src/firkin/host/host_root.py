@@ -164,7 +164,7 @@ async def keep_host_root(store: LayerStore, scratch: Path) -> PreparedRoot:
     root = scratch / _MADE
     root.mkdir(mode=0o755)
     made = await build_host_root(root)
-    content, size = await asyncio.to_thread(_content, root)
+    content = await asyncio.to_thread(_content, root)
     async with store.making(layer_key(made.digest, content)) as making:
         base = making.found
         if base is None:
@@ -173,22 +173,21 @@ async def keep_host_root(store: LayerStore, scratch: Path) -> PreparedRoot:
         else:
             await asyncio.to_thread(shutil.rmtree, root)
     shown = RootFilesystem(base=base, shared=made.shared, hidden=made.hidden)
-    return PreparedRoot(root=shown, config=made.config, size_bytes=size, digest=made.digest)
+    return PreparedRoot(root=shown, config=made.config, size_bytes=store.size_of(base), digest=made.digest)
 
 
-def _content(root: Path) -> tuple[str, int]:
-    """A digest of all below `root`, and how much disk it takes."""
-    digest, size = hashlib.sha256(), 0
+def _content(root: Path) -> str:
+    """A digest of all below `root`."""
+    digest = hashlib.sha256()
     for folder, folders, names in os.walk(root):
         folders.sort()
         for name in sorted((*folders, *names)):
             path = Path(folder, name)
             status = path.lstat()
-            size += status.st_blocks * 512
             what = (str(path.relative_to(root)), status.st_mode, status.st_uid, status.st_gid)
             held = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
             digest.update(repr((*what, held)).encode())
-    return digest.hexdigest(), size
+    return digest.hexdigest()
 
 
 async def build_host_root(root: Path) -> HostRoot:

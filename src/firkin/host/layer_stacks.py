@@ -23,7 +23,7 @@ from firkin.host.facts import Facts
 from firkin.host.fittings import VERSION
 from firkin.host.layer_store import LayerStore, layer_key
 from firkin.host.programs import Report, program_environment, run_program
-from firkin.host.unpacking import CannotStack, Job, Step, Unpacked, decode_answer
+from firkin.host.unpacking import CannotStack, Job, Step, decode_answer
 from firkin.law.errors import IoFailure
 from firkin.law.templates import ImageConfig
 
@@ -75,7 +75,7 @@ class Stacked:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
     path: str
-    made: Unpacked
+    config: ImageConfig
 
 
 class LayerStacks:
@@ -131,36 +131,35 @@ class LayerStacks:
             for key, content in zip(_chain(whole), whole, strict=True):
                 held.enter_context(self._store.holding([key]))
                 found.append(await self._layer(key, [layer.path for layer in found], [content]))
-        return Stacked(
-            layers=tuple(layer.path for layer in found),
-            config=found[-1].made.config,
-            size_bytes=sum(layer.made.size_bytes for layer in found),
-        )
+        return self._stacked(found)
 
     async def _flat(self, whole: Sequence[Content]) -> Stacked:
         layer = await self._layer(_flat_key(whole), [], whole)
-        return Stacked(layers=(layer.path,), config=layer.made.config, size_bytes=layer.made.size_bytes)
+        return self._stacked([layer])
+
+    def _stacked(self, layers: Sequence[_Layer]) -> Stacked:
+        paths = tuple(layer.path for layer in layers)
+        return Stacked(layers=paths, config=layers[-1].config, size_bytes=sum(map(self._store.size_of, paths)))
 
     async def _layer(self, key: str, lowers: Sequence[str], contents: Sequence[Content]) -> _Layer:
         async with self._store.making(key) as making:
             if making.found is not None:
-                return _Layer(path=making.found, made=_read_note(self._store.note(key)))
+                return _Layer(path=making.found, config=_read_note(self._store.note(key)))
             for content in contents:
                 if content.fill is not None:
                     await content.fill(making.files)
             steps = tuple(step for content in contents for step in content.steps)
-            made = await self._work(steps, lowers, making.files, making.work)
+            config = await self._work(steps, lowers, making.files, making.work)
             if lowers and not self._stacking():
                 self._facts.put("stacking", self._place, {"works": True})
-            note = json.dumps({"size_bytes": made.size_bytes, "config": asdict(made.config)})
-            return _Layer(path=await making.keep(note), made=made)
+            return _Layer(path=await making.keep(json.dumps(asdict(config))), config=config)
 
     async def unpack(self, archive: str, digest: str, into: Path) -> None:
         """Unpack a tar archive into a folder that is no layer."""
         step = Step(kind="tar", source=archive, digest=digest)
         await self._work((step,), (), into, into)
 
-    async def _work(self, steps: tuple[Step, ...], lowers: Sequence[str], files: Path, work: Path) -> Unpacked:
+    async def _work(self, steps: tuple[Step, ...], lowers: Sequence[str], files: Path, work: Path) -> ImageConfig:
         job = Job(
             steps=steps,
             lowers=tuple(lowers),
@@ -194,6 +193,5 @@ def _chain(contents: Sequence[Content]) -> list[str]:
     return keys
 
 
-def _read_note(note: str) -> Unpacked:
-    value = json.loads(note)
-    return Unpacked(size_bytes=value["size_bytes"], config=ImageConfig(**value["config"]))
+def _read_note(note: str) -> ImageConfig:
+    return ImageConfig(**json.loads(note))

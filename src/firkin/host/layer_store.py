@@ -30,7 +30,7 @@ from firkin.law.errors import HostDiskFull, IoFailure
 FILES, WORK = "files", "work"
 _ASIDE = ".aside-"
 _HIDDEN = "."
-_BOOT, _SETTLED, _NOTE = "boot", "settled", "note"
+_BOOT, _SETTLED, _NOTE, _SIZE = "boot", "settled", "note", "size"
 
 
 def layer_key(*parts: str) -> str:
@@ -91,6 +91,11 @@ class LayerStore:
         """The key of a layer by where its files are; None for what is no layer of this store."""
         files = Path(path)
         return files.parent.name if files.parent.parent == self.directory and files.name == FILES else None
+
+    def size_of(self, path: str) -> int:
+        """How many bytes of disk a layer takes, by where its files are; 0 for what is no layer of this store."""
+        key = self.key_of(path)
+        return 0 if key is None else int(_read(self.directory / key / _SIZE) or 0)
 
     @contextmanager
     def holding(self, keys: Collection[str]) -> Iterator[None]:
@@ -172,6 +177,7 @@ class LayerStore:
         try:
             (aside / _NOTE).write_text(note)
             (aside / _BOOT).write_text(_boot_id())
+            (aside / _SIZE).write_text(str(await asyncio.to_thread(_disk_bytes, aside / FILES)))
             os.rename(aside, layer)
         except OSError as error:
             raise _failure("keep a layer in", layer, error) from error
@@ -198,6 +204,20 @@ def _settle(layer: Path) -> None:
         os.close(os.open(_SETTLED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=fd))
     finally:
         os.close(fd)
+
+
+def _disk_bytes(root: Path) -> int:
+    """What was linked several times counts once."""
+    seen: set[int] = set()
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in (".", *names):
+            status = os.lstat(os.path.join(folder, name))
+            if status.st_ino not in seen:
+                total += status.st_blocks * 512
+                if status.st_nlink > 1:
+                    seen.add(status.st_ino)
+    return total
 
 
 def _boot_id() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from firkin.host.recipes import build_recipe, recipe_digest
 from firkin.host.unpacking import Step
 from firkin.law.driver import PreparedRoot, RootFilesystem
 from firkin.law.errors import DeadlineExceeded, HostDiskFull, IoFailure, TemplateFault, TemplatePrepareFailure
-from firkin.law.templates import GitSource, HostSource, LocalSource, OciSource, RecipeSource, TemplateSpec
+from firkin.law.templates import GitSource, HostSource, LocalSource, OciSource, RecipeSource, TemplateBase, TemplateSpec
 
 _OWN_LAYERS = "layers"
 
@@ -81,6 +82,8 @@ class _Preparation:
                 return await self._local(path)
             case RecipeSource(name):
                 return await self._recipe(name)
+            case TemplateBase():
+                raise TypeError("a template on another one is made by whoever knows the other one")
             case GitSource():
                 detail = "templates from git repositories cannot be prepared here"
                 raise TemplatePrepareFailure(TemplateFault.TOOL_MISSING, detail)
@@ -120,11 +123,12 @@ class _Preparation:
 
     async def _recipe(self, name: str) -> PreparedRoot:
         digest = recipe_digest(name)
+        key = f"{digest} {secrets.token_hex(8)}" if self._spec.force else digest
 
         async def build(into: Path) -> None:
             await build_recipe(into, self._bench.scratch, self._bench.report)
 
-        content = Content(key=digest, fill=build, steps=(Step(kind="sweep"),))
+        content = Content(key=key, fill=build, steps=(Step(kind="sweep"),))
         return _prepared(await self._bench.stacks.stack([content], Wishes(plain_profile=True)), digest)
 
 

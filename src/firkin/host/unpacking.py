@@ -20,7 +20,7 @@ from typing import Any
 
 from firkin.host.archives import Allowance, Extraction, corrupt
 from firkin.host.confined import ConfinedTree
-from firkin.host.fittings import PROFILE, disk_bytes, fit, sweep
+from firkin.host.fittings import PROFILE, fit, sweep
 from firkin.host.images import Blobs
 from firkin.host.overlays import NoOverlay, merged_view
 from firkin.law.errors import HostDiskFull, IoFailure, TemplateFault, TemplatePrepareFailure
@@ -61,20 +61,12 @@ class Job:
         return json.dumps(asdict(self)).encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unpacked:
-    """What `files` take on disk; and what a process gets, when a step was to fit."""
-
-    size_bytes: int
-    config: ImageConfig = field(default_factory=ImageConfig)
-
-
 class CannotStack(Exception):
     """No layer can be laid on another where the layers are kept."""
 
 
-def decode_answer(answer: bytes, what: str) -> Unpacked:
-    """The result in an answer; a fault in it is raised."""
+def decode_answer(answer: bytes, what: str) -> ImageConfig:
+    """What a process gets, when a step was to fit; a fault in the answer is raised."""
     value = json.loads(answer)
     if "fault" in value:
         raise TemplatePrepareFailure(TemplateFault(value["fault"]), value["detail"])
@@ -87,7 +79,7 @@ def decode_answer(answer: bytes, what: str) -> Unpacked:
             if HostDiskFull.explains(error)
             else IoFailure("prepare template from", what, value["detail"])
         )
-    return Unpacked(size_bytes=value["size_bytes"], config=ImageConfig(**value["config"]))
+    return ImageConfig(**value["config"])
 
 
 def main() -> None:
@@ -121,8 +113,7 @@ def _perform(job: Job) -> dict[str, Any]:
                     dropped += _fill(step, tree, allowance)
     if dropped:
         _tell(f"dropped {dropped} device nodes")
-    with ConfinedTree.at(job.files) as tree:
-        return {"config": asdict(config), "size_bytes": disk_bytes(tree)}
+    return {"config": asdict(config)}
 
 
 def _fit(step: Step, tree: ConfinedTree) -> ImageConfig:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from firkin.law.build_steps import BuildReport
 from firkin.law.capabilities import Capabilities
 from firkin.law.errors import FirkinError
 from firkin.law.events import EventFilter, EventStream, JournalQuery, LifecycleEntry
@@ -91,8 +92,12 @@ class Preflight:
 
 
 class TemplateControl(Protocol):
-    async def prepare(self, spec: TemplateSpec) -> PreparedTemplate:
-        """Prepare, or return what is already prepared for the same spec. `TemplatePrepareFailure` otherwise."""
+    async def prepare(self, spec: TemplateSpec, report: BuildReport | None = None) -> PreparedTemplate:
+        """Prepare, or return what is already prepared for the same spec. `TemplatePrepareFailure` otherwise.
+
+        `report` is told what goes on, line by line. Whoever prepares and is cancelled
+        cancels the preparation, unless another caller waits for the same.
+        """
         ...
 
     async def get(self, template_id: TemplateId) -> TemplateInfo: ...

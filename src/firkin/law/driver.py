@@ -21,6 +21,9 @@ from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
 from firkin.law.templates import ImageConfig, TemplateSpec
 
+MOST_LAYERS = 80
+"""Of one root, above its base. Older kernels take the names of all in 256 bytes (fsconfig(2))."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootFilesystem:

@@ -97,6 +97,9 @@ class TemplateFault(StrEnum):
     SOURCE_MISSING = "source_missing"
     SOURCE_CORRUPT = "source_corrupt"
     TOOL_MISSING = "tool_missing"
+    STEP_FAILED = "step_failed"
+    START_FAILED = "start_failed"
+    TOO_MANY_LAYERS = "too_many_layers"
 
 
 class FileFault(StrEnum):
@@ -248,11 +251,16 @@ class DeadlineExceeded(FirkinError):
 
 
 class TemplatePrepareFailure(FirkinError):
+    """`step` says where, as `firkin.law.build_steps.BuildLine` does, when it is known."""
+
     code = "template_prepare_failure"
 
-    def __init__(self, fault: TemplateFault, detail: str, *, retry: RetryClass = RetryClass.NOT_RETRYABLE) -> None:
+    def __init__(
+        self, fault: TemplateFault, detail: str, *, step: str = "", retry: RetryClass = RetryClass.NOT_RETRYABLE
+    ) -> None:
         super().__init__("prepare template", detail, retry=retry)
         self.fault = fault
+        self.step = step
 
 
 class ProcessFailure(FirkinError):

@@ -13,9 +13,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
+from firkin.law.build_steps import BuildStep, Forced, Startup
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.ids import TemplateId
-from firkin.law.processes import CommandMode
+from firkin.law.processes import Argv, CommandMode, Shell
+from firkin.law.resources import SandboxResources
 
 ENVD_PORT = 49983
 _TRANSPORTS = ("oci", "oci-archive", "docker-archive")
@@ -61,7 +63,14 @@ class RecipeSource:
     name: str
 
 
-TemplateSource = OciSource | GitSource | LocalSource | HostSource | RecipeSource
+@dataclass(frozen=True, slots=True)
+class TemplateBase:
+    """Another template that is ready: its files, environment, user, working directory and start command."""
+
+    template_id: TemplateId
+
+
+TemplateSource = OciSource | GitSource | LocalSource | HostSource | RecipeSource | TemplateBase
 
 
 def describe_source(source: TemplateSource) -> str:
@@ -78,6 +87,8 @@ def describe_source(source: TemplateSource) -> str:
             return f"local:{path}"
         case RecipeSource(name):
             return f"recipe:{name}"
+        case TemplateBase(template_id):
+            return f"template:{template_id}"
         case HostSource():
             return "host"
 
@@ -85,8 +96,8 @@ def describe_source(source: TemplateSource) -> str:
 def parse_source(text: str) -> TemplateSource:
     """The inverse of `describe_source`. A bare word is an image of a registry.
 
-    ``host``, ``recipe:NAME``, ``git:URL@REF``, ``local:PATH``, a path that starts
-    with ``/`` or ``.``; the image in a layout folder (``oci:FOLDER[:TAG]``) or an
+    ``host``, ``recipe:NAME``, ``git:URL@REF``, ``template:ID``, ``local:PATH``, a path
+    that starts with ``/`` or ``.``; the image in a layout folder (``oci:FOLDER[:TAG]``) or an
     archive (``oci-archive:FILE``, ``docker-archive:FILE``); else an image of a
     registry, with or without ``docker://``. `InvalidSpec` for nothing at all.
     """
@@ -106,6 +117,8 @@ def _read_source(text: str) -> TemplateSource:
     if kind == "git" and rest:
         url, _, ref = rest.rpartition("@")
         return GitSource(url, ref) if url else GitSource(rest)
+    if kind == "template" and rest:
+        return TemplateBase(TemplateId(rest))
     if kind == "local" and rest:
         return LocalSource(rest)
     if text.startswith(("/", ".")):
@@ -189,9 +202,9 @@ ReadyProbe = CommandMode | EnvdHealth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryLogin:
-    """Credentials for the registry of one image. They are kept nowhere and shown nowhere."""
+    """Whom to be at the registry that an image comes from. Kept nowhere."""
 
-    username: str = field(repr=False)
+    username: str
     password: str = field(repr=False)
 
 
@@ -199,18 +212,33 @@ class RegistryLogin:
 class TemplateSpec:
     """What to prepare. `id` defaults to one made from the source. `timeout_s` bounds the whole preparation.
 
-    `login` is for the registry that `source` names; it is no part of what is prepared.
+    `user` and `workdir` are where commands run by default; None is what the source
+    says. Both must exist inside. Then `steps`, then `setup` are done, the latter as the
+    default user. `start` runs in every sandbox made from the template, which is given
+    out once `ready` says so (a command that exits with 0). `resources` are for the
+    steps, and for sandboxes that ask for none of their own. With `force` nothing that
+    an earlier preparation left is used.
     """
 
     source: TemplateSource
     id: TemplateId | None = None
     data_plane: DataPlane = field(default_factory=EnvdPlane)
     env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    workdir: str | None = None
+    steps: tuple[BuildStep | Forced, ...] = ()
     setup: tuple[CommandMode, ...] = ()
     start: CommandMode | None = None
     ready: ReadyProbe | None = None
+    resources: SandboxResources | None = None
+    login: RegistryLogin | None = None
+    force: bool = False
     timeout_s: float = 600.0
-    login: RegistryLogin | None = field(default=None, compare=False)
+
+    @property
+    def is_built(self) -> bool:
+        """Whether more is to be done than to take the source's files as they are."""
+        return bool(self.steps or self.setup or self.start or isinstance(self.ready, Shell | Argv))
 
     @classmethod
     def oci(cls, reference: str, *, id: TemplateId | None = None, data_plane: DataPlane | None = None) -> Self:
@@ -256,6 +284,8 @@ class TemplateInfo:
     created_at: datetime
     prepared_at: datetime | None = None
     config: ImageConfig = field(default_factory=ImageConfig)
+    startup: Startup = field(default_factory=Startup)
+    resources: SandboxResources | None = None
     size_bytes: int = 0
     digest: str = ""
     failure: str = ""

@@ -1,0 +1,65 @@
+"""Rows of named templates and builds in the state database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from firkin.engine.records import Records
+from firkin.engine.stored_forms import decode_hook, encode_hook
+from firkin.law.build_steps import BuildLine
+from firkin.law.builds import Build, BuildEntry, NamedTemplate
+from firkin.law.logs import LogLevel
+
+_encoder = msgspec.json.Encoder(enc_hook=encode_hook)
+_named = msgspec.json.Decoder(NamedTemplate, dec_hook=decode_hook)
+_builds = msgspec.json.Decoder(Build, dec_hook=decode_hook)
+_entries = msgspec.json.Decoder(list[tuple[datetime, str, int, str]])
+
+
+class BuildRecords:
+    """Raises the database's `IoFailure`."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    async def named(self) -> list[NamedTemplate]:
+        rows = await self._records.run(lambda db: db.execute("SELECT record FROM named_templates").fetchall())
+        return [_named.decode(text) for (text,) in rows]
+
+    async def builds(self) -> list[Build]:
+        rows = await self._records.run(lambda db: db.execute("SELECT record FROM builds").fetchall())
+        return [_builds.decode(text) for (text,) in rows]
+
+    async def entries(self, build_id: str) -> list[BuildEntry]:
+        row = await self._records.run(
+            lambda db: db.execute("SELECT entries FROM builds WHERE id = ?", (build_id,)).fetchone()
+        )
+        return [] if row is None else _loaded(row[0])
+
+    async def put_named(self, named: NamedTemplate) -> None:
+        row = (named.id, _encoder.encode(named).decode())
+        await self._records.run(lambda db: db.execute("INSERT OR REPLACE INTO named_templates VALUES (?, ?)", row))
+
+    async def put_build(self, build: Build, entries: Sequence[BuildEntry] = ()) -> None:
+        row = (build.id, build.template_id, _encoder.encode(build).decode(), _dumped(entries))
+        await self._records.run(lambda db: db.execute("INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)", row))
+
+    async def drop(self, template_id: str) -> None:
+        """A named template and all its builds."""
+        await self._records.run(lambda db: db.execute("DELETE FROM builds WHERE template = ?", (template_id,)))
+        await self._records.run(lambda db: db.execute("DELETE FROM named_templates WHERE id = ?", (template_id,)))
+
+
+def _dumped(entries: Sequence[BuildEntry]) -> str:
+    rows = [(entry.at, entry.line.message, int(entry.line.level), entry.line.step) for entry in entries]
+    return _encoder.encode(rows).decode()
+
+
+def _loaded(text: str) -> list[BuildEntry]:
+    return [
+        BuildEntry(at, BuildLine(message=message, level=LogLevel(level), step=step))
+        for at, message, level, step in _entries.decode(text)
+    ]

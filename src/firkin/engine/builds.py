@@ -1,0 +1,233 @@
+"""The `BuildControl` of the engine: named templates, their tags, and builds that go on in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import uuid
+from collections.abc import AsyncIterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from firkin.engine.build_files import BuildFiles
+from firkin.engine.build_records import BuildRecords
+from firkin.engine.clock import Clock
+from firkin.engine.templates import TemplateRegistry
+from firkin.law.build_steps import FINAL_STEP, BuildLine
+from firkin.law.builds import DEFAULT_TAG, Build, BuildEntry, BuildStatus, NamedTemplate, Tagging
+from firkin.law.errors import FirkinError, NotFound, ResourceKind, TemplatePrepareFailure, WrongState
+from firkin.law.ids import TemplateId
+from firkin.law.logs import LogLevel
+from firkin.law.resources import SandboxResources
+from firkin.law.templates import TemplateSpec
+from firkin.lifetimes import Children
+
+_log = logging.getLogger("firkin.engine")
+_MOST_ENTRIES = 20_000
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+_INTERRUPTED = "the server ended while it was built"
+_CANCELLED = "it was cancelled"
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    task: asyncio.Task[None]
+    entries: list[BuildEntry] = field(default_factory=list)
+
+
+class LocalBuilds:
+    """`load` it once; as many builds at once as there are processors, the others wait."""
+
+    def __init__(
+        self, templates: TemplateRegistry, records: BuildRecords, files: BuildFiles, *, clock: Clock, children: Children
+    ) -> None:
+        self._templates = templates
+        self._records = records
+        self._files = files
+        self._clock = clock
+        self._children = children
+        self._named: dict[str, NamedTemplate] = {}
+        self._builds: dict[str, Build] = {}
+        self._running: dict[str, _Running] = {}
+        self._turns = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def load(self) -> None:
+        """Take up what an earlier server left; what it was building has failed."""
+        await self._files.load()
+        self._named = {named.id: named for named in await self._records.named()}
+        for build in await self._records.builds():
+            self._builds[build.id] = build
+            if build.status in (BuildStatus.WAITING, BuildStatus.BUILDING):
+                await self._put(self._failed(build, _INTERRUPTED), await self._records.entries(build.id))
+
+    async def request(
+        self, owner: str, name: str, tags: Sequence[str], resources: SandboxResources
+    ) -> tuple[NamedTemplate, Build]:
+        now = self._clock.now()
+        named = next((one for one in self._named.values() if (one.owner, one.name) == (owner, name)), None)
+        if named is None:
+            named = NamedTemplate(id=self._new_id(), owner=owner, name=name, created_at=now, updated_at=now)
+            await self._put_named(named)
+        build = Build(
+            id=str(uuid.uuid4()),
+            template_id=named.id,
+            status=BuildStatus.WAITING,
+            created_at=now,
+            updated_at=now,
+            resources=resources,
+            tags=tuple(dict.fromkeys(tags)) or (DEFAULT_TAG,),
+        )
+        await self._put(build)
+        return named, build
+
+    async def start(self, build_id: str, spec: TemplateSpec) -> None:
+        build = self._build("start a build", build_id)
+        if build.status is not BuildStatus.WAITING or build_id in self._running:
+            raise WrongState("start a build", ResourceKind.TEMPLATE, build_id, f"{build.status.value}, not waiting")
+        prepared = TemplateId(f"{build.template_id}.{build_id.replace('-', '')}")
+        spec = replace(spec, id=prepared, resources=build.resources)
+        work = self._run(build, spec)
+        self._running[build_id] = _Running(self._children.start(work, name=f"build {build_id}"))
+
+    async def cancel(self, build_id: str) -> None:
+        build, running = self._build("cancel a build", build_id), self._running.get(build_id)
+        if running is not None:
+            running.task.cancel()
+            await asyncio.wait((running.task,))
+        elif build.status is BuildStatus.WAITING:
+            await self._put(self._failed(build, _CANCELLED))
+
+    async def get(self, build_id: str) -> Build:
+        return self._build("inspect a build", build_id)
+
+    async def entries(self, build_id: str) -> Sequence[BuildEntry]:
+        running = self._running.get(build_id)
+        return running.entries if running is not None else await self._records.entries(build_id)
+
+    async def templates(self) -> Sequence[NamedTemplate]:
+        return sorted(self._named.values(), key=lambda named: named.created_at)
+
+    async def builds(self, template_id: str) -> Sequence[Build]:
+        found = [build for build in self._builds.values() if build.template_id == template_id]
+        return sorted(found, key=lambda build: build.created_at, reverse=True)
+
+    async def tag(self, template_id: str, build_id: str, tags: Sequence[str]) -> NamedTemplate:
+        build, named = self._build("tag a build", build_id), self._template("tag a build", template_id)
+        if build.status is not BuildStatus.READY or build.prepared is None:
+            raise WrongState("tag a build", ResourceKind.TEMPLATE, build_id, build.status.value)
+        moved = {tag: Tagging(build_id=build_id, at=self._clock.now()) for tag in tags}
+        return await self._retagged(named, {**named.tags, **moved})
+
+    async def untag(self, template_id: str, tags: Sequence[str]) -> NamedTemplate:
+        named = self._template("remove tags", template_id)
+        return await self._retagged(named, {tag: to for tag, to in named.tags.items() if tag not in tags})
+
+    async def publish(self, template_id: str, *, public: bool) -> NamedTemplate:
+        named = replace(self._template("publish a template", template_id), public=public, updated_at=self._clock.now())
+        await self._put_named(named)
+        return named
+
+    async def delete(self, template_id: str) -> None:
+        self._template("delete template", template_id)
+        builds = await self.builds(template_id)
+        for build in builds:
+            await self.cancel(build.id)
+        for build in builds:
+            prepared = self._builds[build.id].prepared
+            if prepared is not None:
+                with suppress(NotFound):
+                    await self._templates.delete(prepared)
+                await self._put(replace(self._builds[build.id], prepared=None))
+        await self._records.drop(template_id)
+        self._named.pop(template_id, None)
+        for build in builds:
+            self._builds.pop(build.id, None)
+
+    async def spawned(self, template_id: str) -> None:
+        named = self._named.get(template_id)
+        if named is not None:
+            await self._put_named(replace(named, spawned=named.spawned + 1, last_spawned_at=self._clock.now()))
+
+    async def put_files(self, owner: str, digest: str, chunks: AsyncIterable[bytes]) -> None:
+        await self._files.put(owner, digest, chunks)
+
+    async def files(self, owner: str, digest: str) -> str | None:
+        return self._files.find(owner, digest)
+
+    async def _run(self, build: Build, spec: TemplateSpec) -> None:
+        try:
+            async with self._turns:
+                await self._put(replace(build, status=BuildStatus.BUILDING, updated_at=self._clock.now()))
+                await self._templates.prepare(spec, lambda line: self._heard(build.id, line))
+            self._heard(build.id, BuildLine(message="the template is ready", step=FINAL_STEP))
+            now = self._clock.now()
+            done = replace(build, status=BuildStatus.READY, prepared=spec.id, updated_at=now, finished_at=now)
+            await self._finished(done)
+            await self.tag(build.template_id, build.id, build.tags)
+        except FirkinError as error:
+            step = error.step if isinstance(error, TemplatePrepareFailure) else ""
+            await self._finished(self._failed(build, str(error), step))
+        except asyncio.CancelledError:
+            await asyncio.shield(self._finished(self._failed(build, _CANCELLED)))
+            raise
+        finally:
+            self._running.pop(build.id, None)
+
+    def _heard(self, build_id: str, line: BuildLine) -> None:
+        running = self._running.get(build_id)
+        if running is not None and len(running.entries) < _MOST_ENTRIES:
+            running.entries.append(BuildEntry(self._clock.now(), line))
+
+    async def _finished(self, build: Build) -> None:
+        if build.failure:
+            self._heard(build.id, BuildLine(message=build.failure, level=LogLevel.ERROR, step=build.failed_step))
+        running = self._running.get(build.id)
+        await self._put(build, running.entries if running else ())
+
+    def _failed(self, build: Build, why: str, step: str = "") -> Build:
+        now = self._clock.now()
+        return replace(build, status=BuildStatus.ERROR, failure=why, failed_step=step, updated_at=now, finished_at=now)
+
+    async def _retagged(self, named: NamedTemplate, tags: dict[str, Tagging]) -> NamedTemplate:
+        changed = replace(named, tags=tags, updated_at=self._clock.now())
+        await self._put_named(changed)
+        gone = {to.build_id for to in named.tags.values()} - {to.build_id for to in tags.values()}
+        for build_id in gone:
+            await self._forget_files(build_id)
+        return changed
+
+    async def _forget_files(self, build_id: str) -> None:
+        """No tag points to it any more. What a sandbox still uses stays until the next time."""
+        build = self._builds.get(build_id)
+        if build is None or build.prepared is None:
+            return
+        try:
+            await self._templates.delete(build.prepared)
+        except WrongState:
+            return
+        except NotFound:
+            pass
+        await self._put(replace(build, prepared=None), await self._records.entries(build_id))
+
+    async def _put(self, build: Build, entries: Sequence[BuildEntry] = ()) -> None:
+        self._builds[build.id] = build
+        await self._records.put_build(build, entries)
+
+    async def _put_named(self, named: NamedTemplate) -> None:
+        self._named[named.id] = named
+        await self._records.put_named(named)
+
+    def _build(self, operation: str, build_id: str) -> Build:
+        if build_id not in self._builds:
+            raise NotFound(operation, ResourceKind.TEMPLATE, build_id)
+        return self._builds[build_id]
+
+    def _template(self, operation: str, template_id: str) -> NamedTemplate:
+        if template_id not in self._named:
+            raise NotFound(operation, ResourceKind.TEMPLATE, template_id)
+        return self._named[template_id]
+
+    def _new_id(self) -> str:
+        return "t" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
