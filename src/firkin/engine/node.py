@@ -11,6 +11,7 @@ from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
 from firkin.engine.figures import Figures
+from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
@@ -45,6 +46,7 @@ class Node:
     gauge: HostGauge
     deadlines: Deadlines
     templates: TemplateRegistry
+    keeping: LayerKeeping
     snapshots: SnapshotStore
     links: Links
     exposures: PortExposures

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import secrets
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any  # the JSON edge: what is read was written by this module
@@ -45,13 +44,12 @@ class Facts:
             finally:
                 aside.unlink(missing_ok=True)
 
-    def forget(self, *, unused_for_s: float) -> None:
-        """Drop what nobody has asked for lately."""
-        oldest = time.time() - unused_for_s
+    def forget(self, *, before: float) -> None:
+        """Drop what nobody has asked for since then."""
         with suppress(OSError):
             for entry in os.scandir(self._directory):
                 with suppress(OSError):
-                    if entry.stat().st_mtime <= oldest:
+                    if entry.stat().st_mtime <= before:
                         os.unlink(entry.path)
 
     def _path(self, kind: str, key: str) -> Path:

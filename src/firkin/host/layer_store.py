@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import secrets
 import time
@@ -30,6 +31,7 @@ from firkin.law.errors import HostDiskFull, IoFailure
 FILES, WORK = "files", "work"
 _ASIDE = ".aside-"
 _HIDDEN = "."
+_TICK_S = 1.0  # the times of files may lag behind the clock
 _BOOT, _SETTLED, _NOTE, _SIZE = "boot", "settled", "note", "size"
 
 
@@ -68,6 +70,7 @@ class LayerStore:
         self._locks: dict[str, asyncio.Lock] = {}
         self._held: Counter[str] = Counter()
         self._unsettled: set[str] = set()
+        self._preparations: Counter[float] = Counter()
 
     def find(self, key: str) -> str | None:
         """Where the files of a layer are, if it is here; it counts as used now."""
@@ -106,6 +109,21 @@ class LayerStore:
         finally:
             self._held.subtract(keys)
             self._held += Counter()  # drops what is no longer above zero
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """No `collect` removes what is found or made before the block ends."""
+        began = time.time() - _TICK_S
+        self._preparations[began] += 1
+        try:
+            yield
+        finally:
+            self._preparations[began] -= 1
+            self._preparations += Counter()
+
+    def unused_since(self, unused_for_s: float) -> float:
+        """Since when a thing must have been unused to be removed."""
+        return min(time.time() - unused_for_s, *self._preparations, math.inf)
 
     @asynccontextmanager
     async def making(self, key: str) -> AsyncIterator[LayerMaking]:
@@ -152,16 +170,20 @@ class LayerStore:
     async def collect(self, in_use: Collection[str], *, unused_for_s: float) -> int:
         """Remove every layer whose files' path is not among `in_use`, unless it was used lately. Returns how many.
 
+        A layer in use counts as used now.
+
         All are hidden before the first is removed, without a pause in between: what
         begins to be used meanwhile is not among them.
         """
-        doomed = [self._hide(name) for name in self._unused(in_use, time.time() - unused_for_s)]
+        doomed = [self._hide(name) for name in self._unused(in_use, self.unused_since(unused_for_s))]
         for hidden in doomed:
             await remove_tree(hidden)
         return len(doomed)
 
     def _unused(self, in_use: Collection[str], oldest: float) -> list[str]:
-        wanted = {Path(path).parent.name for path in in_use}
+        wanted = {key for path in in_use if (key := self.key_of(path)) is not None}
+        for key in wanted:
+            self.find(key)
         names = [name for name in os.listdir(self.directory) if not name.startswith(_HIDDEN) and name not in wanted]
         return [name for name in names if not self._held[name] and (self.directory / name).stat().st_mtime <= oldest]
 

@@ -10,7 +10,6 @@ because whoever unpacks a blob checks its digest.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +47,7 @@ class Pull:
     def _make_ready(self, present: Sequence[LayerBlob], stopped: Stopped) -> None:
         """Everything in the folder is whole or stands for a layer that is in the store."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(self._folder)
         digests = {layer.digest for layer in self._image.layers} - {layer.digest for layer in present}
         for path in self._folder.glob("*/*"):
             if f"{path.parent.name}:{path.name}" not in digests or not _is_whole(path, stopped):
@@ -64,9 +64,8 @@ def _is_whole(path: Path, stopped: Stopped) -> bool:
         return digest_of_file(file, path.parent.name, stopped) == path.name
 
 
-async def forget_pulls(pulls: Path, *, unused_for_s: float) -> None:
+async def forget_pulls(pulls: Path, *, before: float) -> None:
     """Remove what interrupted pulls left and nobody has come back for."""
-    oldest = time.time() - unused_for_s
     for folder in sorted(pulls.glob("*")):
-        if folder.stat().st_mtime <= oldest:
+        if folder.stat().st_mtime <= before:
             await remove_tree(folder)
