@@ -22,6 +22,8 @@ _NAME = re.compile(
     rf"(?:(?P<host>{_HOST}(?::[0-9]{{1,5}})?)/)?(?P<path>{_WORD}(?:/{_WORD})*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
+_STARTS = re.compile(rf"{_HOST}(?::[0-9]{{1,5}})?/(?:{_WORD}/)*")
+_PLACES = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]*")
 _LONGEST = 512
 LOCAL = ("oci", "oci-archive", "docker-archive")
 
@@ -101,6 +103,20 @@ def mirrored(name: ImageName, mirrors: Mapping[str, str]) -> Mirrored | None:
             return Mirrored(place=place.place.removesuffix(f"@{name.digest}") if name.digest else place.place)
         return place
     return None
+
+
+def check_mirrors(mirrors: Mapping[str, str]) -> None:
+    """`InvalidSpec` that names the first mirror that can never be used."""
+    for start, place in mirrors.items():
+        kind, _, path = place.partition(":")
+        sound = _STARTS.fullmatch(start) is not None if start.endswith("/") else _NAME.fullmatch(start) is not None
+        if not sound or not (path.startswith("/") if kind in LOCAL else _PLACES.fullmatch(place)):
+            detail = (
+                f"the image mirror {start!r} = {place!r} cannot be used; write a beginning such as 'docker.io/library/'"
+                " and another registry's such as '127.0.0.1:5000/library/', or oci:/FOLDER, oci-archive:/FILE,"
+                " docker-archive:/FILE"
+            )
+            raise InvalidSpec("read settings", InvalidReason.INVALID_SETTINGS, detail)
 
 
 def _canonical_start(start: str) -> str:

@@ -20,7 +20,7 @@ from firkin.host.archives import corrupt
 from firkin.host.facts import Facts
 from firkin.host.fingerprints import file_digest
 from firkin.host.image_manifests import Image, LayerBlob
-from firkin.host.image_names import LOCAL, ImageName, mirrored, parse_image_name
+from firkin.host.image_names import LOCAL, ImageName, check_mirrors, mirrored, parse_image_name
 from firkin.host.images import Layout
 from firkin.host.layer_stacks import Content, LayerStacks, Stacked, Wishes
 from firkin.host.layer_store import LayerStore, layer_key
@@ -41,6 +41,9 @@ class RegistrySettings:
 
     mirrors: Mapping[str, str] = field(default_factory=dict)
     auth_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_mirrors(self.mirrors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

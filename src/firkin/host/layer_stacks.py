@@ -23,7 +23,7 @@ from firkin.host.facts import Facts
 from firkin.host.fittings import VERSION
 from firkin.host.layer_store import LayerStore, layer_key
 from firkin.host.programs import Report, program_environment, run_program
-from firkin.host.unpacking import CannotStack, Job, Step, decode_answer
+from firkin.host.unpacking import CannotStack, Job, Step, Unpacked, decode_answer
 from firkin.law.errors import IoFailure
 from firkin.law.templates import ImageConfig
 
@@ -79,7 +79,10 @@ class _Layer:
 
 
 class LayerStacks:
-    """Makes stacks in `store`; `scratch` is a folder for what outside programs need meanwhile."""
+    """Makes stacks in `store`; `scratch` is a folder for what outside programs need meanwhile.
+
+    `limits` are for all that is unpacked together; what is found costs nothing.
+    """
 
     def __init__(self, store: LayerStore, scratch: Path, report: Report, limits: RootLimits) -> None:
         self._store = store
@@ -87,7 +90,7 @@ class LayerStacks:
         self._place = f"{store.directory.stat().st_dev}:{store.boot}"
         self._scratch = scratch
         self._report = report
-        self._limits = limits
+        self._left = limits
 
     def holding(self, contents: Sequence[Content]) -> AbstractContextManager[None]:
         """No layer of the stack is collected before the block ends."""
@@ -149,7 +152,7 @@ class LayerStacks:
                 if content.fill is not None:
                     await content.fill(making.files)
             steps = tuple(step for content in contents for step in content.steps)
-            config = await self._work(steps, lowers, making.files, making.work)
+            config = (await self._work(steps, lowers, making.files, making.work)).config
             if lowers and not self._stacking():
                 self._facts.put("stacking", self._place, {"works": True})
             return _Layer(path=await making.keep(json.dumps(asdict(config))), config=config)
@@ -159,14 +162,14 @@ class LayerStacks:
         step = Step(kind="tar", source=archive, digest=digest)
         await self._work((step,), (), into, into)
 
-    async def _work(self, steps: tuple[Step, ...], lowers: Sequence[str], files: Path, work: Path) -> ImageConfig:
+    async def _work(self, steps: tuple[Step, ...], lowers: Sequence[str], files: Path, work: Path) -> Unpacked:
         job = Job(
             steps=steps,
             lowers=tuple(lowers),
             files=str(files),
             work=str(work),
-            max_bytes=self._limits.max_bytes,
-            max_entries=self._limits.max_entries,
+            max_bytes=self._left.max_bytes,
+            max_entries=self._left.max_entries,
         )
         argv = [sys.executable, "-I", "-m", "firkin.host.unpacking"]
         env = program_environment(self._scratch)
@@ -174,7 +177,9 @@ class LayerStacks:
         what = steps[0].source or str(files)
         if done.exit_code != 0:
             raise IoFailure("prepare template from", what, done.last_line)
-        return decode_answer(done.stdout, what)
+        made = decode_answer(done.stdout, what)
+        self._left = RootLimits(max_bytes=made.bytes_left, max_entries=made.entries_left)
+        return made
 
 
 def facts_of(store: LayerStore) -> Facts:

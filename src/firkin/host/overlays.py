@@ -60,6 +60,8 @@ def merged_view(lowers: Sequence[str], files: str, work: str, *, attached: bool 
         yield from _opened(os.open(files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         return
     by_path = not takes_descriptors() if attached is None else attached
+    if by_path:
+        _leave_the_hosts_mounts()  # first: an overlay takes folders of the caller's own mounts only
     with ExitStack() as held:
         folders = [_held(held, _path_descriptor(path)) for path in (*lowers, files, work)]
         try:
@@ -92,8 +94,6 @@ def _attached(folders: Sequence[int], work: str) -> int:
     point = os.path.join(os.path.dirname(work), _VIEW)
     os.mkdir(point, 0o700)
     try:
-        unshare(CLONE_NEWNS)
-        mount("none", "/", None, MS_REC | MS_PRIVATE)
         options = {"lowerdir": ":".join(reversed(lowers)), "upperdir": files, "workdir": upper_work, **_PLAIN}
         text = ",".join(f"{name}={value}" for name, value in options.items())
         mount("overlay", point, "overlay", MS_NODEV, f"{text},volatile")
@@ -102,6 +102,11 @@ def _attached(folders: Sequence[int], work: str) -> int:
     finally:
         os.rmdir(point)
     return view
+
+
+def _leave_the_hosts_mounts() -> None:
+    unshare(CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
 
 
 def _entered(mounted: int) -> int:

@@ -61,12 +61,21 @@ class Job:
         return json.dumps(asdict(self)).encode()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """What a process gets, when a step was to fit; and what is left of the job's allowance."""
+
+    config: ImageConfig
+    bytes_left: int
+    entries_left: int
+
+
 class CannotStack(Exception):
     """No layer can be laid on another where the layers are kept."""
 
 
-def decode_answer(answer: bytes, what: str) -> ImageConfig:
-    """What a process gets, when a step was to fit; a fault in the answer is raised."""
+def decode_answer(answer: bytes, what: str) -> Unpacked:
+    """The result in an answer; a fault in it is raised."""
     value = json.loads(answer)
     if "fault" in value:
         raise TemplatePrepareFailure(TemplateFault(value["fault"]), value["detail"])
@@ -79,7 +88,7 @@ def decode_answer(answer: bytes, what: str) -> ImageConfig:
             if HostDiskFull.explains(error)
             else IoFailure("prepare template from", what, value["detail"])
         )
-    return ImageConfig(**value["config"])
+    return Unpacked(**{**value, "config": ImageConfig(**value["config"])})
 
 
 def main() -> None:
@@ -113,7 +122,7 @@ def _perform(job: Job) -> dict[str, Any]:
                     dropped += _fill(step, tree, allowance)
     if dropped:
         _tell(f"dropped {dropped} device nodes")
-    return {"config": asdict(config)}
+    return {"config": asdict(config), **asdict(allowance)}
 
 
 def _fit(step: Step, tree: ConfinedTree) -> ImageConfig:
