@@ -72,6 +72,20 @@ def delete(template_id: str, as_json: bool, **where: Any) -> None:
         click.echo(plain(template_id))
 
 
+@template.command()
+@server_options
+@json_option
+def prune(as_json: bool, **where: Any) -> None:
+    """Remove at once the files that no template, snapshot or sandbox needs any more."""
+    from firkin.cli.template_calls import prune_layers
+
+    removed = _run(prune_layers(_where(where)))
+    if as_json:
+        show_json({"removed": removed})
+    else:
+        click.echo(f"removed {removed} layers")
+
+
 def absolute_source(source: str) -> str:
     """The source with file names made absolute: the server has another working directory.
 

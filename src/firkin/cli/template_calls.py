@@ -108,6 +108,17 @@ async def delete_template(place: Place, template_id: str) -> None:
         await backend.templates.delete(checked)
 
 
+async def prune_layers(place: Place) -> int:
+    """Returns how many layers were removed."""
+    if isinstance(place, Served):
+        async with place.client() as server:
+            return int((await server.call("POST", f"{_PATH}/prune"))[0]["removed"])
+    from firkin.bootstrap import open_backend
+
+    async with open_backend(place.settings) as backend:
+        return await backend.templates.prune()
+
+
 async def _prepare_here(place: Direct, request: PrepareRequest) -> Json:
     from firkin.bootstrap import open_backend
 

@@ -68,6 +68,9 @@ class NativeRoutes:
                 await exchange.answer_json(200, [template_json(info) for info in await self._backend.templates.list()])
             case "POST", ["templates"]:
                 await self._prepare(exchange)
+            case "POST", ["templates", "prune"]:
+                self._require_operator(exchange)
+                await exchange.answer_json(200, {"removed": await self._backend.templates.prune()})
             case "DELETE", ["templates", template_id]:
                 self._require_operator(exchange)
                 await self._backend.templates.delete(TemplateId(template_id))

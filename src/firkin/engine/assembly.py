@@ -16,6 +16,7 @@ from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
 from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
+from firkin.engine.layer_uses import LayerKeeping, roots_in_use
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
@@ -62,7 +63,13 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     workshop = Workshop(
         BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
     )
-    place = TemplatePlace(directory=ground.templates_dir, preparer=ground.preparer, workshop=workshop)
+    keeping = LayerKeeping(
+        ground.layers,
+        clock=clock,
+        kept_s=policies.hygiene.unused_layers_kept_s,
+        roots=lambda: roots_in_use(node),
+    )
+    place = TemplatePlace(directory=ground.templates_dir, preparer=ground.preparer, workshop=workshop, keeping=keeping)
     templates = TemplateRegistry(place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer)
     node = Node(
         driver=ground.driver,
@@ -80,6 +87,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         gauge=ground.gauge,
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,
+        keeping=keeping,
         snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
         links=Links(roster, ground.offer),
         exposures=PortExposures(ground.children),

@@ -147,6 +147,7 @@ class LocalBackend:
             node.background(forget_ended(node), name="forget old ends")
             node.background(node.samples.run(), name="samples")
             node.background(node.webhooks.run(), name="webhooks")
+            node.background(node.keeping.run(), name="unused layers")
             self._open = undo.pop_all()
         self._node = node
 

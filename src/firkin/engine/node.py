@@ -12,6 +12,7 @@ from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
 from firkin.engine.figures import Figures
+from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
@@ -46,6 +47,7 @@ class Node:
     gauge: HostGauge
     deadlines: Deadlines
     templates: TemplateRegistry
+    keeping: LayerKeeping
     snapshots: SnapshotStore
     links: Links
     exposures: PortExposures

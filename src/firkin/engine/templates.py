@@ -18,6 +18,7 @@ from pathlib import Path
 
 from firkin.engine.acts import Acts
 from firkin.engine.clock import Clock
+from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.logs import LogStore
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import Origin, TemplateRecord, spec_key
@@ -53,11 +54,12 @@ class _Preparation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplatePlace:
-    """Where templates live, who fills them, and who builds on what they were filled with."""
+    """Where templates live, who fills them, who builds on what they were filled with, who keeps their layers."""
 
     directory: Path
     preparer: RootPreparer
     workshop: Workshop
+    keeping: LayerKeeping
 
 
 class TemplateRegistry:
@@ -128,6 +130,13 @@ class TemplateRegistry:
         del self._known[template_id]
         await self._acts.run(self._forget(record), name=f"delete template {template_id}")
 
+    async def prune(self) -> int:
+        """See `TemplateControl.prune`."""
+        return await self._acts.run(self._place.keeping.prune(), name="prune layers")
+
+    def records(self) -> Sequence[TemplateRecord]:
+        return list(self._known.values())
+
     def with_digest(self, digest: str) -> TemplateRecord | None:
         """A ready template of that content, if there is one."""
         ready = (record for record in self._known.values() if record.info.state is TemplateState.READY)
@@ -168,7 +177,7 @@ class TemplateRegistry:
 
     def _begin(self, template_id: TemplateId, key: str, spec: TemplateSpec, report: BuildReport | None) -> _Preparation:
         work = self._prepare(template_id, key, spec, self._reporter(template_id, report))
-        task = self._acts.start(work, name=f"prepare template {template_id}")
+        task = self._acts.start(self._place.keeping.during(work), name=f"prepare template {template_id}")
         preparation = self._preparing[template_id] = _Preparation(key, task)
         task.add_done_callback(lambda _: self._preparing.pop(template_id, None))
         return preparation
@@ -209,6 +218,7 @@ class TemplateRegistry:
             ready = replace(ready, directory=str(directory))
             self._uses.rest(ready)
             await self._put(ready)
+            self._acts.start(self._place.keeping.settle(), name="settle layers")
         except BaseException as failure:
             await self._undo(fresh, earlier, directory, failure)
             raise
@@ -236,6 +246,10 @@ class TemplateRegistry:
             if base is None:
                 tell = partial(_tell_line, report)
                 base = Built(prepared=await self._place.preparer.prepare(spec, directory, tell))
+            return await self._built_on(base, spec, report)
+
+    async def _built_on(self, base: Built, spec: TemplateSpec, report: BuildReport) -> Built:
+        with self._place.keeping.holding(base.prepared.root):
             if spec.is_built or spec.user is not None or spec.workdir is not None:
                 return await self._place.workshop.build(base.prepared, base.startup, spec, report)
             env = {**base.prepared.config.env, **spec.env}
@@ -346,8 +360,10 @@ def _broken(record: TemplateRecord) -> str:
     """Why a template that an earlier server left cannot be used, or nothing."""
     if record.info.state is TemplateState.PREPARING:
         return "interrupted: the server ended while it was prepared"
-    if record.info.state is TemplateState.READY and not Path(record.directory).is_dir():
-        return f"its files are gone from {record.directory}"
+    if record.info.state is TemplateState.READY and record.root is not None:
+        needed = (record.directory, record.root.base, *record.root.layers)
+        gone = next((path for path in needed if not Path(path).is_dir()), "")
+        return f"its files are gone from {gone}; prepare it again" if gone else ""
     return ""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import io
 import lzma
 import math
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import IO, NoReturn, Protocol, Self
 
 from firkin.host.confined import ConfinedTree, make_directory_in, remove
-from firkin.host.programs import find_program
+from firkin.host.program_paths import find_program
 from firkin.law.errors import TemplateFault, TemplatePrepareFailure
 
 _CHUNK = 1 << 20
@@ -141,25 +142,29 @@ def read_entries(file: IO[bytes], *, called: str) -> Iterator[tuple[tarfile.TarI
 
 
 class Extraction:
-    """One archive on its way into `tree`."""
+    """One archive on its way into `tree`. With `digest`, the archive without its compression must have that one."""
 
-    def __init__(self, tree: ConfinedTree, allowance: Allowance, *, placer: Placer | None = None) -> None:
+    def __init__(
+        self, tree: ConfinedTree, allowance: Allowance, *, placer: Placer | None = None, digest: str = ""
+    ) -> None:
         self.dropped = 0
         self.count = 0
         self._tree = tree
         self._allowance = allowance
         self._placer = placer
+        self._digest = digest
         self._directory_times: dict[str, int] = {}
 
     def run(self, file: IO[bytes], *, called: str) -> None:
         """Unpack all entries of `file`; `called` names it in errors."""
         try:
-            with decompressed(file) as stream, _reader(stream) as archive:
+            with decompressed(file) as plain, _reader(stream := _Hashed(plain, self._digest)) as archive:
                 while (entry := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # it would keep every entry
                     self._apply(archive, entry)
                 while stream.read(_CHUNK):  # the checksum of the compressed stream stands at its end
                     pass
+            stream.check(called)
         except _UNREADABLE as failure:
             raise corrupt(f"{called} is damaged or no tar archive: {failure}") from failure
         self._restore_directory_times()
@@ -238,14 +243,33 @@ class Extraction:
                 continue
 
 
-def _reader(stream: IO[bytes]) -> tarfile.TarFile:
+class _Hashed:
+    """A stream that is hashed as it is read; by nothing at all where no digest is asked for."""
+
+    def __init__(self, stream: IO[bytes], digest: str) -> None:
+        algorithm, _, self._wanted = digest.partition(":")
+        self._stream = stream
+        self._hash = hashlib.new(algorithm) if digest else None
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if self._hash is not None:
+            self._hash.update(data)
+        return data
+
+    def check(self, called: str) -> None:
+        if self._hash is not None and self._hash.hexdigest() != self._wanted:
+            raise corrupt(f"{called} does not unpack to what its image says")
+
+
+def _reader(stream: _Hashed) -> tarfile.TarFile:
     return tarfile.open(fileobj=_Blocks(stream), mode="r|", tarinfo=_Header)
 
 
 class _Blocks(io.RawIOBase):
     """Gives the stream reader whole blocks: a pipe or a decompressor may answer with less."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: _Hashed) -> None:
         self._stream = stream
 
     def readable(self) -> bool:

@@ -109,6 +109,10 @@ class TemplateControl(Protocol):
         """Raises `NotFound`; `WrongState` while a sandbox uses it."""
         ...
 
+    async def prune(self) -> int:
+        """Remove at once the files that no template, snapshot or sandbox needs. Returns how many layers those were."""
+        ...
+
 
 class SandboxControl(Protocol):
     async def create(self, spec: SandboxSpec) -> SandboxInfo:
