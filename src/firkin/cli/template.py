@@ -12,6 +12,7 @@ from firkin.cli.options import server_options
 from firkin.cli.output import json_option, plain, show_json, show_rows
 
 _COLUMNS = ("id", "state", "source", "size_bytes", "prepared_at", "failure")
+_BUILD_COLUMNS = ("id", "name", "tags", "status", "created_at", "failure")
 _WORDS = ("", "host", "base")
 _FILE_KINDS = ("local", "oci", "oci-archive", "docker-archive")
 
@@ -108,6 +109,35 @@ def prune(as_json: bool, **where: Any) -> None:
         show_json({"removed": removed})
     else:
         click.echo(f"removed {removed} layers")
+
+
+@template.command()
+@server_options
+@json_option
+def builds(as_json: bool, **where: Any) -> None:
+    """List the builds of an API key at a running server, newest first."""
+    from firkin.cli.template_calls import list_builds
+
+    rows = _run(list_builds(_where(where)))
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows(rows, _BUILD_COLUMNS, empty="no builds")
+
+
+@template.command()
+@click.argument("build_id")
+@server_options
+@json_option
+def cancel(build_id: str, as_json: bool, **where: Any) -> None:
+    """Stop a build that goes on at a running server."""
+    from firkin.cli.template_calls import cancel_build
+
+    _run(cancel_build(_where(where), build_id))
+    if as_json:
+        show_json({"cancelled": build_id})
+    else:
+        click.echo(plain(build_id))
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from firkin.law.templates import TemplateInfo
 
 _PATH = "/firkin/v1/templates"
+_BUILDS = "/firkin/v1/builds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,23 @@ async def prune_layers(place: Place) -> int:
 
     async with open_backend(place.settings) as backend:
         return await backend.templates.prune()
+
+
+async def list_builds(place: Place) -> list[Json]:
+    async with _served(place).client() as server:
+        return list((await server.call("GET", _BUILDS))[0])
+
+
+async def cancel_build(place: Place, build_id: str) -> None:
+    async with _served(place).client() as server:
+        await server.call("DELETE", f"{_BUILDS}/{quote(build_id, safe='')}")
+
+
+def _served(place: Place) -> Served:
+    """Builds are a server's: without one there are none that go on."""
+    if isinstance(place, Served):
+        return place
+    raise CommandFailure("no server runs on this state folder; builds are a running server's", exit_code=BAD_INPUT)
 
 
 async def _prepare_here(place: Direct, request: NewTemplate) -> Json:

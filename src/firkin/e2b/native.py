@@ -17,6 +17,7 @@ from firkin.e2b.error_map import missing_sandbox
 from firkin.e2b.event_calls import EventFeed
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.explanations import explain
+from firkin.e2b.native_builds import NativeBuilds
 from firkin.e2b.native_snapshots import NativeSnapshots
 from firkin.e2b.native_templates import prepare, template_json
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
@@ -36,6 +37,7 @@ class NativeRoutes:
     def __init__(self, backend: SandboxBackend, secret: bytes) -> None:
         self._backend = backend
         self._operator = operator_token(secret)
+        self._builds = NativeBuilds(backend)
         self._snapshots = NativeSnapshots(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
@@ -67,6 +69,8 @@ class NativeRoutes:
                 await exchange.answer_json(200, await self._explain(sandbox_id, self._whose(exchange, tenant)))
             case "GET", ["events"]:
                 await self._feed.answer(exchange, self._whose(exchange, tenant))
+            case _, ["builds", *_]:
+                await self._builds.answer(exchange, tenant, words)
             case _, ["snapshots", *_]:
                 self._require_operator(exchange)
                 await self._snapshots.answer(exchange, words)
