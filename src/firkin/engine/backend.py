@@ -25,6 +25,7 @@ from firkin.engine.records import Records
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.volumes import LocalVolumes
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.backend import BackendInfo, Preflight
 from firkin.law.capabilities import Capabilities, CapabilityName
@@ -100,6 +101,12 @@ class LocalBackend:
         node = self._started()
         offered = node.offer.supports(CapabilityName.PAUSE_CAPTURE) or node.offer.supports(CapabilityName.PAUSE_RESUME)
         return LocalPauses(node) if offered else None
+
+    @property
+    def volumes(self) -> LocalVolumes | None:
+        """None over a driver that keeps none."""
+        node = self._started()
+        return None if node.driver.volumes is None else LocalVolumes(node)
 
     @property
     def warm_pool(self) -> None:

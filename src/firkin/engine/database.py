@@ -89,6 +89,16 @@ MIGRATIONS: Sequence[str] = (
         failing_since REAL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE volumes (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        created_at REAL NOT NULL,
+        UNIQUE (owner, name)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

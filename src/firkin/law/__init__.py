@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from firkin.law.snapshots import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.states import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.templates import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.volumes import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.warm_pool import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.webhooks import *  # noqa: F403 — __all__ below is the choice
 
@@ -51,6 +52,7 @@ _MODULES = (
     "metrics",
     "events",
     "snapshots",
+    "volumes",
     "warm_pool",
     "webhooks",
     "lifecycle_events",
@@ -70,12 +72,14 @@ __all__ = [
     "MAX_LIFETIME_S",
     "MAX_MEMORY_BYTES",
     "MAX_METADATA_BYTES",
+    "MAX_MOUNTS",
     "MAX_PATH_BYTES",
     "MAX_VARIABLE_BYTES",
     "MAX_VCPUS",
     "MIB",
     "MIN_DISK_BYTES",
     "MIN_MEMORY_BYTES",
+    "MOST_ID",
     "NOT_REPORTED",
     "SIGNAL_NUMBERS",
     "Act",
@@ -87,6 +91,7 @@ __all__ = [
     "BackendInfo",
     "BackendName",
     "BootPlan",
+    "BootVolume",
     "BuildFeatureGated",
     "ById",
     "ByTag",
@@ -264,7 +269,18 @@ __all__ = [
     "Timeout",
     "Unsupported",
     "UnsupportedCapability",
+    "VolumeAttributes",
+    "VolumeControl",
+    "VolumeEntry",
+    "VolumeFiles",
+    "VolumeId",
+    "VolumeInfo",
+    "VolumeKeeper",
     "VolumeMount",
+    "VolumeName",
+    "VolumePath",
+    "VolumeSpec",
+    "VolumeUsage",
     "WarmEvictionPolicy",
     "WarmLease",
     "WarmLeasePolicy",
@@ -284,6 +300,7 @@ __all__ = [
     "WrongState",
     "allows",
     "check_environment",
+    "check_mounts",
     "describe_selector",
     "describe_source",
     "event_body",

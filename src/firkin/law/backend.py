@@ -64,6 +64,7 @@ from firkin.law.snapshots import (
     SnapshotRef,
 )
 from firkin.law.templates import PreparedTemplate, TemplateInfo, TemplateSpec
+from firkin.law.volumes import VolumeControl
 from firkin.law.warm_pool import (
     WarmLease,
     WarmLeasePolicy,
@@ -377,6 +378,9 @@ class SandboxBackend(Protocol):
 
     @property
     def pauses(self) -> PauseControl | None: ...
+
+    @property
+    def volumes(self) -> VolumeControl | None: ...
 
     @property
     def warm_pool(self) -> WarmPoolControl | None: ...
