@@ -15,6 +15,9 @@ from firkin.e2b.reports import ReportCalls
 from firkin.e2b.sandboxes import SandboxCalls
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_calls import SnapshotCalls
+from firkin.e2b.volume_calls import VolumeCalls
+from firkin.e2b.volume_content import PREFIX as CONTENT_PREFIX
+from firkin.e2b.volume_content import VolumeContent
 
 Call: TypeAlias = Callable[..., Awaitable[None]]
 
@@ -38,10 +41,6 @@ _NOT_YET: tuple[tuple[str, str, str], ...] = (
     ("GET", "/templates/*/tags/*/assignments", "templates have no tag but 'default'"),
     ("POST", "/templates/tags", "templates have no tag but 'default'"),
     ("DELETE", "/templates/tags", "templates have no tag but 'default'"),
-    ("GET", "/volumes", "there are no volumes"),
-    ("POST", "/volumes", "there are no volumes"),
-    ("GET", "/volumes/*", "there are no volumes"),
-    ("DELETE", "/volumes/*", "there are no volumes"),
     ("GET", "/secrets", "there is no secret store"),
     ("POST", "/secrets", "there is no secret store"),
     ("GET", "/secrets/*", "there is no secret store"),
@@ -63,6 +62,7 @@ class ControlPlane:
     def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
         self._keys = keys
         self._native = NativeRoutes(directory.backend, settings.secret)
+        self._content = VolumeContent(directory.backend, directory.mint)
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
         sandboxes = SandboxCalls(directory, settings)
@@ -70,6 +70,7 @@ class ControlPlane:
         for method, pattern, call in [
             *_calls(sandboxes, snapshots),
             *_looking(ReportCalls(directory, settings), EventCalls(directory)),
+            *_volumes(VolumeCalls(directory, settings)),
         ]:
             self._add(method, pattern, call)
         for method, pattern, reason in _NOT_YET:
@@ -91,6 +92,9 @@ class ControlPlane:
         """Answer one request. Raises `Refused` and the law's errors, which the app answers."""
         if exchange.path == "/health" and exchange.method in ("GET", "HEAD"):
             await exchange.answer(200, b"Health check successful", [(b"content-type", b"text/plain")])
+            return
+        if exchange.path.startswith(CONTENT_PREFIX):  # has tokens of its own
+            await self._content.answer(exchange)
             return
         presented = presented_key(exchange.header(b"x-api-key"), exchange.header(b"authorization"))
         tenant = self._keys.tenant(presented)
@@ -157,6 +161,15 @@ def _looking(reports: ReportCalls, events: EventCalls) -> list[tuple[str, str, C
         ("GET", "/templates/aliases/*", reports.alias),
         ("GET", "/events/sandboxes", events.listed),
         ("GET", "/events/sandboxes/*", events.of_sandbox),
+    ]
+
+
+def _volumes(volumes: VolumeCalls) -> list[tuple[str, str, Call]]:
+    return [
+        ("GET", "/volumes", volumes.list),
+        ("POST", "/volumes", volumes.create),
+        ("GET", "/volumes/*", volumes.get),
+        ("DELETE", "/volumes/*", volumes.delete),
     ]
 
 

@@ -41,6 +41,7 @@ from firkin.law.sandboxes import (
     Timeout,
 )
 from firkin.law.snapshots import SnapshotFilter
+from firkin.law.volumes import VolumeMount
 
 _KEY_RULE = re.compile(r"[a-z0-9-]{1,255}")
 _V1_DEFAULT_TIMEOUT_S = 15
@@ -148,6 +149,7 @@ class Creator:
             metadata=request.metadata or {},
             network=NetworkPolicy(internet=request.allow_internet_access is not False),
             lifecycle=_lifecycle(request, capabilities),
+            volumes=_volumes(request),
             owner=tenant.name,
             labels={**flags, **labels},
         )
@@ -184,9 +186,16 @@ def template_id(text: str) -> TemplateId:
 def _refuse_unsupported(request: NewSandbox) -> None:
     network = request.network.unsupported() if request.network else []
     asked = [f"network.{name}" for name in network]
-    asked += [name for name in ("mcp", "iam", "volumeMounts") if getattr(request, name)]
+    asked += [name for name in ("mcp", "iam") if getattr(request, name)]
     if asked:
         raise _bad(f"{asked[0]} is not supported by this server yet; leave it out")
+
+
+def _volumes(request: NewSandbox) -> tuple[VolumeMount, ...]:
+    return tuple(
+        VolumeMount(name=volume.name, path=volume.path, read_only=volume.readOnly)
+        for volume in request.volumeMounts or ()
+    )
 
 
 def _lifecycle(request: NewSandbox, capabilities: Capabilities) -> Lifecycle:

@@ -1,7 +1,7 @@
-"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, events, webhooks, journals.
+"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, volumes, events, webhooks, journals.
 
-Whoever has an API key may list templates, and hear and read what became of
-sandboxes of his own. Preparing and deleting templates reads and writes the machine
+Whoever has an API key may list templates, use volumes of his own, and hear and
+read what became of sandboxes of his own. Preparing and deleting templates reads and writes the machine
 itself (a local folder can be a source), archives of snapshots are mounted by it and
 webhooks tell of all tenants, so those want the operator's token as well. It is made
 from the server's secret, which only the state folder's owner can read.
@@ -24,6 +24,7 @@ from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.explanations import explain
 from firkin.e2b.json_text import encode
 from firkin.e2b.native_snapshots import NativeSnapshots
+from firkin.e2b.native_volumes import NativeVolumes
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
 from firkin.e2b.webhook_calls import WebhookCalls
 from firkin.law.backend import SandboxBackend
@@ -54,6 +55,7 @@ class NativeRoutes:
         self._backend = backend
         self._operator = operator_token(secret)
         self._snapshots = NativeSnapshots(backend)
+        self._volumes = NativeVolumes(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
 
@@ -83,6 +85,8 @@ class NativeRoutes:
             case _, ["snapshots", *_]:
                 self._require_operator(exchange)
                 await self._snapshots.answer(exchange, words)
+            case _, ["volumes", *_]:
+                await self._volumes.answer(exchange, words, self._whose(exchange, tenant))
             case _, ["webhooks", *_]:
                 self._require_operator(exchange)
                 await self._webhooks.answer(exchange, words)

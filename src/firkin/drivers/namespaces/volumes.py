@@ -88,11 +88,18 @@ class VolumeDisks:
         mounts: list[int] = []
         try:
             for volume in volumes:
-                mounts.append(await self._mount(volume.volume_id))
+                mounts.append(await self._mount_known(volume.volume_id))
             yield mounts
         finally:
             for mount in mounts:
                 self._close(mount)
+
+    async def _mount_known(self, volume_id: VolumeId) -> int:
+        """A record without an image is not the fault of whoever wants a sandbox."""
+        try:
+            return await self._mount(volume_id)
+        except NotFound as error:
+            raise BackendFailure(_USE, "namespaces", f"the image of volume {volume_id} is gone") from error
 
     async def _hold(self, volume_id: VolumeId) -> _Held:
         held = self._held.get(volume_id)
