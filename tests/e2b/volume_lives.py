@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from e2b.exceptions import NotFoundException, VolumeException
 
 from e2b import AsyncVolume, Volume
-from e2b.exceptions import NotFoundException, VolumeException
 from tests.e2b.conftest import ALICE, BOB, RunningServer
 
 Json = dict[str, Any]
@@ -78,7 +78,7 @@ class VolumeLives:
             Volume.create(name, **api_options(server))
 
     def test_a_taken_name_is_refused(self, server: RunningServer, volume: Volume) -> None:
-        with pytest.raises(VolumeException, match="409.*already exists"):
+        with pytest.raises(VolumeException, match="already exists"):
             Volume.create(volume.name, **api_options(server))
 
     @pytest.mark.parametrize("data", ["hä\n", b"\x00\xff" * 100_000, ""], ids=["text", "bytes", "nothing"])
@@ -151,9 +151,9 @@ class VolumeLives:
 
     def test_a_directory_is_no_file(self, volume: Volume) -> None:
         volume.make_dir("/d")
-        with pytest.raises(VolumeException, match="400.*directory"):
+        with pytest.raises(VolumeException, match="directory"):
             volume.read_file("/d")
-        with pytest.raises(VolumeException, match="400.*directory"):
+        with pytest.raises(VolumeException, match="directory"):
             volume.write_file("/d", "x")
         with pytest.raises(NotFoundException):
             volume.read_file("/none")

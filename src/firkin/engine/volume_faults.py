@@ -18,7 +18,7 @@ _FAULTS = {
     errno.EPERM: (FileFault.PERMISSION, "it may not be changed"),
     errno.ELOOP: (FileFault.TOO_MANY_LINKS, "too many symlinks lead there"),
     errno.EXDEV: (FileFault.CROSS_DEVICE, "a symlink leads out of the directory"),
-    errno.ENAMETOOLONG: (FileFault.NAME_TOO_LONG, "a name in it is longer than 255 bytes"),
+    errno.ENAMETOOLONG: (FileFault.NAME_TOO_LONG, "a name is longer than 255 bytes, or the path than 4095"),
     errno.ENXIO: (FileFault.NOT_REGULAR, "it is no regular file"),
     errno.EROFS: (FileFault.READ_ONLY, "the volume became read-only; see the host's kernel log"),
     errno.EBUSY: (FileFault.OTHER, "it cannot be replaced"),

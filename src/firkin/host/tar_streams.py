@@ -12,11 +12,11 @@ symlink of its own archive either.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import tarfile
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 
 from firkin.host.confined import ConfinedTree, make_directory_in
 from firkin.host.tree_files import FoundFile, NewFile, dress, entry_at, held, walk
@@ -83,7 +83,7 @@ def _file(tree: ConfinedTree, entry: VolumeEntry, name: str, links: dict[tuple[i
 def _header(entry: VolumeEntry, name: str, *, linked_to: str = "") -> bytes:
     info = tarfile.TarInfo(name)
     info.mode, info.uid, info.gid = entry.mode, entry.uid, entry.gid
-    info.mtime = entry.modified_at_ns / 1e9  # the format keeps parts of a second
+    info.pax_headers = {"mtime": format(Decimal(entry.modified_at_ns).scaleb(-9), "f")}  # to the nanosecond
     if linked_to:
         info.type, info.linkname = tarfile.LNKTYPE, linked_to
     elif entry.file_type is FileType.SYMLINK:
@@ -317,7 +317,7 @@ def _apply(info: tarfile.TarInfo, said: dict[str, str]) -> None:
     info.linkname = said.get("linkpath", info.linkname)
     try:
         info.size, info.uid, info.gid = (int(said.get(key, getattr(info, key))) for key in ("size", "uid", "gid"))
-        info.mtime = float(said.get("mtime", info.mtime))
+        info.pax_headers = {"mtime": said.get("mtime", str(info.mtime))}
     except ValueError as error:
         raise TarFault(f"{info.name[:200]!r} has an impossible value: {error}") from error
     if info.size < 0:
@@ -332,5 +332,9 @@ def _inside(name: str) -> str:
 
 
 def _nanoseconds(info: tarfile.TarInfo) -> int:
-    when = float(info.mtime)
-    return int(when * 1e9) if math.isfinite(when) and abs(when) < 1 << 33 else 0
+    """What no file system can keep reads as the epoch."""
+    try:
+        when = Decimal(info.pax_headers["mtime"])
+        return int(when.scaleb(9)) if abs(when) < 1 << 33 else 0
+    except (InvalidOperation, ValueError, OverflowError):
+        return 0

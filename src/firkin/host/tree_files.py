@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from firkin.host.confined import ConfinedTree
+from firkin.law.errors import InvalidSpec
 from firkin.law.files import FileType
 from firkin.law.volumes import VolumeAttributes, VolumeEntry, VolumePath
 
@@ -88,7 +89,7 @@ def walk(tree: ConfinedTree, path: VolumePath, *, depth: int) -> Iterator[Volume
         folder, left = waiting.pop()
         try:
             inside = _inside(tree, folder)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             if first:
                 raise
             continue
@@ -119,6 +120,8 @@ def _named(fd: int, folder: VolumePath, name: str) -> VolumeEntry | None:
         found = os.stat(name, dir_fd=fd, follow_symlinks=False)
         target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(found.st_mode) else None
         return as_entry(folder.below(name), found, target)
+    except InvalidSpec as error:
+        raise OSError(errno.ENAMETOOLONG, str(error), folder) from error
     except (OSError, ValueError):
         return None
 
