@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from firkin import Runtime
-from firkin.host.volume_disks import FIRST_LOOP, LOOPS
 from firkin.law.errors import InvalidSpec, NotFound, WrongState
 from firkin.law.ids import TemplateId, VolumeName
 from firkin.law.processes import Command
@@ -105,17 +103,15 @@ async def test_a_server_that_is_gone_leaves_nothing_of_its_own(tmp_path: Path) -
     async with opened(tmp_path) as runtime:
         volume = await volumes(runtime).create(VolumeSpec(name=VolumeName("data")))
         await put(runtime, volume, "/x", b"kept")
-        assert len(loops(volume)) == 1
+        [device] = loops(volume)
     await unbound(volume)
+    assert not Path(f"/sys/block/{device}").exists(), "a closed server takes its unused devices along"
     async with opened(tmp_path) as runtime:
         assert await get(runtime, volume, "/x") == b"kept"
         await volumes(runtime).delete(volume.id)
         with pytest.raises(NotFound):
             await volumes(runtime).get(volume.id)
     assert list((tmp_path / "volumes").iterdir()) == []
-    ours = {f"loop{number}" for number in range(FIRST_LOOP, FIRST_LOOP + LOOPS)}
-    unused = [name for name in ours & set(os.listdir("/sys/block")) if not Path(f"/sys/block/{name}/loop").exists()]
-    assert unused == [], "a closed server takes its unused devices along"
 
 
 async def test_a_sandbox_that_is_paused_without_memory_comes_back_with_it(tmp_path: Path) -> None:
@@ -239,5 +235,5 @@ async def test_a_write_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
                 await files.write(volume.id, VolumePath("/x"), endless(), VolumeAttributes())  # type: ignore[arg-type]
         assert list(await files.list(volume.id, VolumePath("/"))) == []
         async with asyncio.timeout(10):  # the blocks of a file without a name go with its last descriptor
-            while (await volumes(runtime).usage(volume.id)).used_bytes > MIB:
+            while (await volumes(runtime).usage(volume.id)).used_bytes > MIB:  # noqa: ASYNC110 — nobody tells
                 await asyncio.sleep(0.02)
