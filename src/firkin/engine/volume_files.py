@@ -16,6 +16,7 @@ from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.volume_work import FilePieces, Packing, UnpackingInto, VolumeWork, gathered_pieces
 from firkin.host import tree_files
 from firkin.host.tar_streams import TarFault
+from firkin.host.whole_files import FoundFile, NewFile
 from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind
 from firkin.law.ids import VolumeId
 from firkin.law.volumes import VolumeAttributes, VolumeEntry, VolumePath
@@ -59,7 +60,7 @@ class LocalVolumeFiles:
     async def read(self, volume_id: VolumeId, path: VolumePath) -> tuple[VolumeEntry, AsyncIterator[bytes]]:
         async with AsyncExitStack() as stack:
             run = await stack.enter_async_context(self._opened("read", volume_id, path))
-            file = await run.keeping(tree_files.FoundFile, path)
+            file = await run.keeping(FoundFile, path)
             stack.callback(run.later, file.close)
             return file.entry, FilePieces(run, file, stack.pop_all())
 
@@ -73,7 +74,7 @@ class LocalVolumeFiles:
         force: bool = False,
     ) -> VolumeEntry:
         async with self._opened("write", volume_id, path, missing=False) as run:
-            file = await run.keeping(partial(tree_files.NewFile, force=force), path, wishes)
+            file = await run.keeping(partial(NewFile, force=force), path, wishes)
             try:
                 async for piece in gathered_pieces(data):
                     await run.now(file.write, piece)

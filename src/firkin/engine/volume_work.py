@@ -21,6 +21,7 @@ from firkin.host import tree_files
 from firkin.host.confined import ConfinedTree
 from firkin.host.syncing import sync_filesystem
 from firkin.host.tar_streams import Unpacking, packed
+from firkin.host.whole_files import FoundFile
 from firkin.law.volumes import VolumeAttributes, VolumePath
 
 _PIECE = 1 << 20
@@ -78,7 +79,7 @@ def _close_result(making: Future[C]) -> None:
 class FilePieces:
     """The bytes of an open file, and everything that is open for them until it is closed."""
 
-    def __init__(self, run: VolumeWork, file: tree_files.FoundFile, stack: AsyncExitStack) -> None:
+    def __init__(self, run: VolumeWork, file: FoundFile, stack: AsyncExitStack) -> None:
         self._run = run
         self._file = file
         self._stack = stack

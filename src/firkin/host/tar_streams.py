@@ -19,7 +19,8 @@ from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 
 from firkin.host.confined import ConfinedTree, make_directory_in
-from firkin.host.tree_files import FoundFile, NewFile, dress, entry_at, held, walk
+from firkin.host.tree_files import dress, entry_at, held, walk
+from firkin.host.whole_files import FoundFile, NewFile
 from firkin.law.files import FileType
 from firkin.law.volumes import VolumeAttributes, VolumeEntry, VolumePath
 
