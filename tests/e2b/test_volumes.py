@@ -160,7 +160,8 @@ def test_firkins_own_routes_tell_more(server: RunningServer, volume: Volume) -> 
     assert shown["total_bytes"] > 0
     assert volume.volume_id in [one["id"] for one in api(server, "GET", "/firkin/v1/volumes").json()]
     packed = api(server, "GET", f"{route}/archive", params={"path": "/d/file"})
-    assert (packed.status_code, packed.headers["x-firkin-entry"]) == (200, "file")
+    assert packed.status_code == 200
+    assert api(server, "GET", f"{route}/entry", params={"path": "/d"}).json()["type"] == "directory"
     assert api(server, "PUT", f"{route}/archive", params={"path": "/e"}, content=packed.content).json() == {
         "entries": 1
     }

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firkin.host.confined import ConfinedTree
-from firkin.host.tar_streams import TarFault, Unpacking, packed
+from firkin.host.tar_packing import packed
+from firkin.host.tar_unpacking import TarFault, Unpacking
 from firkin.law.errors import InvalidSpec
 from firkin.law.volumes import VolumePath
 

@@ -11,13 +11,11 @@ from typing import Any
 from firkin.e2b.error_map import as_volume_refusal
 from firkin.e2b.exchange import Exchange, Header, Refused
 from firkin.e2b.volume_calls import owned_volume, volumes_of
-from firkin.e2b.volume_content import close
+from firkin.e2b.volume_content import close, entry_json
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import FirkinError
-from firkin.law.files import FileType
 from firkin.law.volumes import VolumeControl, VolumeInfo, VolumePath
 
-KIND_HEADER = b"x-firkin-entry"
 _TAR: Header = (b"content-type", b"application/x-tar")
 _IDLE_S = 120.0
 
@@ -37,6 +35,13 @@ class NativeVolumes:
             case "GET", ["volumes", volume_id]:
                 info = await owned_volume(self._backend, owner, volume_id)
                 await exchange.answer_json(200, await _described(control, info))
+            case "DELETE", ["volumes", volume_id]:
+                info = await owned_volume(self._backend, owner, volume_id)
+                await control.delete(info.id)
+                await exchange.answer(204)
+            case "GET", ["volumes", volume_id, "entry"]:
+                info = await owned_volume(self._backend, owner, volume_id)
+                await exchange.answer_json(200, await _entry(control, info, _path(exchange)))
             case "GET", ["volumes", volume_id, "archive"]:
                 info = await owned_volume(self._backend, owner, volume_id)
                 await self._export(exchange, control, info)
@@ -48,15 +53,12 @@ class NativeVolumes:
 
     async def _export(self, exchange: Exchange, control: VolumeControl, info: VolumeInfo) -> None:
         """Chunked: an answer that ends without its last chunk has broken off."""
-        path = VolumePath(exchange.query.get("path", "/"))
         try:
-            entry = await control.files.stat(info.id, path)
-            pieces = await control.files.export_tar(info.id, path)
+            pieces = await control.files.export_tar(info.id, _path(exchange))
         except FirkinError as error:
             raise as_volume_refusal(error) from error
-        kind = b"directory" if entry.file_type is FileType.DIRECTORY else b"file"
         try:
-            await exchange.start(200, [_TAR, (KIND_HEADER, kind)])
+            await exchange.start(200, [_TAR])
             async for piece in pieces:
                 await exchange.write(piece)
             await exchange.write(b"", more=False)
@@ -64,12 +66,22 @@ class NativeVolumes:
             await close(pieces)
 
     async def _import(self, exchange: Exchange, control: VolumeControl, info: VolumeInfo) -> None:
-        path = VolumePath(exchange.query.get("path", "/"))
         try:
-            count = await control.files.import_tar(info.id, path, exchange.chunks(idle_s=_IDLE_S))
+            count = await control.files.import_tar(info.id, _path(exchange), exchange.chunks(idle_s=_IDLE_S))
         except FirkinError as error:
             raise as_volume_refusal(error) from error
         await exchange.answer_json(200, {"entries": count})
+
+
+def _path(exchange: Exchange) -> VolumePath:
+    return VolumePath(exchange.query.get("path", "/"))
+
+
+async def _entry(control: VolumeControl, info: VolumeInfo, path: VolumePath) -> dict[str, object]:
+    try:
+        return entry_json(await control.files.stat(info.id, path))
+    except FirkinError as error:
+        raise as_volume_refusal(error) from error
 
 
 async def _described(control: VolumeControl, info: VolumeInfo) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from firkin.engine.volume_faults import explained
 from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.volume_work import FilePieces, Packing, UnpackingInto, VolumeWork, gathered_pieces
 from firkin.host import tree_files
-from firkin.host.tar_streams import TarFault
+from firkin.host.tar_unpacking import TarFault
 from firkin.host.whole_files import FoundFile, NewFile
 from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind
 from firkin.law.ids import VolumeId

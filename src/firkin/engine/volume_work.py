@@ -20,7 +20,8 @@ from firkin.engine.volume_faults import explained
 from firkin.host import tree_files
 from firkin.host.confined import ConfinedTree
 from firkin.host.syncing import sync_filesystem
-from firkin.host.tar_streams import Unpacking, packed
+from firkin.host.tar_packing import next_piece, packed
+from firkin.host.tar_unpacking import Unpacking
 from firkin.host.whole_files import FoundFile
 from firkin.law.volumes import VolumeAttributes, VolumePath
 
@@ -108,14 +109,9 @@ class Packing:
         self._lock = threading.Lock()
 
     def next_piece(self) -> bytes:
-        """As much as makes a large piece; nothing at the end."""
+        """Nothing at the end."""
         with self._lock:
-            gathered = bytearray()
-            for part in self._pieces:
-                gathered += part
-                if len(gathered) >= _PIECE:
-                    break
-            return bytes(gathered)
+            return next_piece(self._pieces)
 
     def close(self) -> None:
         with self._lock, self._tree:
@@ -123,12 +119,13 @@ class Packing:
 
 
 class UnpackingInto:
-    """An archive on its way into the directory `path`, which is made if it is missing."""
+    """An archive on its way into the directory `path`, which is made if it is missing and else stays whose it is."""
 
     def __init__(self, tree: ConfinedTree, path: VolumePath) -> None:
+        fresh = tree.look(path) is None
         tree_files.make_directory(tree, path, VolumeAttributes(), force=True)
         self._tree = ConfinedTree(tree.open(path, os.O_RDONLY | os.O_DIRECTORY), strict=True)
-        self._work = Unpacking(self._tree)
+        self._work = Unpacking(self._tree, keep_top=not fresh)
         self._lock = threading.Lock()
 
     def feed(self, data: bytes) -> None:

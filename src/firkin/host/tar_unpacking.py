@@ -1,12 +1,10 @@
-"""Trees as tar streams, in both directions, a piece at a time.
+"""A tar stream into a confined tree, a piece at a time.
 
-Packing is a generator of pieces; unpacking is fed them as they come. Neither waits
-for a network in a thread, and neither holds more than a piece. Kept are modes,
-owners, times, symlinks and hard links. Left out are devices, FIFOs and sockets.
+It is fed as it comes: it waits for no network in a thread, and holds no more than
+a piece. Devices, FIFOs and sockets are left out.
 
-Both ends may be hostile: a volume's content when it is packed, and what is packed
-when it is unpacked. No entry leaves the tree it is unpacked into, not through a
-symlink of its own archive either.
+The archive is a stranger's. No entry leaves the tree it is unpacked into, not
+through a symlink of its own archive either, and no file is seen before it is whole.
 """
 
 from __future__ import annotations
@@ -14,21 +12,18 @@ from __future__ import annotations
 import errno
 import os
 import tarfile
-from collections.abc import Generator, Iterator
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 
 from firkin.host.confined import ConfinedTree, make_directory_in
-from firkin.host.tree_files import dress, entry_at, held, walk
-from firkin.host.whole_files import FoundFile, NewFile
-from firkin.law.files import FileType
-from firkin.law.volumes import VolumeAttributes, VolumeEntry, VolumePath
+from firkin.host.tree_files import dress, held
+from firkin.host.whole_files import NewFile
+from firkin.law.volumes import VolumeAttributes, VolumePath
 
 _BLOCK = 512
 _PIECE = 1 << 20
 _MOST_EXTENSION = 1 << 20
 _MOST_REMEMBERED = 100_000
-_DEEP = 4096
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
@@ -37,70 +32,12 @@ class TarFault(ValueError):
     """The stream is no tar, or an entry of it cannot be made inside the tree."""
 
 
-def packed(tree: ConfinedTree, path: VolumePath, *, name: str = "") -> Generator[bytes, None, None]:
-    """A tar of the directory's content, or of the one file, which is then called `name` or as it is."""
-    links: dict[tuple[int, int], str] = {}
-    entry = entry_at(tree, path)
-    if entry.file_type is not FileType.DIRECTORY:
-        yield from _member(tree, entry, name or path.name, links)
-    else:
-        yield _header(entry, "./")
-        start = len(path.rstrip("/")) + 1
-        for found in walk(tree, path, depth=_DEEP):
-            with suppress(FileNotFoundError):  # it was removed meanwhile
-                yield from _member(tree, found, found.path[start:], links)
-    yield bytes(2 * _BLOCK)
-
-
-def _member(tree: ConfinedTree, entry: VolumeEntry, name: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
-    if entry.file_type is FileType.FILE:
-        yield from _file(tree, entry, name, links)
-    elif entry.file_type is not FileType.OTHER:
-        yield _header(entry, name)
-
-
-def _file(tree: ConfinedTree, entry: VolumeEntry, name: str, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
-    file = FoundFile(tree, entry.path, follow=False)
-    try:
-        earlier = links.get(file.identity) if file.has_other_names else None
-        if earlier is not None:
-            yield _header(file.entry, name, linked_to=earlier)
-            return
-        if file.has_other_names and len(links) < _MOST_REMEMBERED:
-            links[file.identity] = name
-        yield _header(file.entry, name)
-        left = file.entry.size_bytes
-        while left:
-            piece = file.read(min(left, _PIECE))
-            if not piece:
-                raise OSError(errno.EIO, "the file became shorter while it was read", entry.path)
-            left -= len(piece)
-            yield piece
-        yield bytes(-file.entry.size_bytes % _BLOCK)
-    finally:
-        file.close()
-
-
-def _header(entry: VolumeEntry, name: str, *, linked_to: str = "") -> bytes:
-    info = tarfile.TarInfo(name)
-    info.mode, info.uid, info.gid = entry.mode, entry.uid, entry.gid
-    info.pax_headers = {"mtime": format(Decimal(entry.modified_at_ns).scaleb(-9), "f")}  # to the nanosecond
-    if linked_to:
-        info.type, info.linkname = tarfile.LNKTYPE, linked_to
-    elif entry.file_type is FileType.SYMLINK:
-        info.type, info.linkname = tarfile.SYMTYPE, entry.target or ""
-    elif entry.file_type is FileType.DIRECTORY:
-        info.type = tarfile.DIRTYPE
-    else:
-        info.size = entry.size_bytes
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
 class Unpacking:
     """Feed it a tar as it comes: it makes below `tree` what that describes.
 
     `owner` is given to everything in place of the archive's own; of the modes only
-    `mode_bits` are kept. `rename`: what to call a single file. `TarFault` ends it.
+    `mode_bits` are kept. `rename`: what to call a single file. With `keep_top` the
+    tree's own root keeps its owner and mode. `TarFault` ends it.
     """
 
     def __init__(
@@ -110,12 +47,14 @@ class Unpacking:
         owner: tuple[int, int] | None = None,
         mode_bits: int = 0o7777,
         rename: str = "",
+        keep_top: bool = False,
     ) -> None:
         self.count = 0
         self._tree = tree
         self._owner = owner
         self._mode_bits = mode_bits
         self._rename = rename
+        self._keep_top = keep_top
         self._buffer = bytearray()
         self._at = 0
         self._left = self._padding = 0
@@ -238,6 +177,8 @@ class Unpacking:
         if path != "/":
             with self._tree.parent(path) as (fd, name):
                 make_directory_in(fd, name)
+        elif self._keep_top:
+            return
         with held(self._tree, path) as made:
             dress(made, self._wishes(info))
         if len(self._times) < _MOST_REMEMBERED:
