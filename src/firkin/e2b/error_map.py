@@ -154,6 +154,25 @@ def _plain_code(error: FirkinError) -> Code:
             return Code.INTERNAL
 
 
+_VOLUME_FILE_STATUS = {
+    FileFault.NO_SPACE: 507,
+    FileFault.PERMISSION: 403,
+    FileFault.NOT_EMPTY: 409,
+    FileFault.LIMIT: 413,
+    FileFault.OTHER: 409,
+    FileFault.READ_ONLY: 500,
+}
+
+
+def as_volume_refusal(error: FirkinError) -> Refused:
+    """The answer to a failure on a volume's files: the code of its body is a word."""
+    if isinstance(error, FilesystemFailure):
+        status = _VOLUME_FILE_STATUS.get(error.fault, 400)
+        return Refused(status, str(error), should_retry=False, more={"code": error.fault.value})
+    plain = as_refusal(error)
+    return Refused(plain.status, plain.message, should_retry=plain.should_retry, more={"code": error.code})
+
+
 def as_file_refusal(error: FirkinError, path: str) -> Refused:
     """The answer of ``/files`` to a failure on `path`."""
     match error:

@@ -173,6 +173,11 @@ class MemoryDriver:
     def name(self) -> str:
         return "memory"
 
+    @property
+    def volumes(self) -> None:
+        """Files in memory do not outlive the process, so there is nothing that could be called a volume."""
+        return None
+
     async def capabilities(self) -> Capabilities:
         refused = Capabilities.all_unsupported(Permanent("the memory driver does not offer it"))
         return refused.with_unsupported(
