@@ -49,7 +49,7 @@ class ControlPlane:
 
     def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
         self._keys = keys
-        self._native = NativeRoutes(directory.backend, settings.secret)
+        self._native = NativeRoutes(directory.backend, settings.secret, keys.names)
         self._content = VolumeContent(directory.backend, directory.mint)
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}

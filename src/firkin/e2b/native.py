@@ -10,6 +10,7 @@ from the server's secret, which only the state folder's owner can read.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 from typing import Any
 
 from firkin.e2b.auth import ApiKey
@@ -35,12 +36,12 @@ _LINES_SHOWN = 20
 class NativeRoutes:
     """Answers every path under `PREFIX`, for a caller whose API key has been checked."""
 
-    def __init__(self, backend: SandboxBackend, secret: bytes) -> None:
+    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str]) -> None:
         self._backend = backend
         self._operator = operator_token(secret)
         self._builds = NativeBuilds(backend)
         self._templates = NativeTemplates(backend)
-        self._snapshots = NativeSnapshots(backend)
+        self._snapshots = NativeSnapshots(backend, tenants)
         self._volumes = NativeVolumes(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
