@@ -24,7 +24,7 @@ from firkin.lifetimes import Children
 from firkin.wire.operations import EXIT_KEPT_S
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-MAX_EXITS_KEPT = 1024
+MAX_EXITS_KEPT = 65_536
 
 
 class Machine:
