@@ -72,7 +72,7 @@ class DataPlane:
         check_token(exchange, info, self._directory)
         check_content_type(exchange, streaming=streaming)
         try:
-            call = read_call(exchange, info, self._directory, self._settings)
+            call = read_call(exchange, info, self._directory, self._settings, streaming=streaming)
             if streaming:
                 await handler(call)  # a stream says itself that its deadline has passed
             else:

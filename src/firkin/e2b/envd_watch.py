@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-import msgspec
-
 from firkin.e2b.calls import RpcCall
 from firkin.e2b.connect_codec import Code, RpcError, envelope
 from firkin.e2b.directory import SandboxDirectory
@@ -14,6 +12,7 @@ from firkin.e2b.envd_filesystem import entry_json, path_of
 from firkin.e2b.event_streams import EventStream
 from firkin.e2b.exchange import JSON
 from firkin.e2b.json_text import encode
+from firkin.e2b.proto_json import Message
 from firkin.law.errors import FileFault, FilesystemFailure, NotFound, ResourceKind
 from firkin.law.files import FileEvent, FileEventKind, FileEventStream, WatchOptions
 
@@ -22,7 +21,7 @@ _STARTED = envelope(b'{"start":{}}')
 _WITH_ENTRY = frozenset({FileEventKind.CREATE, FileEventKind.WRITE, FileEventKind.CHMOD})
 
 
-class _Watch(msgspec.Struct, forbid_unknown_fields=True):
+class _Watch(Message):
     """Protobuf's JSON allows both spellings of a field."""
 
     path: str = ""
@@ -41,17 +40,13 @@ class _Watch(msgspec.Struct, forbid_unknown_fields=True):
         )
 
 
-class _Watcher(msgspec.Struct, forbid_unknown_fields=True):
+class _Watcher(Message):
     watcherId: str = ""
     watcher_id: str = ""
 
     @property
     def id(self) -> str:
         return self.watcherId or self.watcher_id
-
-
-_WATCH = msgspec.json.Decoder(_Watch)
-_WATCHER = msgspec.json.Decoder(_Watcher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +67,13 @@ class Watching:
         directory.when_over(self._forget)
 
     async def watch_dir(self, call: RpcCall) -> None:
-        request = await call.stream_request(_WATCH)
+        request = await call.stream_request(_Watch)
         stream = await _open(call, request, held=False)
         answer: EventStream[FileEvent] = EventStream(call, stream, first=_STARTED, keepalive=_KEEPALIVE, encode=_encode)
         await answer.run()
 
     async def create(self, call: RpcCall) -> None:
-        request = await call.unary_request(_WATCH)
+        request = await call.unary_request(_Watch)
         if sum(held.sandbox_id == call.sandbox_id for held in self._held.values()) >= self._limit:
             raise RpcError(Code.RESOURCE_EXHAUSTED, f"a sandbox may have {self._limit} watchers at once")
         stream = await _open(call, request, held=True)
@@ -88,7 +83,7 @@ class Watching:
 
     async def events(self, call: RpcCall) -> None:
         """All changes that were complete before the question, page by page: there may be very many."""
-        request = await call.unary_request(_WATCHER)
+        request = await call.unary_request(_Watcher)
         stream = self._find(call, request).stream
         try:
             events, left = await stream.page()
@@ -107,7 +102,7 @@ class Watching:
         await exchange.write((b"" if before == b"," else before) + b"]}", more=False)
 
     async def remove(self, call: RpcCall) -> None:
-        request = await call.unary_request(_WATCHER)
+        request = await call.unary_request(_Watcher)
         held = self._find(call, request)
         del self._held[request.id]
         await held.stream.aclose()
