@@ -33,7 +33,7 @@ class _Move(Message):
 
 async def path_of(call: RpcCall, text: str) -> SandboxPath:
     """The absolute path that the caller's user means by `text`."""
-    return resolve(text, await call.guest_user(), call.info.default_workdir)
+    return resolve(text, await call.guest_user(), call.info)
 
 
 async def stat_entry(call: RpcCall) -> None:

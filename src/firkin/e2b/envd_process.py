@@ -130,7 +130,7 @@ async def _command(call: RpcCall, request: _Start) -> Command:
     config = request.process or _Config()
     cwd = config.cwd or None
     if cwd is not None and needs_home(cwd):
-        cwd = resolve(cwd, await call.guest_user(), call.info.default_workdir)
+        cwd = resolve(cwd, await call.guest_user(), call.info)
     pty = None if request.pty is None else _pty_size(request.pty)
     return Command(
         mode=Argv(config.cmd, tuple(config.args or ())),
