@@ -70,7 +70,7 @@ async def test_data_on_streams_that_do_not_exist_is_ignored(agent: RunningAgent,
         ("stat", {"path": "/\ud800"}, "invalid"),
         ("read", {"path": "/etc/passwd", "offset": -1}, "invalid"),
         ("connect", {"port": 0}, "invalid"),
-        ("drain", {"watch": 999}, "not_found"),
+        ("changes", {"watch": 999}, "not_found"),
     ],
 )
 async def test_a_bad_request_is_refused_and_the_conversation_goes_on(

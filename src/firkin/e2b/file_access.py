@@ -17,7 +17,6 @@ from firkin.law.sandboxes import SandboxInfo
 
 TOKEN_HEADER = b"x-access-token"
 UNAUTHORIZED = "unauthorized access, please provide a valid access token or method signing if supported"
-_QUERY = ("path", "username", "signature", "signature_expiration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +28,9 @@ class FileCaller:
 
     def path(self, text: str) -> SandboxPath:
         try:
-            return resolve(text, self.user, self.info.default_workdir)
+            return resolve(text, self.user, self.info)
         except InvalidSpec as error:
             raise Refused(400, str(error), should_retry=False) from error
-
-
-def check_query(exchange: Exchange) -> None:
-    unknown = [name for name in exchange.query if name not in _QUERY]
-    if unknown:
-        raise Refused(400, f"unknown query field {unknown[0][:64]!r}", should_retry=False)
 
 
 def signed_link(exchange: Exchange) -> SignedLink | None:

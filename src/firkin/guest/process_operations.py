@@ -62,7 +62,7 @@ class ProcessOperations:
         self._loop = loop
         self._accounts = accounts
         self._spawner = spawner
-        self.table = Processes()
+        self.table = Processes(loop)
         self.closing = False
 
     def operations(self) -> dict[str, Callable[[Stream, Object], None]]:
