@@ -88,9 +88,7 @@ class ImageSources:
         return await self._layout(Layout(path), tag, pinned)
 
     async def _layout(self, layout: Layout, tag: str, pinned: str) -> tuple[Stacked, str]:
-        image = await asyncio.to_thread(layout.image, tag)
-        if pinned and image.digest != pinned:
-            image = await asyncio.to_thread(layout.image, digest=pinned)
+        image = await asyncio.to_thread(layout.image, tag, digest=pinned)
         return await self._made(image, layout.blobs), image.digest
 
     async def _archive(self, transport: str, path: str, tag: str, pinned: str) -> tuple[Stacked, str]:
