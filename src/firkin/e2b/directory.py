@@ -33,6 +33,8 @@ LABEL_INTERNET = "e2b.internet"
 LABEL_MASK_HOST = "e2b.mask-request-host"
 LABEL_KEY = "e2b.idempotency"
 LABEL_REQUEST = "e2b.request"
+LABEL_TEMPLATE = "e2b.template"
+LABEL_ALIAS = "e2b.alias"
 
 VISIBLE = frozenset({SandboxState.RUNNING, SandboxState.PAUSED})
 _POLL_S = 0.005

@@ -148,7 +148,7 @@ class Template(msgspec.Struct, kw_only=True):
     createdAt: str
     updatedAt: str
     createdBy: None
-    lastSpawnedAt: None
+    lastSpawnedAt: str | None
     spawnCount: int
     buildCount: int
     envdVersion: str

@@ -8,6 +8,9 @@ from pathlib import Path
 from firkin.engine.acts import Acts
 from firkin.engine.admission import Admission, HostGauge
 from firkin.engine.bench import BenchMaker
+from firkin.engine.build_files import BuildFiles
+from firkin.engine.build_records import BuildRecords
+from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
@@ -17,7 +20,7 @@ from firkin.engine.layer_uses import LayerKeeping, roots_in_use
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
-from firkin.engine.node import Node
+from firkin.engine.node import Node, room_on_disk
 from firkin.engine.port_exposures import PortExposures
 from firkin.engine.programs import Programs
 from firkin.engine.records import Records
@@ -42,6 +45,7 @@ class Ground:
     preparer: RootPreparer
     layers: LayerStore
     templates_dir: Path
+    build_files_dir: Path
     gauge: HostGauge
     clock: Clock
     records: Records
@@ -91,5 +95,12 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),
         programs=programs,
         webhooks=LocalWebhooks(records=records, events=events, clock=clock),
+        builds=LocalBuilds(
+            templates,
+            BuildRecords(records),
+            BuildFiles(ground.build_files_dir, lambda: room_on_disk(node)),
+            clock=clock,
+            children=ground.children,
+        ),
     )
     return node

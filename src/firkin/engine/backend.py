@@ -7,6 +7,7 @@ from pathlib import Path
 
 from firkin.engine.admission import HostGauge
 from firkin.engine.assembly import Ground, assemble
+from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock, SystemClock
 from firkin.engine.closing import close_down
 from firkin.engine.database import Database
@@ -105,6 +106,12 @@ class LocalBackend:
         return LocalPauses(node) if offered else None
 
     @property
+    def builds(self) -> LocalBuilds | None:
+        """None over a driver that cannot make layers."""
+        node = self._started()
+        return node.builds if node.offer.supports(CapabilityName.TEMPLATE_READY) else None
+
+    @property
     def warm_pool(self) -> None:
         return None
 
@@ -135,6 +142,7 @@ class LocalBackend:
         async with AsyncExitStack() as undo:
             node = await self._build(undo, policies)
             await reconcile(node)
+            await node.builds.load()
             node.background(node.deadlines.run(), name="deadlines")
             node.background(forget_ended(node), name="forget old ends")
             node.background(node.samples.run(), name="samples")
@@ -170,6 +178,7 @@ class LocalBackend:
                 preparer=self._preparer,
                 layers=self._layers,
                 templates_dir=self._state_dir / "templates",
+                build_files_dir=self._state_dir / "build-files",
                 gauge=HostGauge(self._state_dir, self._clock),
                 clock=self._clock,
                 records=Records(database),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from firkin.engine.acts import Acts
 from firkin.engine.admission import Admission, HostGauge
+from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
@@ -54,6 +55,12 @@ class Node:
     samples: Samples
     programs: Programs
     webhooks: LocalWebhooks
+    builds: LocalBuilds
 
     def background(self, work: Coroutine[object, object, None], *, name: str) -> None:
         self.children.start(work, name=name)
+
+
+def room_on_disk(node: Node) -> int:
+    """How much of the host's disk a copy may take, in bytes."""
+    return max(0, node.gauge.read().disk_bytes - node.policies.capacity.disk_floor_bytes)

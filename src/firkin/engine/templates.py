@@ -32,7 +32,14 @@ from firkin.law.driver import PreparedRoot, RootPreparer
 from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState
 from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel, LogSource
-from firkin.law.templates import PreparedTemplate, TemplateBase, TemplateInfo, TemplateSpec, TemplateState
+from firkin.law.templates import (
+    PreparedTemplate,
+    TemplateBase,
+    TemplateInfo,
+    TemplateSpec,
+    TemplateState,
+    describe_source,
+)
 
 _log = logging.getLogger("firkin.engine")
 _PREPARE = "prepare template"
@@ -234,6 +241,7 @@ class TemplateRegistry:
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
 
     async def _built(self, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
+        report(BuildLine(message=f"[base] FROM {describe_source(spec.source)}"))
         with self._found(spec) as base:
             if base is None:
                 tell = partial(_tell_line, report)

@@ -128,6 +128,19 @@ def _through_zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
             process.kill()
 
 
+def read_entries(file: IO[bytes], *, called: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
+    """Every entry of a stranger's archive, with the content of a regular file, to be read before the next one."""
+    try:
+        with decompressed(file) as stream, _reader(stream) as archive:
+            while (entry := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every entry
+                yield entry, archive.extractfile(entry) if entry.isreg() else None
+            while stream.read(_CHUNK):  # the checksum of the compressed stream stands at its end
+                pass
+    except _UNREADABLE as failure:
+        raise corrupt(f"{called} is damaged or no tar archive: {failure}") from failure
+
+
 class Extraction:
     """One archive on its way into `tree`. With `digest`, the archive without its compression must have that one."""
 

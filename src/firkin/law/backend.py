@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from firkin.law.build_steps import BuildReport
+from firkin.law.builds import BuildControl
 from firkin.law.capabilities import Capabilities
 from firkin.law.errors import FirkinError
 from firkin.law.events import EventFilter, EventStream, JournalQuery, LifecycleEntry
@@ -386,6 +387,9 @@ class SandboxBackend(Protocol):
 
     @property
     def pauses(self) -> PauseControl | None: ...
+
+    @property
+    def builds(self) -> BuildControl | None: ...
 
     @property
     def warm_pool(self) -> WarmPoolControl | None: ...
