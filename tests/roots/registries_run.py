@@ -49,7 +49,7 @@ class RunningRegistry:
 @contextmanager
 def running_registry(folder: Path, *, locked: bool = False) -> Iterator[RunningRegistry]:
     folder.mkdir()
-    port = _free_port()
+    port = free_port()
     settings = folder / "registry.yml"
     (folder / "passwords").write_text(_PASSWORDS)
     lock = f"auth: {{htpasswd: {{realm: test, path: {folder}/passwords}}}}\n" if locked else ""
@@ -66,7 +66,7 @@ def running_registry(folder: Path, *, locked: bool = False) -> Iterator[RunningR
         running.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

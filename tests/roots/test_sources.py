@@ -19,6 +19,7 @@ from firkin.law.errors import DeadlineExceeded, InvalidSpec, TemplateFault, Temp
 from firkin.law.templates import LocalSource, OciSource, RecipeSource, TemplateSpec
 
 from .conftest import LastRoot, Prepare, run_tool
+from .registries_run import free_port
 
 needs_root = [
     pytest.mark.host,
@@ -71,7 +72,7 @@ class TestFolders:
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 async def test_a_registry_that_does_not_answer_is_unavailable(prepare: Prepare) -> None:
     with pytest.raises(TemplatePrepareFailure, match="connection refused") as caught:
-        await prepare(f"127.0.0.1:{_free_port()}/thing:1")
+        await prepare(f"127.0.0.1:{free_port()}/thing:1")
     assert caught.value.fault is TemplateFault.REGISTRY_UNAVAILABLE
 
 
