@@ -102,11 +102,6 @@ async def test_an_unknown_recipe_names_the_known_ones(prepare: Prepare) -> None:
         await prepare("recipe:plan9")
 
 
-async def test_a_git_source_is_refused(prepare: Prepare) -> None:
-    with pytest.raises(TemplatePrepareFailure, match="git"):
-        await prepare("git:https://example.invalid/x")
-
-
 def test_only_the_releases_own_sources_are_taken() -> None:
     one_line = (
         "deb [arch=amd64] http://m/debian bookworm main # mine\n# deb http://m x y\ndeb http://other/ stable main\n"
