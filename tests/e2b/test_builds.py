@@ -261,6 +261,19 @@ def test_files_that_do_not_match_their_hash_fail_the_build(client: RawClient) ->
     assert "do not match their hash" in status["reason"]["message"]
 
 
+def test_a_build_is_listed_and_stopped_by_its_owner_alone(client: RawClient) -> None:
+    template_id, build_id = _asked(client, "stopped")
+    step = {"type": "RUN", "args": ["sleep 1000"]}
+    client.api("POST", f"/v2/templates/{template_id}/builds/{build_id}", {"fromTemplate": "base", "steps": [step]})
+    listed = client.api("GET", "/firkin/v1/builds").json()[0]
+    assert (listed["id"], listed["name"], listed["status"]) == (build_id, "stopped", "building")
+    assert client.api("DELETE", f"/firkin/v1/builds/{build_id}", key=BOB).status_code == 404
+    assert client.api("DELETE", f"/firkin/v1/builds/{build_id}").status_code == 204
+    status = client.api("GET", f"/templates/{template_id}/builds/{build_id}/status").json()
+    assert (status["status"], status["reason"]["message"]) == ("error", "it was cancelled")
+    assert client.api("DELETE", f"/firkin/v1/builds/{build_id}").status_code == 204, "as often as one likes"
+
+
 def test_tags_are_listed_in_every_form(client: RawClient, to: dict[str, str]) -> None:
     build(to, "tagged", "true", tags=["one", "two"])
     assert client.api("GET", "/templates/tagged/tags/exists?tag=one").json() == {"exists": True, "normalizedTag": "one"}
