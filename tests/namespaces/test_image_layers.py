@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from firkin.law.errors import NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.processes import Command, Shell
 from firkin.law.sandboxes import SandboxSpec
-from firkin.law.templates import OciSource, TemplateInfo, TemplateSpec
+from firkin.law.templates import GitSource, OciSource, TemplateInfo, TemplateSpec
 from tests.namespaces.conftest import backend_at
 from tests.roots.images_made import Entry, LayoutMaker, file, folder, hardlink, symlink
 
@@ -62,6 +63,30 @@ async def test_a_sandbox_sees_all_layers_as_one(tmp_path: Path, layout: LayoutMa
             ]
         async with await runtime.sandboxes.create(SandboxSpec.from_template("one")) as sandbox:
             assert (await sandbox.exec("cat /srv/kept")).stdout == b"kept"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with one commit."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "readme").write_text("hello")
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
+    for words in (["init", "-q", "-b", "main", "."], ["add", "readme"], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *who, *words], cwd=folder, check=True, timeout=20)
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+async def test_a_repository_lies_in_the_home_of_the_host_template(tmp_path: Path, project: Path) -> None:
+    async with Runtime.open(backend_at(tmp_path / "state"), kill_all=True) as runtime:
+        await runtime.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
+        spec = TemplateSpec(id=TemplateId("cloned"), source=GitSource(f"file://{project}", "main"))
+        assert (await runtime.templates.prepare(spec)).digest.startswith("git:")
+        async with await runtime.sandboxes.create(SandboxSpec.from_template("cloned")) as sandbox:
+            text = "cd ~/project && cat readme && git log --format=%s && git branch --show-current && touch mine"
+            seen = await sandbox.exec(text)
+            assert (seen.stdout.decode().split(), seen.stderr) == (["hellofirst", "main"], b"")
 
 
 def _layers(state: Path) -> set[str]:
