@@ -181,9 +181,9 @@ def split_tag(rest: str) -> tuple[str, str]:
 
 
 def existing(path: str) -> str:
-    """The absolute path of what must exist and be readable."""
-    if "\0" in path or not path:
-        raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path!r} is no path")
+    """`path`, which must be absolute (ours is another working directory than the caller's), exist and be readable."""
+    if "\0" in path or not path.startswith("/"):
+        raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path!r} is no absolute path")
     if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
         raise TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, f"{path} is neither a folder nor a file")
     if not os.access(path, os.R_OK):
