@@ -65,6 +65,7 @@ class Settings:
     sandbox_memory_mb: int = 512
     sandbox_disk_mb: int = 10240
     sandbox_pids: int = 4096
+    volume_disk_mb: int = 10240
     ended_kept_s: float = 7 * 86400.0
     unused_layers_kept_s: float = 7 * 86400.0
     image_mirrors: Mapping[str, str] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Settings:
                 disk_bytes=self.sandbox_disk_mb * MIB,
                 pids=self.sandbox_pids,
             ),
+            default_volume_bytes=self.volume_disk_mb * MIB,
         )
 
 
@@ -315,6 +317,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "sandbox_memory_mb": _whole(16, 2**24),
     "sandbox_disk_mb": _whole(16, 2**24),
     "sandbox_pids": _whole(16, 4_194_304),
+    "volume_disk_mb": _whole(16, 2**24),
     "ended_kept_s": _seconds,
     "unused_layers_kept_s": _seconds,
     "image_mirrors": _mirrors,

@@ -55,7 +55,7 @@ def test_pages_never_show_a_sandbox_twice_even_when_others_end() -> None:
     everything = [sandbox(f"i{number}", number // 2) for number in range(9)]
     seen: list[str] = []
     query = ListQuery()
-    while page := query.select(everything)[:2]:
+    while page := query.rest(query.matching(everything))[:2]:
         seen += [info.id for info in page]
         everything.remove(page[-1])
         last = page[-1]
@@ -66,9 +66,9 @@ def test_pages_never_show_a_sandbox_twice_even_when_others_end() -> None:
 
 def test_the_order_is_newest_first_unless_asked_otherwise() -> None:
     everything = [sandbox("ib", 2), sandbox("ia", 1), sandbox("ic", 3)]
-    assert [info.id for info in ListQuery().select(everything)] == ["ic", "ib", "ia"]
-    assert [info.id for info in ListQuery(ascending=True).select(everything)] == ["ia", "ib", "ic"]
-    assert [info.id for info in ListQuery(started_after=everything[0].started_at).select(everything)] == ["ic", "ib"]
+    assert [info.id for info in ListQuery().matching(everything)] == ["ic", "ib", "ia"]
+    assert [info.id for info in ListQuery(ascending=True).matching(everything)] == ["ia", "ib", "ic"]
+    assert [info.id for info in ListQuery(started_after=everything[0].started_at).matching(everything)] == ["ic", "ib"]
 
 
 @pytest.mark.parametrize(

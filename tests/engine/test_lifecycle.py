@@ -33,9 +33,11 @@ from firkin.law.sandboxes import (
     Graceful,
     Isolation,
     SandboxFilter,
+    SandboxInfo,
     SandboxSpec,
     VolumeMount,
 )
+from firkin.law.snapshots import PauseOptions
 from firkin.law.states import EndCause, SandboxState
 from tests.engine.conftest import SPEC, TEMPLATE, Engine, engine_over, eventually
 
@@ -176,6 +178,26 @@ async def test_attach_asks_the_agent(engine: Engine) -> None:
     assert (await control.attach(info.id, AttachOptions())).state is SandboxState.STOPPED
     with pytest.raises(WrongState):
         await control.attach(info.id, AttachOptions(require_running=True))
+
+
+async def test_attach_waits_for_a_pause_that_has_cut_the_connection(engine: Engine) -> None:
+    control = engine.backend.sandboxes
+    info = await control.create(SPEC)
+    engine.driver.faults.hold_ends()
+    pausing = asyncio.gather(engine.backend.pauses.pause(info.id, PauseOptions(keep_memory=False)))
+    await engine.driver.faults.end_waits.wait()
+    needs = [AttachOptions(require_running=True), AttachOptions()]
+    attaching = asyncio.gather(*(control.attach(info.id, each) for each in needs), return_exceptions=True)
+    try:
+        await asyncio.wait((attaching,), timeout=0.05)
+        assert not attaching.done()
+    finally:
+        engine.driver.faults.release_ends()
+    await pausing
+    refused, seen = await attaching
+    assert isinstance(refused, WrongState)
+    assert isinstance(seen, SandboxInfo)
+    assert (refused.state, seen.state) == ("paused", SandboxState.PAUSED)
 
 
 async def test_lost_connection_is_dialled_again_once_for_all(engine: Engine) -> None:

@@ -9,14 +9,14 @@ from firkin.e2b.auth import ApiKey, KeyRing
 from firkin.e2b.control import ControlPlane
 from firkin.e2b.data_plane import DataPlane
 from firkin.e2b.directory import SandboxDirectory
-from firkin.e2b.error_map import as_refusal, dead_sandbox, is_gone
+from firkin.e2b.error_map import as_refusal, dead_sandbox, is_gone, missing_sandbox
 from firkin.e2b.exchange import AsgiApp, ClientGone, Exchange, Message, Receive, Refused, Send
 from firkin.e2b.port_proxy import PortProxy
 from firkin.e2b.quotas import Quotas
 from firkin.e2b.routing import BadRoute, SandboxTarget, route
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
-from firkin.law.errors import FirkinError
+from firkin.law.errors import FirkinError, SandboxUnavailable
 from firkin.law.templates import ENVD_PORT
 from firkin.lifetimes import children
 
@@ -91,12 +91,17 @@ class _App:
 
     async def _answer_failure(self, exchange: Exchange, target: SandboxTarget | None, error: FirkinError) -> None:
         if target is None:
-            await _refuse(exchange, as_refusal(error))
+            await _refuse(exchange, await self._control_refusal(error))
         elif is_gone(error):
             await self._directory.reads_as_dead(target.sandbox_id)
             await _refuse(exchange, dead_sandbox(target.sandbox_id))
         else:
             await _refuse(exchange, as_refusal(error))
+
+    async def _control_refusal(self, error: FirkinError) -> Refused:
+        if isinstance(error, SandboxUnavailable) and not await self._directory.exists(error.sandbox_id):
+            return missing_sandbox(error.sandbox_id)
+        return as_refusal(error)
 
 
 async def _refuse(exchange: Exchange, refusal: Refused) -> None:

@@ -29,6 +29,10 @@ class KeyRing:
             raise _invalid("two API keys share a name or a value")
         self._keys = [(_digest(key.key.encode()), key) for key in keys]
 
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(key.name for _, key in self._keys)
+
     def tenant(self, presented: bytes | None) -> ApiKey | None:
         digest = _digest(presented or b"")
         found = None

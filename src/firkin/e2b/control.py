@@ -17,6 +17,9 @@ from firkin.e2b.sandboxes import SandboxCalls
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_calls import SnapshotCalls
 from firkin.e2b.template_calls import TemplateCalls
+from firkin.e2b.volume_calls import VolumeCalls
+from firkin.e2b.volume_content import PREFIX as CONTENT_PREFIX
+from firkin.e2b.volume_content import VolumeContent
 
 Call: TypeAlias = Callable[..., Awaitable[None]]
 
@@ -26,10 +29,6 @@ _NOT_YET: tuple[tuple[str, str, str], ...] = (
     ("POST", "/templates", "an older way to build; use POST /v3/templates"),
     ("POST", "/templates/*", "an older way to build; use POST /v3/templates"),
     ("POST", "/templates/*/builds/*", "an older way to build; use POST /v3/templates"),
-    ("GET", "/volumes", "there are no volumes"),
-    ("POST", "/volumes", "there are no volumes"),
-    ("GET", "/volumes/*", "there are no volumes"),
-    ("DELETE", "/volumes/*", "there are no volumes"),
     ("GET", "/secrets", "there is no secret store"),
     ("POST", "/secrets", "there is no secret store"),
     ("GET", "/secrets/*", "there is no secret store"),
@@ -50,7 +49,8 @@ class ControlPlane:
 
     def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
         self._keys = keys
-        self._native = NativeRoutes(directory.backend, settings.secret)
+        self._native = NativeRoutes(directory.backend, settings.secret, keys.names)
+        self._content = VolumeContent(directory.backend, directory.mint)
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
         sandboxes = SandboxCalls(directory, settings)
@@ -60,6 +60,7 @@ class ControlPlane:
             *_calls(sandboxes, snapshots),
             *_looking(ReportCalls(directory, settings), EventCalls(directory)),
             *_templates(TemplateCalls(directory, settings), self._building),
+            *_volumes(VolumeCalls(directory, settings)),
         ]:
             self._add(method, pattern, call)
         for method, pattern, reason in _NOT_YET:
@@ -84,6 +85,9 @@ class ControlPlane:
             return
         if exchange.path.startswith(UPLOADS):
             await self._building.upload(exchange)
+            return
+        if exchange.path.startswith(CONTENT_PREFIX):  # has tokens of its own
+            await self._content.answer(exchange)
             return
         presented = presented_key(exchange.header(b"x-api-key"), exchange.header(b"authorization"))
         tenant = self._keys.tenant(presented)
@@ -169,6 +173,15 @@ def _templates(templates: TemplateCalls, building: BuildCalls) -> list[tuple[str
         ("POST", "/v2/templates/*/builds/*", building.start),
         ("GET", "/templates/*/builds/*/status", building.status),
         ("GET", "/templates/*/builds/*/logs", building.logs),
+    ]
+
+
+def _volumes(volumes: VolumeCalls) -> list[tuple[str, str, Call]]:
+    return [
+        ("GET", "/volumes", volumes.list),
+        ("POST", "/volumes", volumes.create),
+        ("GET", "/volumes/*", volumes.get),
+        ("DELETE", "/volumes/*", volumes.delete),
     ]
 
 

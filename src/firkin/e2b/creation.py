@@ -38,6 +38,7 @@ from firkin.law.sandboxes import (
     SandboxSpec,
     Timeout,
 )
+from firkin.law.volumes import VolumeMount
 
 _KEY_RULE = re.compile(r"[a-z0-9-]{1,255}")
 _V1_DEFAULT_TIMEOUT_S = 15
@@ -139,6 +140,7 @@ class Creator:
             metadata=request.metadata or {},
             network=NetworkPolicy(internet=request.allow_internet_access is not False),
             lifecycle=_lifecycle(request, capabilities),
+            volumes=_volumes(request),
             owner=tenant.name,
             labels={**flags, **labels},
         )
@@ -162,9 +164,16 @@ def check_timeout(seconds: int, settings: ServerSettings, *, least: int) -> int:
 def _refuse_unsupported(request: NewSandbox) -> None:
     network = request.network.unsupported() if request.network else []
     asked = [f"network.{name}" for name in network]
-    asked += [name for name in ("mcp", "iam", "volumeMounts") if getattr(request, name)]
+    asked += [name for name in ("mcp", "iam") if getattr(request, name)]
     if asked:
         raise _bad(f"{asked[0]} is not supported by this server yet; leave it out")
+
+
+def _volumes(request: NewSandbox) -> tuple[VolumeMount, ...]:
+    return tuple(
+        VolumeMount(name=volume.name, path=volume.path, read_only=volume.readOnly)
+        for volume in request.volumeMounts or ()
+    )
 
 
 def _lifecycle(request: NewSandbox, capabilities: Capabilities) -> Lifecycle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeAlias
 
 from firkin.e2b import envd_filesystem, envd_process
@@ -15,7 +16,7 @@ from firkin.e2b.envd_uploads import Upload, compose
 from firkin.e2b.envd_watch import Watching
 from firkin.e2b.error_map import as_file_refusal, as_rpc_error, dead_sandbox, is_gone
 from firkin.e2b.exchange import ClientGone, Exchange, Refused
-from firkin.e2b.file_access import FileCaller, check_file_access, check_query, check_token, signed_link
+from firkin.e2b.file_access import FileCaller, check_file_access, check_query, check_token, may_wake, signed_link
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import FilesystemControl
 from firkin.law.errors import FirkinError
@@ -54,21 +55,25 @@ class DataPlane:
         if exchange.path in _RESERVED:
             message = "This endpoint is reserved for the E2B control plane and is not reachable through the sandbox URL"
             raise Refused(404, message, more={"path": exchange.path})
-        await self._answer_plain(exchange, await self._directory.live(sandbox_id))
+        await self._answer_plain(exchange, await self._live(exchange, sandbox_id))
 
     async def answer_signed(self, exchange: Exchange) -> None:
         """A file link that names no sandbox: its signature does."""
         link = signed_link(exchange)
-        info = None if link is None else await self._directory.signer(link)
+        wakes = partial(may_wake, exchange, directory=self._directory)
+        info = None if link is None else await self._directory.signer(link, wakes)
         if info is None:
             raise Refused(401, "invalid signature", should_retry=False)
         await self._answer_files(exchange, info)
+
+    async def _live(self, exchange: Exchange, sandbox_id: SandboxId) -> SandboxInfo:
+        return await self._directory.live(sandbox_id, partial(may_wake, exchange, directory=self._directory))
 
     async def _answer_rpc(self, exchange: Exchange, sandbox_id: SandboxId, handler: RpcHandler) -> None:
         streaming = exchange.path in self._streams
         if exchange.method != "POST":
             raise Refused(405, "remote calls use POST", should_retry=False)
-        info = await self._directory.live(sandbox_id)
+        info = await self._live(exchange, sandbox_id)
         check_token(exchange, info, self._directory)
         check_content_type(exchange, streaming=streaming)
         try:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from msgspec import UNSET
 
 from firkin.e2b.directory import LABEL_ALIAS, LABEL_INTERNET, LABEL_MASK_HOST, LABEL_TEMPLATE, is_public, is_secure
-from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, Template
+from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, SandboxVolume, Template
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import TokenMint
 from firkin.law.metrics import SandboxUsage
@@ -84,7 +84,7 @@ class Describer:
             "state": "paused" if info.state is SandboxState.PAUSED else "running",
             "alias": alias_of(info),
             "metadata": dict(info.metadata),
-            "volumeMounts": [{"name": mount.name, "path": mount.path} for mount in info.volumes],
+            "volumeMounts": [SandboxVolume(mount.name, mount.path, mount.read_only) for mount in info.volumes],
             "envdUnresponsiveAtPause": True if info.unresponsive_at_pause else UNSET,
         }
 

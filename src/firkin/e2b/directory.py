@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from firkin.e2b.auth import ApiKey
-from firkin.e2b.error_map import dead_sandbox, missing_sandbox
+from firkin.e2b.error_map import changing_sandbox, dead_sandbox, left_asleep, missing_sandbox
 from firkin.e2b.exchange import Refused
 from firkin.e2b.protocol import ClientConnection
 from firkin.e2b.quotas import Quotas
@@ -25,7 +25,7 @@ from firkin.law.events import EventFilter, LifecycleChanged
 from firkin.law.ids import SandboxId
 from firkin.law.processes import GuestUser
 from firkin.law.sandboxes import SandboxFilter, SandboxInfo
-from firkin.law.states import SandboxState
+from firkin.law.states import ALIVE, SandboxState
 
 LABEL_SECURE = "e2b.secure"
 LABEL_PUBLIC = "e2b.public"
@@ -69,28 +69,38 @@ class SandboxDirectory:
             raise missing_sandbox(text[:64])
         return info
 
-    async def live(self, sandbox_id: SandboxId) -> SandboxInfo:
+    async def exists(self, sandbox_id: str) -> bool:
+        """Whether it runs, is paused or on its way to either."""
+        try:
+            return (await self.backend.sandboxes.inspect(SandboxId(sandbox_id))).state in ALIVE
+        except (InvalidSpec, NotFound):
+            return False
+
+    async def live(self, sandbox_id: SandboxId, may_wake: Callable[[SandboxInfo], bool]) -> SandboxInfo:
         """A sandbox that the data plane can serve now; `Refused` (502) otherwise.
 
-        One that is paused and wakes on traffic is resumed first, and the caller waits for it.
+        One that is paused and wakes on traffic is resumed first, and the caller waits for it; `Refused` (403) when
+        the request `may_wake` none: a stranger must not make its owner pay.
         """
         try:
             info = await self.backend.sandboxes.inspect(sandbox_id)
         except NotFound:
             raise dead_sandbox(sandbox_id) from None
         if info.state is SandboxState.PAUSED and wakes_on_traffic(info):
+            if not may_wake(info):
+                raise left_asleep(sandbox_id)
             info = await self._waker.wake(info)
         if info.state is SandboxState.RUNNING:
             return info
         if info.state is SandboxState.STOPPING:
-            raise Refused(409, "The sandbox is being stopped", should_retry=False, more={"sandboxId": sandbox_id})
+            raise changing_sandbox(sandbox_id, should_retry=False)
         raise dead_sandbox(sandbox_id)
 
-    async def signer(self, link: SignedLink) -> SandboxInfo | None:
-        """The sandbox whose token made that link, which names no sandbox; one that wakes on traffic is resumed."""
+    async def signer(self, link: SignedLink, may_wake: Callable[[SandboxInfo], bool]) -> SandboxInfo | None:
+        """The sandbox whose token made that link, which names no sandbox; as `live` gives it."""
         for info in await self.backend.sandboxes.list(SandboxFilter(states=VISIBLE)):
             if link.matches(self.mint.data_plane(info.id)):
-                return await self.live(info.id)
+                return await self.live(info.id, may_wake)
         return None
 
     async def user(self, info: SandboxInfo, name: str | None) -> GuestUser:
@@ -136,10 +146,10 @@ class SandboxDirectory:
         for call in self._when_ended:
             call(sandbox_id)
 
-    async def reads_as_dead(self, sandbox_id: SandboxId) -> bool:
+    async def reads_as_dead(self, sandbox_id: SandboxId, *, within_s: float | None = None) -> bool:
         """Wait, for a bounded time, until the sandbox no longer reads as running."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.drain_s
+        deadline = loop.time() + (self._settings.drain_s if within_s is None else within_s)
         while loop.time() < deadline:
             try:
                 info = await self.backend.sandboxes.inspect(sandbox_id)

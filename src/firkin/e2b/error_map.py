@@ -33,7 +33,6 @@ _STATUS: tuple[tuple[type[FirkinError], int], ...] = (
     (WrongState, 409),
     (CapacityRejected, 503),
     (DeadlineExceeded, 504),
-    (SandboxUnavailable, 409),
     (TemplatePrepareFailure, 500),
     (SnapshotIntegrityFailure, 422),
 )
@@ -71,9 +70,27 @@ def missing_sandbox(sandbox_id: str) -> Refused:
     return Refused(404, f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it")
 
 
+def unreachable_sandbox(sandbox_id: str) -> Refused:
+    """It may well live: only who looks it up can say that it is missing."""
+    message = f'Sandbox "{sandbox_id}" is changing its state or does not answer; try again in a moment'
+    return Refused(409, message, should_retry=True, retry_after_s=1)
+
+
 def dead_sandbox(sandbox_id: str) -> Refused:
     """The data plane's answer for a sandbox that does not run. The SDKs read the text."""
     return Refused(502, "The sandbox was not found", should_retry=False, more={"sandboxId": sandbox_id})
+
+
+def changing_sandbox(sandbox_id: str, *, should_retry: bool) -> Refused:
+    """The data plane's answer for a sandbox that is neither here nor there."""
+    message = "The sandbox is still transitioning. Try again in a moment."
+    return Refused(409, message, should_retry=should_retry, more={"sandboxId": sandbox_id})
+
+
+def left_asleep(sandbox_id: str) -> Refused:
+    """The data plane's answer to who may not wake a paused sandbox."""
+    message = "This sandbox can't be resumed with the credentials provided. Check your access token and try again."
+    return Refused(403, message, should_retry=False, more={"sandboxId": sandbox_id})
 
 
 def closed_port(sandbox_id: str, port: int) -> Refused:
@@ -83,10 +100,10 @@ def closed_port(sandbox_id: str, port: int) -> Refused:
 
 def as_refusal(error: FirkinError) -> Refused:
     """The control plane's answer to a failure."""
-    if isinstance(error, (NotFound, SandboxUnavailable)):
-        gone = error.sandbox_id if isinstance(error, SandboxUnavailable) else error.id
-        if isinstance(error, SandboxUnavailable) or error.resource is ResourceKind.SANDBOX:
-            return missing_sandbox(gone)
+    if isinstance(error, NotFound) and error.resource is ResourceKind.SANDBOX:
+        return missing_sandbox(error.id)
+    if isinstance(error, SandboxUnavailable):
+        return unreachable_sandbox(error.sandbox_id)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     retry = error.retry is RetryClass.RETRYABLE
     return Refused(status, str(error), should_retry=retry, retry_after_s=1 if retry else None)
@@ -152,6 +169,25 @@ def _plain_code(error: FirkinError) -> Code:
             return Code.UNAVAILABLE
         case _:
             return Code.INTERNAL
+
+
+_VOLUME_FILE_STATUS = {
+    FileFault.NO_SPACE: 507,
+    FileFault.PERMISSION: 403,
+    FileFault.NOT_EMPTY: 409,
+    FileFault.LIMIT: 413,
+    FileFault.OTHER: 409,
+    FileFault.READ_ONLY: 500,
+}
+
+
+def as_volume_refusal(error: FirkinError) -> Refused:
+    """The answer to a failure on a volume's files: the code of its body is a word."""
+    if isinstance(error, FilesystemFailure):
+        status = _VOLUME_FILE_STATUS.get(error.fault, 400)
+        return Refused(status, str(error), should_retry=False, more={"code": error.fault.value})
+    plain = as_refusal(error)
+    return Refused(plain.status, plain.message, should_retry=plain.should_retry, more={"code": error.code})
 
 
 def as_file_refusal(error: FirkinError, path: str) -> Refused:

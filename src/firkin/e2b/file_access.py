@@ -66,6 +66,16 @@ def check_token(exchange: Exchange, info: SandboxInfo, directory: SandboxDirecto
         raise Refused(401, UNAUTHORIZED)
 
 
+def may_wake(exchange: Exchange, info: SandboxInfo, directory: SandboxDirectory) -> bool:
+    """Whether the request shows what its sandbox asks for. Health, which needs nothing of one that runs, does too."""
+    check = check_file_access if exchange.path == "/files" else check_token
+    try:
+        check(exchange, info, directory)
+    except Refused:
+        return False
+    return True
+
+
 def check_file_access(
     exchange: Exchange, info: SandboxInfo, directory: SandboxDirectory, *, now: Callable[[], float] = time.time
 ) -> None:

@@ -33,10 +33,13 @@ class ListQuery:
     limit: int | None = MAX_PAGE
     after: tuple[datetime, str] | None = None
 
-    def select(self, sandboxes: Sequence[SandboxInfo]) -> list[SandboxInfo]:
-        """Those that match, in order, from after the token on. Not cut to the limit."""
+    def matching(self, sandboxes: Sequence[SandboxInfo]) -> list[SandboxInfo]:
+        """Those that the filters take, in order, on whatever page."""
         found = [info for info in sandboxes if self._matches(info)]
-        found.sort(key=_position, reverse=not self.ascending)
+        return sorted(found, key=_position, reverse=not self.ascending)
+
+    def rest(self, found: list[SandboxInfo]) -> list[SandboxInfo]:
+        """Of those in order, what comes after the token. Not cut to the limit."""
         if self.after is None:
             return found
         if self.ascending:

@@ -1,7 +1,7 @@
-"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, events, webhooks, journals.
+"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, volumes, events, webhooks, journals.
 
-Whoever has an API key may list templates, and hear and read what became of
-sandboxes of his own. Preparing and deleting templates reads and writes the machine
+Whoever has an API key may list templates, use volumes of his own, and hear and
+read what became of sandboxes of his own. Preparing and deleting templates reads and writes the machine
 itself (a local folder can be a source), archives of snapshots are mounted by it and
 webhooks tell of all tenants, so those want the operator's token as well. It is made
 from the server's secret, which only the state folder's owner can read.
@@ -10,6 +10,7 @@ from the server's secret, which only the state folder's owner can read.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 from typing import Any
 
 from firkin.e2b.auth import ApiKey
@@ -19,12 +20,13 @@ from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.explanations import explain
 from firkin.e2b.native_builds import NativeBuilds
 from firkin.e2b.native_snapshots import NativeSnapshots
-from firkin.e2b.native_templates import prepare, template_json
+from firkin.e2b.native_templates import NativeTemplates
+from firkin.e2b.native_volumes import NativeVolumes
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
 from firkin.e2b.webhook_calls import WebhookCalls
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound
-from firkin.law.ids import SandboxId, TemplateId
+from firkin.law.ids import SandboxId
 from firkin.law.logs import LogFilter, LogSource
 
 PREFIX = "/firkin/v1/"
@@ -34,11 +36,13 @@ _LINES_SHOWN = 20
 class NativeRoutes:
     """Answers every path under `PREFIX`, for a caller whose API key has been checked."""
 
-    def __init__(self, backend: SandboxBackend, secret: bytes) -> None:
+    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str]) -> None:
         self._backend = backend
         self._operator = operator_token(secret)
         self._builds = NativeBuilds(backend)
-        self._snapshots = NativeSnapshots(backend)
+        self._templates = NativeTemplates(backend)
+        self._snapshots = NativeSnapshots(backend, tenants)
+        self._volumes = NativeVolumes(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
 
@@ -49,18 +53,10 @@ class NativeRoutes:
         match exchange.method, words:
             case "GET", ["info"]:
                 await exchange.answer_json(200, await self._info())
-            case "GET", ["templates"]:
-                await exchange.answer_json(200, [template_json(info) for info in await self._backend.templates.list()])
-            case "POST", ["templates"]:
-                self._require_operator(exchange)
-                await prepare(self._backend, exchange)
-            case "POST", ["templates", "prune"]:
-                self._require_operator(exchange)
-                await exchange.answer_json(200, {"removed": await self._backend.templates.prune()})
-            case "DELETE", ["templates", template_id]:
-                self._require_operator(exchange)
-                await self._backend.templates.delete(TemplateId(template_id))
-                await exchange.answer(204)
+            case method, ["templates", *_]:
+                if method != "GET":
+                    self._require_operator(exchange)
+                await self._templates.answer(exchange, words)
             case "GET", ["sandboxes", sandbox_id, "journal"]:
                 await exchange.answer_json(
                     200, await self._journal(SandboxId(sandbox_id), self._whose(exchange, tenant))
@@ -74,6 +70,8 @@ class NativeRoutes:
             case _, ["snapshots", *_]:
                 self._require_operator(exchange)
                 await self._snapshots.answer(exchange, words)
+            case _, ["volumes", *_]:
+                await self._volumes.answer(exchange, words, self._whose(exchange, tenant))
             case _, ["webhooks", *_]:
                 self._require_operator(exchange)
                 await self._webhooks.answer(exchange, words)

@@ -7,9 +7,12 @@ owns the machine.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
+from firkin.e2b.auth import ApiKey
 from firkin.e2b.exchange import Exchange, Header, Refused
+from firkin.e2b.snapshot_names import free_name
 from firkin.law.backend import SandboxBackend
 from firkin.law.ids import SnapshotId
 from firkin.law.snapshots import (
@@ -29,8 +32,9 @@ _IDLE_S = 300.0
 class NativeSnapshots:
     """Answers for a caller who has proved to be the operator."""
 
-    def __init__(self, backend: SandboxBackend) -> None:
+    def __init__(self, backend: SandboxBackend, tenants: Collection[str]) -> None:
         self._backend = backend
+        self._tenants = tenants
 
     async def answer(self, exchange: Exchange, words: list[str]) -> None:
         """`words` is what follows ``/firkin/v1/`` in the path, split at slashes."""
@@ -64,7 +68,9 @@ class NativeSnapshots:
         await exchange.write(b"", more=False)
 
     async def _import(self, exchange: Exchange, snapshot_id: SnapshotId) -> None:
-        name, owner = exchange.query.get("name") or None, exchange.query.get("owner", "")
+        owner = self._owner(exchange.query.get("owner", ""))
+        text = exchange.query.get("name")
+        name = await free_name(self._backend, ApiKey(owner, key=""), text) if text else None
         archive = SnapshotArchive(
             media_type=(exchange.header(b"content-type") or b"").decode("latin-1"),
             chunks=exchange.chunks(idle_s=_IDLE_S),
@@ -74,6 +80,13 @@ class NativeSnapshots:
             snapshot_id, archive, SnapshotOptions(name=name, owner=owner)
         )
         await exchange.answer_json(201, snapshot_json(await self._backend.snapshots.get(ref.id)))
+
+    def _owner(self, name: str) -> str:
+        """The tenant of that name; nobody's is the operator's own."""
+        if name and name not in self._tenants:
+            known = ", ".join(sorted(self._tenants))
+            raise Refused(400, f"no API key is called {name[:64]!r}; the owner must be one of: {known}")
+        return name
 
 
 def _announced(exchange: Exchange) -> SnapshotIntegrity | None:

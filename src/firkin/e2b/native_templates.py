@@ -13,7 +13,7 @@ from firkin.e2b.error_map import as_refusal
 from firkin.e2b.event_calls import NDJSON
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.json_text import encode
-from firkin.law.backend import SandboxBackend
+from firkin.law.backend import SandboxBackend, TemplateControl
 from firkin.law.build_steps import BuildLine, BuildReport
 from firkin.law.errors import FirkinError, TemplatePrepareFailure
 from firkin.law.ids import TemplateId
@@ -71,7 +71,28 @@ class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
         )
 
 
-async def prepare(backend: SandboxBackend, exchange: Exchange) -> None:
+class NativeTemplates:
+    """``templates`` and what is below it. Whoever may not is kept out before."""
+
+    def __init__(self, backend: SandboxBackend) -> None:
+        self._control = backend.templates
+
+    async def answer(self, exchange: Exchange, words: list[str]) -> None:
+        match exchange.method, words:
+            case "GET", ["templates"]:
+                await exchange.answer_json(200, [template_json(info) for info in await self._control.list()])
+            case "POST", ["templates"]:
+                await _prepare(self._control, exchange)
+            case "POST", ["templates", "prune"]:
+                await exchange.answer_json(200, {"removed": await self._control.prune()})
+            case "DELETE", ["templates", template_id]:
+                await self._control.delete(TemplateId(template_id))
+                await exchange.answer(204)
+            case _:
+                raise Refused(404, f"no route {exchange.method} {exchange.path[:200]}")
+
+
+async def _prepare(control: TemplateControl, exchange: Exchange) -> None:
     """One JSON object a line: ``progress`` while it goes on, at last ``template`` or ``error``."""
     try:
         asked = msgspec.json.decode(await exchange.body(_MAX_BODY), type=NewTemplate)
@@ -81,12 +102,12 @@ async def prepare(backend: SandboxBackend, exchange: Exchange) -> None:
         raise Refused(400, f"timeout_s is {asked.timeout_s:g}; it must be above 0 and at most 86400")
     spec = asked.spec()
     await exchange.start(200, [NDJSON])
-    async for line in _told(backend, spec):
+    async for line in _told(control, spec):
         await exchange.write(encode(line) + b"\n")
     await exchange.write(b"", more=False)
 
 
-async def _told(backend: SandboxBackend, spec: TemplateSpec) -> AsyncIterator[dict[str, Any]]:
+async def _told(control: TemplateControl, spec: TemplateSpec) -> AsyncIterator[dict[str, Any]]:
     began = monotonic()
     heard: list[str] = []
 
@@ -94,7 +115,7 @@ async def _told(backend: SandboxBackend, spec: TemplateSpec) -> AsyncIterator[di
         heard.append(line.message)
 
     async with children() as tasks:
-        work = tasks.start(_outcome(backend, spec, hear), name="prepare template")
+        work = tasks.start(_outcome(control, spec, hear), name="prepare template")
         while not work.done():
             await asyncio.wait({work}, timeout=_PROGRESS_EVERY_S)
             for message in heard:
@@ -104,9 +125,9 @@ async def _told(backend: SandboxBackend, spec: TemplateSpec) -> AsyncIterator[di
         yield work.result()
 
 
-async def _outcome(backend: SandboxBackend, spec: TemplateSpec, hear: BuildReport) -> dict[str, Any]:
+async def _outcome(control: TemplateControl, spec: TemplateSpec, hear: BuildReport) -> dict[str, Any]:
     try:
-        return {"template": template_json(await backend.templates.prepare(spec, hear))}
+        return {"template": template_json(await control.prepare(spec, hear))}
     except FirkinError as error:
         more = {"fault": error.fault.value, "step": error.step} if isinstance(error, TemplatePrepareFailure) else {}
         return {"error": {"code": as_refusal(error).status, "message": str(error), **more}}

@@ -64,8 +64,9 @@ class PortProxy:
 
     async def _answer(self, exchange: Exchange, target: SandboxTarget, connection: ClientConnection) -> None:
         try:
-            info = await self._directory.live(target.sandbox_id)
-            self._check_traffic(exchange, info)
+            info = await self._directory.live(target.sandbox_id, lambda info: self._refusal(exchange, info) is None)
+            if (refusal := self._refusal(exchange, info)) is not None:
+                raise refusal
             with self._counted(info.id), self._directory.holding(info.id, connection):
                 if exchange.method == "CONNECT":
                     await self._connect(exchange, connection, info, target.port)
@@ -94,17 +95,19 @@ class PortProxy:
             if not self._passing[sandbox_id]:
                 del self._passing[sandbox_id]
 
-    def _check_traffic(self, exchange: Exchange, info: SandboxInfo) -> None:
+    def _refusal(self, exchange: Exchange, info: SandboxInfo) -> Refused | None:
+        """What is wrong with a request to a port that is not public."""
         if is_public(info):
-            return
+            return None
         header = TRAFFIC_HEADER.decode()
         more = {"sandboxId": info.id, "header": header}
         given = exchange.text_header(TRAFFIC_HEADER)
         secured = "Sandbox is secured with traffic access token."
         if given is None:
-            raise Refused(403, f"{secured} Token header '{header}' is missing", more=more)
+            return Refused(403, f"{secured} Token header '{header}' is missing", more=more)
         if not equal(given, self._directory.mint.traffic(info.id)):
-            raise Refused(403, f"{secured} Provided token in header '{header}' is invalid", more=more)
+            return Refused(403, f"{secured} Provided token in header '{header}' is invalid", more=more)
+        return None
 
     async def _pass_on(self, exchange: Exchange, info: SandboxInfo, port: Port) -> None:
         async def dial() -> ByteChannel:

@@ -40,6 +40,7 @@ from firkin.law.states import SandboxState
 
 _CONNECT_DEFAULT_S = 300
 _CONNECT_ATTEMPTS = 3
+_EXPIRES_WITHIN_S = 2.0
 _RESUME_DEFAULT_S = 15
 _REFRESH_DEFAULT_S = 15
 _FILTERS = ("metadata", "state", "order", "startedAfter", "template", "nextToken", "limit")
@@ -88,14 +89,14 @@ class SandboxCalls:
         """``GET /v2/sandboxes``: one page."""
         allow_query(exchange, *_FILTERS)
         query = read_query(exchange, paged=True)
-        everything = await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=VISIBLE))
-        found = query.select(everything)
+        matching = query.matching(await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=VISIBLE)))
+        found = query.rest(matching)
         page = found[: query.limit]
         headers: list[Header] = []
         if len(found) > len(page):
             headers.append((b"x-next-token", token_after(page[-1]).encode()))
         if SandboxState.RUNNING in query.states:
-            running = sum(info.state is SandboxState.RUNNING for info in everything)
+            running = sum(info.state is SandboxState.RUNNING for info in matching)
             headers.append((b"x-total-running", b"%d" % running))
         await exchange.answer_json(200, [self._describe.listed(info) for info in page], headers)
 
@@ -105,7 +106,7 @@ class SandboxCalls:
         query = read_query(exchange, paged=False)
         states = query.states if exchange.query.get("state") else frozenset({SandboxState.RUNNING})
         everything = await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=states))
-        await exchange.answer_json(200, [self._describe.listed(info) for info in query.select(everything)])
+        await exchange.answer_json(200, [self._describe.listed(info) for info in query.matching(everything)])
 
     async def connect(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """v2: the timeout may be left out."""
@@ -209,7 +210,7 @@ class SandboxCalls:
         return await self._sandboxes.update_deadline(info.id, At(wanted))
 
     async def set_timeout(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        """From now, also earlier than before; 0 ends it at once."""
+        """From now, also earlier than before; 0 ends it at once, and what comes after the answer finds it ended."""
         request = parse(await exchange.body(self._settings.max_json_bytes), SandboxTimeout)
         check_timeout(request.timeout, self._settings, least=0)
         info = await self._directory.owned(tenant, path[0])
@@ -217,6 +218,8 @@ class SandboxCalls:
             await self._sandboxes.update_deadline(info.id, Timeout(request.timeout))
         except WrongState as error:
             raise Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False) from error
+        if request.timeout == 0:
+            await self._directory.reads_as_dead(info.id, within_s=_EXPIRES_WITHIN_S)
         await exchange.answer(204)
 
     async def refresh(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:

@@ -13,9 +13,8 @@ from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.pages_of import page, read_token
 from firkin.e2b.settings import ServerSettings
-from firkin.e2b.snapshot_names import is_called, stored_name, wire_id, wire_names
-from firkin.law.errors import AlreadyExists, FirkinError, InvalidSpec, NotFound
-from firkin.law.ids import TemplateId
+from firkin.e2b.snapshot_names import free_name, is_called, wire_id, wire_names
+from firkin.law.errors import AlreadyExists, FirkinError
 from firkin.law.sandboxes import SandboxInfo, Timeout
 from firkin.law.snapshots import ForkOptions, SnapshotFilter, SnapshotInfo, SnapshotOptions
 from firkin.law.states import SandboxState
@@ -53,7 +52,7 @@ class SnapshotCalls:
             message = "memory=true is not offered by this server's driver: it captures files; leave memory out"
             raise Refused(400, message, should_retry=False, more={"error_code": "snapshot_memory_unsupported"})
         _require_running(info, f"Sandbox '{info.id}' cannot be snapshotted while in '{{}}' state")
-        name = None if request.name is None else await self._free_name(tenant, request.name)
+        name = None if request.name is None else await free_name(self._backend, tenant, request.name)
         options = SnapshotOptions(name=name, owner=tenant.name, replace=True)
         try:
             ref = await self._backend.snapshots.capture(info.id, options)
@@ -62,15 +61,6 @@ class SnapshotCalls:
             raise Refused(409, message, should_retry=True) from error
         made = await self._backend.snapshots.get(ref.id)
         await exchange.answer_json(201, _snapshot(tenant, made))
-
-    async def _free_name(self, tenant: ApiKey, text: str) -> str:
-        """A name that no template has. A snapshot of that name is replaced, as its tag moves on."""
-        name = stored_name(tenant, text)
-        try:
-            template = await self._backend.templates.get(TemplateId(name.partition(":")[0]))
-        except (InvalidSpec, NotFound):
-            return name
-        raise Refused(409, f"A template is called '{template.id}'; choose another name", should_retry=False)
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         allow_query(exchange, "sandboxID", "name", "limit", "nextToken")

@@ -10,6 +10,9 @@ import re
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.exchange import Refused
+from firkin.law.backend import SandboxBackend
+from firkin.law.errors import InvalidSpec, NotFound
+from firkin.law.ids import TemplateId
 from firkin.law.snapshots import SnapshotInfo
 
 DEFAULT_TAG = "default"
@@ -43,6 +46,16 @@ def stored_name(tenant: ApiKey, text: str) -> str:
     if _ALIAS.fullmatch(alias) is None:
         raise _bad("Invalid name: use 1 to 128 letters, digits, '-' and '_', and then a tag after ':' if you want one")
     return f"{alias}:{check_tag(tag)}"
+
+
+async def free_name(backend: SandboxBackend, tenant: ApiKey, text: str) -> str:
+    """As `stored_name`, and no template has it. Raises `Refused` (400, 409)."""
+    name = stored_name(tenant, text)
+    try:
+        template = await backend.templates.get(TemplateId(name.partition(":")[0]))
+    except (InvalidSpec, NotFound):
+        return name
+    raise Refused(409, f"A template is called '{template.id}'; choose another name", should_retry=False)
 
 
 def wire_id(tenant: ApiKey, info: SnapshotInfo) -> str:

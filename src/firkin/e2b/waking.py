@@ -6,18 +6,17 @@ import asyncio
 from contextlib import suppress
 from weakref import WeakValueDictionary
 
-from firkin.e2b.error_map import as_refusal, dead_sandbox
-from firkin.e2b.exchange import Refused
+from firkin.e2b.error_map import as_refusal, changing_sandbox, dead_sandbox
 from firkin.e2b.quotas import Quotas
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
-from firkin.law.errors import CapacityRejected, NotFound, WrongState
+from firkin.law.errors import CapacityRejected, NotFound, SandboxUnavailable, WrongState
 from firkin.law.sandboxes import PauseMode, SandboxInfo, Timeout
 from firkin.law.snapshots import ResumeOptions
 from firkin.law.states import SandboxState
 
 LABEL_TIMEOUT = "e2b.timeout"
-_LEAST_S = 60  # below it a sandbox that is asked now and then would do little but pause and resume
+_LEAST_S = 300  # as E2B promises
 _DEFAULT_S = 300
 _ATTEMPTS = 3
 
@@ -37,17 +36,18 @@ class Waker:
     async def wake(self, info: SandboxInfo) -> SandboxInfo:
         """Resume it for as long as it was first given. Those who come together wait for one resumption.
 
-        Raises `Refused`: 503 when the machine is full, 429 when its owner's quota is, 502 when it has ended meanwhile.
+        Raises `Refused`: 503 when the machine is full, 429 when its owner's quota is, 502 when it has ended meanwhile,
+        409 when it does not come to run.
         """
         lock = self._waking.setdefault(info.id, asyncio.Lock())
         async with lock:
-            for _ in range(_ATTEMPTS):  # it may be paused again at once, by its deadline or by its owner
+            for _ in range(_ATTEMPTS):  # it may be paused again at once, or fail to come up
                 info = await self._look(info)
                 if info.state is not SandboxState.PAUSED or not wakes_on_traffic(info):
                     return info
-                with suppress(WrongState):
+                with suppress(WrongState, SandboxUnavailable):
                     return await self._resume(info)
-        raise Refused(409, "The sandbox is changing its state", should_retry=True, more={"sandboxId": info.id})
+        raise changing_sandbox(info.id, should_retry=True)
 
     async def _look(self, info: SandboxInfo) -> SandboxInfo:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.engine.workshop import Workshop
 from firkin.host.layer_store import LayerStore
@@ -35,6 +37,8 @@ from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver, RootPreparer
 from firkin.law.policies import Policies
 from firkin.lifetimes import Children
+
+VOLUME_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,8 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         templates=templates,
         keeping=keeping,
         snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
+        volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
+        volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.offer),
         exposures=PortExposures(ground.children),
         figures=Figures(),

@@ -26,6 +26,7 @@ from firkin.engine.records import Records
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.volumes import LocalVolumes
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.host.layer_store import LayerStore
 from firkin.law.backend import BackendInfo, Preflight
@@ -110,6 +111,12 @@ class LocalBackend:
         """None over a driver that cannot make layers."""
         node = self._started()
         return node.builds if node.offer.supports(CapabilityName.TEMPLATE_READY) else None
+
+    @property
+    def volumes(self) -> LocalVolumes | None:
+        """None over a driver that keeps none."""
+        node = self._started()
+        return None if node.driver.volumes is None else LocalVolumes(node)
 
     @property
     def warm_pool(self) -> None:

@@ -72,6 +72,7 @@ async def create_on(
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
     resources = fitting(foundation, spec.resources, node.policies.default_resources)
+    node.volumes.wanted(_CREATE, spec.owner, spec.volumes)
     order = _Order(spec, foundation, resources, lifetime_s, sandbox_id)
     resident = _admit(node, order)
     began = node.clock.monotonic()
@@ -118,6 +119,7 @@ def _first_info(node: Node, order: _Order) -> SandboxInfo:
         metadata=dict(spec.metadata),
         network=spec.network,
         lifecycle=spec.lifecycle,
+        volumes=spec.volumes,
         driver=node.driver.name,
         hardened=spec.hardened,
         owner=spec.owner,
@@ -134,7 +136,7 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
     within_s = COPY_WITHIN_S if order.foundation.captured else BOOT_WITHIN_S
     async with substrate(_CREATE, node.driver.name, within_s=within_s, sandbox_id=resident.id):
-        resident.instance = await node.driver.boot(_boot_plan(order, resident))
+        resident.instance = await node.driver.boot(_boot_plan(node, order, resident))
     resident.ref = resident.instance.ref
     await started_up(_CREATE, await node.links.connect(resident), resident)
     now = node.clock.now()
@@ -154,7 +156,7 @@ async def started_up(operation: str, inside: Inside, resident: Resident) -> None
         raise BackendFailure(operation, f"template {info.template_id}", str(failure)) from failure
 
 
-def _boot_plan(order: _Order, resident: Resident) -> BootPlan:
+def _boot_plan(node: Node, order: _Order, resident: Resident) -> BootPlan:
     return BootPlan(
         sandbox_id=resident.id,
         root=order.foundation.root,
@@ -164,6 +166,7 @@ def _boot_plan(order: _Order, resident: Resident) -> BootPlan:
         machine_id=secrets.token_hex(16),
         hardened=order.spec.hardened,
         captured=order.foundation.captured,
+        volumes=node.volumes.wanted(_CREATE, resident.info.owner, resident.info.volumes),
     )
 
 

@@ -101,6 +101,16 @@ MIGRATIONS: Sequence[str] = (
         entries TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE volumes (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        created_at REAL NOT NULL,
+        UNIQUE (owner, name)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -13,7 +13,7 @@ from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import deadline_after
-from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind, WrongState
+from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind, SandboxUnavailable, WrongState
 from firkin.law.ids import SandboxId
 from firkin.law.lifecycle_events import DEADLINE_SET
 from firkin.law.processes import Signal, signal_number
@@ -48,8 +48,20 @@ class LocalSandboxes:
         if options.require_running:
             resident.require_running("attach")
         if resident.info.state is SandboxState.RUNNING:
-            await self._node.links.ping(resident)
+            try:
+                await self._node.links.ping(resident)
+            except SandboxUnavailable:
+                await self._look_again(resident, options)
         return resident.info
+
+    async def _look_again(self, resident: Resident, options: AttachOptions) -> None:
+        """A pause and an end cut the connection before the record says so: what it is now shows after their turn."""
+        async with resident.turn("attach"):
+            await self._still_here(resident, "attach")
+            if options.require_running:
+                resident.require_running("attach")
+            if resident.info.state is SandboxState.RUNNING:
+                await self._node.links.ping(resident)
 
     async def inspect(self, sandbox_id: SandboxId) -> SandboxInfo:
         return (await self._node.roster.meet("inspect sandbox", sandbox_id)).info

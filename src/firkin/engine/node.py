@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from firkin.engine.acts import Acts
@@ -23,6 +24,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver
@@ -49,6 +51,8 @@ class Node:
     templates: TemplateRegistry
     keeping: LayerKeeping
     snapshots: SnapshotStore
+    volumes: VolumeRegistry
+    volume_threads: ThreadPoolExecutor
     links: Links
     exposures: PortExposures
     figures: Figures

@@ -273,6 +273,7 @@ def _twin(info: SandboxInfo, options: ForkOptions) -> SandboxSpec:
         metadata=info.metadata,
         network=info.network,
         lifecycle=info.lifecycle,
+        volumes=info.volumes,
         hardened=info.hardened,
         owner=info.owner,
         labels=info.labels if options.labels is None else options.labels,

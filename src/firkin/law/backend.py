@@ -66,6 +66,7 @@ from firkin.law.snapshots import (
     SnapshotRef,
 )
 from firkin.law.templates import PreparedTemplate, TemplateInfo, TemplateSpec
+from firkin.law.volumes import VolumeControl
 from firkin.law.warm_pool import (
     WarmLease,
     WarmLeasePolicy,
@@ -390,6 +391,9 @@ class SandboxBackend(Protocol):
 
     @property
     def builds(self) -> BuildControl | None: ...
+
+    @property
+    def volumes(self) -> VolumeControl | None: ...
 
     @property
     def warm_pool(self) -> WarmPoolControl | None: ...

@@ -20,6 +20,7 @@ from firkin.law.ports import ByteChannel
 from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
 from firkin.law.templates import ImageConfig, TemplateSpec
+from firkin.law.volumes import BootVolume, VolumeKeeper
 
 MOST_LAYERS = 80
 """Of one root, above its base. Older kernels take the names of all in 256 bytes (fsconfig(2))."""
@@ -81,7 +82,8 @@ class BootPlan:
     Its own files begin empty, or as `captured`, a directory that `Instance.capture`
     filled; with `continues` they are those that the destroyed instance of the same
     id left. `machine_id` (32 hexadecimal digits) is written to ``/etc/machine-id``;
-    empty leaves what is there.
+    empty leaves what is there. `volumes` are mounted over its files; a path that cannot
+    be a mount point there is `InvalidSpec`.
     """
 
     sandbox_id: SandboxId
@@ -93,6 +95,7 @@ class BootPlan:
     hardened: bool = False
     captured: str = ""
     continues: bool = False
+    volumes: tuple[BootVolume, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,11 @@ class Instance(Protocol):
 class Driver(Protocol):
     @property
     def name(self) -> str: ...
+
+    @property
+    def volumes(self) -> VolumeKeeper | None:
+        """None for a driver that cannot mount volumes; it is never given any."""
+        ...
 
     async def capabilities(self) -> Capabilities: ...
 

@@ -85,6 +85,20 @@ class ProcessTag(Identifier):
     kind = "process tag"
 
 
+class VolumeId(Identifier):
+    __slots__ = ()
+    kind = "volume id"
+
+
+class VolumeName(Identifier):
+    """What its owner calls a volume; unique for him."""
+
+    __slots__ = ()
+    kind = "volume name"
+    rule = re.compile(r"[A-Za-z0-9_-]+")
+    rule_text = "letters, digits, '_' and '-'"
+
+
 class PortName(Identifier):
     __slots__ = ()
     kind = "port name"

@@ -45,3 +45,4 @@ class Policies:
     deadlines: DeadlinePolicy = field(default_factory=DeadlinePolicy)
     hygiene: HygienePolicy = field(default_factory=HygienePolicy)
     default_resources: SandboxResources = field(default_factory=SandboxResources)
+    default_volume_bytes: int = 10 * GIB

@@ -93,6 +93,7 @@ class MemoryInstance:
         return await asyncio.shield(self._end)
 
     async def destroy(self) -> None:
+        await self._faults.before_end()
         await self.finish(InstanceEnd(EndCause.REQUESTED))
 
     async def finish(self, end: InstanceEnd) -> None:
@@ -106,6 +107,7 @@ class MemoryInstance:
         self.machine.gate.shut()
 
     async def thaw(self) -> None:
+        self._faults.before_thaw()
         self.machine.gate.open()
 
     async def reclaim(self) -> None:
@@ -172,6 +174,11 @@ class MemoryDriver:
     @property
     def name(self) -> str:
         return "memory"
+
+    @property
+    def volumes(self) -> None:
+        """Files in memory do not outlive the process, so there is nothing that could be called a volume."""
+        return None
 
     async def capabilities(self) -> Capabilities:
         refused = Capabilities.all_unsupported(Permanent("the memory driver does not offer it"))
