@@ -153,6 +153,8 @@ def test_the_answers_of_the_flow_have_every_field(client: RawClient) -> None:
         ({}, "fromImage or fromTemplate"),
         ({"fromImage": "a", "fromTemplate": "base"}, "exclude each other"),
         ({"fromImage": "a b"}, "is no image"),
+        ({"fromImage": "oci:/srv/images/x"}, "is no image"),
+        ({"fromImage": "docker-archive:/root/x.tar"}, "is no image"),
         ({"fromTemplate": "base", "steps": [{"type": "CMD", "args": ["x"]}]}, "there is no step 'CMD'"),
         ({"fromTemplate": "base", "steps": [{"type": "RUN", "args": []}]}, "cannot have these 0 arguments"),
         ({"fromTemplate": "base", "steps": [{"type": "ENV", "args": ["A"]}]}, "cannot have these 1 arguments"),

@@ -7,10 +7,7 @@ import gzip
 import os
 import shutil
 import socket
-import subprocess
 import tarfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ from firkin.law.errors import DeadlineExceeded, InvalidSpec, TemplateFault, Temp
 from firkin.law.templates import LocalSource, OciSource, RecipeSource, TemplateSpec
 
 from .conftest import LastRoot, Prepare, run_tool
-from .images_made import BASE, LayoutMaker, file
+from .registries_run import free_port
 
 needs_root = [
     pytest.mark.host,
@@ -71,72 +68,11 @@ class TestFolders:
             await prepare(f"local:{into.parent}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[str]:
-    """A registry of the test's own on loopback; its ``host:port``."""
-    port = _free_port()
-    settings = tmp_path / "registry.yml"
-    settings.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    server = subprocess.Popen(["docker-registry", "serve", str(settings)], stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait_for(port: int) -> None:
-    give_up_at = time.monotonic() + 10
-    while time.monotonic() < give_up_at:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    pytest.fail("the registry did not come up")
-
-
-@pytest.mark.skipif(shutil.which("docker-registry") is None, reason="docker-registry is not installed")
-class TestRegistries:
-    pytestmark = needs_root
-
-    @pytest.fixture
-    def pushed(self, registry: str, tmp_path: Path) -> str:
-        layout = LayoutMaker(tmp_path / "layout")
-        layout.add([*BASE, file("hello", "world")], config={"Env": ["A=1"], "WorkingDir": "/srv"})
-        target = f"docker://{registry}/things/small:1"
-        run_tool(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout.path}:latest", target])
-        return f"{registry}/things/small:1"
-
-    async def test_an_image_is_pulled_and_its_config_honoured(
-        self, pushed: str, into: Path, last: LastRoot, prepare: Prepare
-    ) -> None:
-        made = await prepare(pushed)
-        assert (last.path / "hello").read_text() == "world"
-        assert (made.config.env, made.config.workdir) == ({"A": "1"}, "/srv")
-        assert made.digest.startswith("sha256:")
-        assert os.listdir(into) == []
-
-    async def test_an_unknown_tag_is_missing(self, pushed: str, prepare: Prepare) -> None:
-        with pytest.raises(TemplatePrepareFailure) as caught:
-            await prepare(pushed + "2")
-        assert caught.value.fault is TemplateFault.SOURCE_MISSING
-
-
 @pytest.mark.host
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 async def test_a_registry_that_does_not_answer_is_unavailable(prepare: Prepare) -> None:
     with pytest.raises(TemplatePrepareFailure, match="connection refused") as caught:
-        await prepare(f"127.0.0.1:{_free_port()}/thing:1")
+        await prepare(f"127.0.0.1:{free_port()}/thing:1")
     assert caught.value.fault is TemplateFault.REGISTRY_UNAVAILABLE
 
 
@@ -164,11 +100,6 @@ async def test_a_senseless_reference_is_refused(prepare: Prepare, reference: str
 async def test_an_unknown_recipe_names_the_known_ones(prepare: Prepare) -> None:
     with pytest.raises(InvalidSpec, match="there are: debian"):
         await prepare("recipe:plan9")
-
-
-async def test_a_git_source_is_refused(prepare: Prepare) -> None:
-    with pytest.raises(TemplatePrepareFailure, match="git"):
-        await prepare("git:https://example.invalid/x")
 
 
 def test_only_the_releases_own_sources_are_taken() -> None:

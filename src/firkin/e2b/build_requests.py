@@ -93,7 +93,7 @@ async def _source(asked: BuildStart, base: Base) -> TemplateSource:
         raise bad("a build needs fromImage or fromTemplate")
     if _BASE_IMAGE.fullmatch(asked.fromImage):
         return TemplateBase(await base("base"))
-    if _IMAGE.fullmatch(asked.fromImage) is None:
+    if _IMAGE.fullmatch(asked.fromImage) is None or OciSource(asked.fromImage).path is not None:
         raise bad(f"{asked.fromImage[:128]!r} is no image; name one of a registry, such as debian:12")
     return OciSource(asked.fromImage)
 

@@ -22,7 +22,14 @@ from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.logs import LogStore
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import Origin, TemplateRecord, spec_key
-from firkin.engine.template_requests import callers_fault, check_source, check_template, default_template_id
+from firkin.engine.template_requests import (
+    base_template,
+    callers_fault,
+    check_source,
+    check_template,
+    default_template_id,
+)
+from firkin.engine.template_sources import SourceFiles
 from firkin.engine.template_uses import TemplateUse, TemplateUses
 from firkin.engine.workshop import Built, Workshop
 from firkin.host.directories import remove_tree
@@ -34,7 +41,6 @@ from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel, LogSource
 from firkin.law.templates import (
     PreparedTemplate,
-    TemplateBase,
     TemplateInfo,
     TemplateSpec,
     TemplateState,
@@ -69,6 +75,7 @@ class TemplateRegistry:
         self, place: TemplatePlace, *, records: Records, logs: LogStore, clock: Clock, acts: Acts, offer: Capabilities
     ) -> None:
         self._place = place
+        self._sources = SourceFiles(preparer=place.preparer, keeping=place.keeping)
         self._records = records
         self._logs = logs
         self._clock = clock
@@ -243,10 +250,8 @@ class TemplateRegistry:
     async def _built(self, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
         report(BuildLine(message=f"[base] FROM {describe_source(spec.source)}"))
         with self._found(spec) as base:
-            if base is None:
-                tell = partial(_tell_line, report)
-                base = Built(prepared=await self._place.preparer.prepare(spec, directory, tell))
-            return await self._built_on(base, spec, report)
+            begun = await self._sources.of(spec, base, directory, partial(_tell_line, report))
+            return await self._built_on(begun, spec, report)
 
     async def _built_on(self, base: Built, spec: TemplateSpec, report: BuildReport) -> Built:
         with self._place.keeping.holding(base.prepared.root):
@@ -258,10 +263,11 @@ class TemplateRegistry:
     @contextmanager
     def _found(self, spec: TemplateSpec) -> Iterator[Built | None]:
         """What another template has ready, held for the length of the block; None where the source has it."""
-        if not isinstance(spec.source, TemplateBase):
+        template_id = base_template(spec.source)
+        if template_id is None:
             yield None
             return
-        base = self.ready(_PREPARE, spec.source.template_id)
+        base = self.ready(_PREPARE, template_id)
         held = self.hold(Origin(directory=base.directory, base_env={}, root=base.root), pins=False)
         try:
             yield Built(prepared=_as_prepared(base), startup=base.info.startup)
@@ -270,9 +276,8 @@ class TemplateRegistry:
 
     def _base_digest(self, spec: TemplateSpec) -> str:
         """What the template below has in it now: when that changes, what was built on it is another thing."""
-        if not isinstance(spec.source, TemplateBase):
-            return ""
-        return self.ready(_PREPARE, spec.source.template_id).info.digest
+        template_id = base_template(spec.source)
+        return "" if template_id is None else self.ready(_PREPARE, template_id).info.digest
 
     async def _undo(
         self, fresh: TemplateRecord, earlier: TemplateRecord | None, directory: Path, failure: BaseException

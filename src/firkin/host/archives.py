@@ -243,6 +243,10 @@ class Extraction:
                 continue
 
 
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 class _Hashed:
     """A stream that is hashed as it is read; by nothing at all where no digest is asked for."""
 
@@ -262,14 +266,14 @@ class _Hashed:
             raise corrupt(f"{called} does not unpack to what its image says")
 
 
-def _reader(stream: _Hashed) -> tarfile.TarFile:
+def _reader(stream: _Readable) -> tarfile.TarFile:
     return tarfile.open(fileobj=_Blocks(stream), mode="r|", tarinfo=_Header)
 
 
 class _Blocks(io.RawIOBase):
     """Gives the stream reader whole blocks: a pipe or a decompressor may answer with less."""
 
-    def __init__(self, stream: _Hashed) -> None:
+    def __init__(self, stream: _Readable) -> None:
         self._stream = stream
 
     def readable(self) -> bool:

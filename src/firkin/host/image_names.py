@@ -93,12 +93,12 @@ def mirrored(name: ImageName, mirrors: Mapping[str, str]) -> Mirrored | None:
     of a local image is left out of the result: the files are compared with it.
     """
     whole = str(name)
-    for start in sorted(mirrors, key=len, reverse=True):
-        beginning = _canonical_start(start)
+    beginnings = {_canonical_start(start): place for start, place in mirrors.items()}
+    for beginning in sorted(beginnings, key=len, reverse=True):
         rest = whole.removeprefix(beginning)
         if not whole.startswith(beginning) or not (beginning.endswith("/") or rest[:1] in ("", ":", "@")):
             continue
-        place = Mirrored(place=mirrors[start] + rest)
+        place = Mirrored(place=beginnings[beginning] + rest)
         if place.is_local:
             return Mirrored(place=place.place.removesuffix(f"@{name.digest}") if name.digest else place.place)
         return place

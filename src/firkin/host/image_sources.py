@@ -88,9 +88,7 @@ class ImageSources:
         return await self._layout(Layout(path), tag, pinned)
 
     async def _layout(self, layout: Layout, tag: str, pinned: str) -> tuple[Stacked, str]:
-        image = await asyncio.to_thread(layout.image, tag)
-        if pinned and image.digest != pinned:
-            image = await asyncio.to_thread(layout.image, digest=pinned)
+        image = await asyncio.to_thread(layout.image, tag, digest=pinned)
         return await self._made(image, layout.blobs), image.digest
 
     async def _archive(self, transport: str, path: str, tag: str, pinned: str) -> tuple[Stacked, str]:
@@ -183,9 +181,9 @@ def split_tag(rest: str) -> tuple[str, str]:
 
 
 def existing(path: str) -> str:
-    """The absolute path of what must exist and be readable."""
-    if "\0" in path or not path:
-        raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path!r} is no path")
+    """`path`, which must be absolute (ours is another working directory than the caller's), exist and be readable."""
+    if "\0" in path or not path.startswith("/"):
+        raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path!r} is no absolute path")
     if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
         raise TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, f"{path} is neither a folder nor a file")
     if not os.access(path, os.R_OK):

@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from firkin.host.facts import Facts
@@ -24,7 +24,8 @@ from firkin.host.fittings import VERSION
 from firkin.host.layer_store import LayerStore, layer_key
 from firkin.host.programs import Report, program_environment, run_program
 from firkin.host.unpacking import CannotStack, Job, Step, Unpacked, decode_answer
-from firkin.law.errors import IoFailure
+from firkin.law.driver import RootFilesystem
+from firkin.law.errors import IoFailure, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import ImageConfig
 
 MOST_LAYERS = 64
@@ -42,7 +43,7 @@ class RootLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What one layer holds: `key` says it whole. `fill` puts files into the lowest one's folder before `steps`."""
+    """What one layer holds: `key` says it whole. `fill` is done before `steps`, and is given the layer's folder."""
 
     key: str
     steps: tuple[Step, ...]
@@ -122,6 +123,18 @@ class LayerStacks:
             self._report(f"layers cannot be shared where the state folder is ({failure}): all become one")
             self._facts.put("stacking", self._place, {"works": False})
             return await self._flat(whole)
+
+    async def on(self, base: RootFilesystem, content: Content) -> RootFilesystem:
+        """A layer more on a root whose layers are all in this store. `CannotStack`."""
+        lowers = (base.base, *base.layers)
+        keys = [self._store.key_of(path) for path in lowers]
+        if None in keys:
+            detail = "the template below was prepared by an earlier Firkin; delete it and prepare it again"
+            raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, detail)
+        held = [key for key in keys if key is not None]
+        with self._store.holding(held):
+            layer = await self._layer(layer_key("on", _FORM, *held, content.key), lowers, [content])
+        return replace(base, layers=(*base.layers, layer.path))
 
     def _stacking(self) -> bool | None:
         """Whether layers can be laid on each other here; None before it was tried since the machine started."""

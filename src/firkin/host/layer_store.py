@@ -71,6 +71,7 @@ class LayerStore:
         self._held: Counter[str] = Counter()
         self._unsettled: set[str] = set()
         self._preparations: Counter[float] = Counter()
+        self._settling = asyncio.Lock()
 
     def find(self, key: str) -> str | None:
         """Where the files of a layer are, if it is here; it counts as used now."""
@@ -157,15 +158,19 @@ class LayerStore:
 
     async def settle(self) -> None:
         """Make durable what is not yet. Costs a sync of the whole file system; call it in the background."""
-        for key in sorted(self._unsettled):
-            layer = self.directory / key
-            try:
-                await asyncio.to_thread(_settle, layer)
-            except FileNotFoundError:  # collected meanwhile
-                pass
-            except OSError as error:
-                raise _failure("keep a layer in", layer, error) from error
-            self._unsettled.discard(key)
+        async with self._settling:
+            for key in sorted(self._unsettled):
+                await self._settle_one(key)
+
+    async def _settle_one(self, key: str) -> None:
+        layer = self.directory / key
+        try:
+            await asyncio.to_thread(_settle, layer)
+        except FileNotFoundError:  # collected meanwhile
+            pass
+        except OSError as error:
+            raise _failure("keep a layer in", layer, error) from error
+        self._unsettled.discard(key)
 
     async def collect(self, in_use: Collection[str], *, unused_for_s: float) -> int:
         """Remove every layer whose files' path is not among `in_use`, unless it was used lately. Returns how many.
@@ -176,8 +181,9 @@ class LayerStore:
         begins to be used meanwhile is not among them.
         """
         doomed = [self._hide(name) for name in self._unused(in_use, self.unused_since(unused_for_s))]
-        for hidden in doomed:
-            await remove_tree(hidden)
+        async with self._settling:  # it writes into what it began with
+            for hidden in doomed:
+                await remove_tree(hidden)
         return len(doomed)
 
     def _unused(self, in_use: Collection[str], oldest: float) -> list[str]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from firkin.host.fingerprints import file_digest, folder_fingerprint
+from firkin.host.git_roots import with_repository
 from firkin.host.host_root import keep_host_root
 from firkin.host.image_sources import Bench, ImageSources, RegistrySettings, existing
 from firkin.host.layer_stacks import Content, LayerStacks, RootLimits, Stacked, Wishes, facts_of
@@ -40,19 +42,18 @@ class HostRootPreparer:
 
     async def prepare(self, spec: TemplateSpec, into: Path, report: Callable[[str], None]) -> PreparedRoot:
         """See `RootPreparer.prepare`. `DeadlineExceeded` after `spec.timeout_s`; `HostDiskFull`."""
-        limit = asyncio.timeout(spec.timeout_s)
-        try:
-            async with limit:
-                bench = await self._bench(into.resolve(), report)
-                return await _Preparation(bench, self.registries, spec).made()
-        except TimeoutError as failure:
-            if limit.expired():
-                raise DeadlineExceeded("prepare template", spec.timeout_s) from failure
-            raise
-        except OSError as failure:
-            if HostDiskFull.explains(failure):
-                raise HostDiskFull("prepare template") from failure
-            raise IoFailure("prepare template in", str(into), failure.strerror or str(failure)) from failure
+        async with _bounded(spec, into):
+            bench = await self._bench(into.resolve(), report)
+            return await _Preparation(bench, self.registries, spec).made()
+
+    async def prepare_on(
+        self, base: PreparedRoot, spec: TemplateSpec, into: Path, report: Callable[[str], None]
+    ) -> PreparedRoot:
+        """See `LayeringPreparer.prepare_on`: a repository. Fails as `prepare` does."""
+        if not isinstance(spec.source, GitSource):
+            raise TypeError(f"{spec.source!r} is a root of its own")
+        async with _bounded(spec, into):
+            return await with_repository(await self._bench(into.resolve(), report), base, spec.source)
 
     async def _bench(self, into: Path, report: Callable[[str], None]) -> Bench:
         store = self.layers
@@ -61,6 +62,22 @@ class HostRootPreparer:
             await store.load()
         stacks = LayerStacks(store, into, report, self.limits)
         return Bench(store=store, facts=facts_of(store), stacks=stacks, scratch=into, report=report)
+
+
+@asynccontextmanager
+async def _bounded(spec: TemplateSpec, into: Path) -> AsyncIterator[None]:
+    limit = asyncio.timeout(spec.timeout_s)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as failure:
+        if limit.expired():
+            raise DeadlineExceeded("prepare template", spec.timeout_s) from failure
+        raise
+    except OSError as failure:
+        if HostDiskFull.explains(failure):
+            raise HostDiskFull("prepare template") from failure
+        raise IoFailure("prepare template in", str(into), failure.strerror or str(failure)) from failure
 
 
 class _Preparation:
@@ -82,11 +99,8 @@ class _Preparation:
                 return await self._local(path)
             case RecipeSource(name):
                 return await self._recipe(name)
-            case TemplateBase():
+            case TemplateBase() | GitSource():
                 raise TypeError("a template on another one is made by whoever knows the other one")
-            case GitSource():
-                detail = "templates from git repositories cannot be prepared here"
-                raise TemplatePrepareFailure(TemplateFault.TOOL_MISSING, detail)
 
     async def _local(self, path: str) -> PreparedRoot:
         source = os.path.realpath(existing(path))

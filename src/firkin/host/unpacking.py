@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from firkin.host.archives import Allowance, Extraction, corrupt
-from firkin.host.confined import ConfinedTree
+from firkin.host.confined import ConfinedTree, remove
 from firkin.host.fittings import PROFILE, fit, sweep
 from firkin.host.images import Blobs
 from firkin.host.overlays import NoOverlay, merged_view
@@ -32,7 +32,8 @@ _IMPOSSIBLE = (ValueError, OverflowError, RecursionError, MemoryError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """``tar``: unpack the file `source`, whose digest must be `digest`. ``blob``: apply the layer `digest` of the
+    """``tar``: unpack the file `source`, whose digest must be `digest` where one is given; into the new folder `into`
+    of `owner`, if that is given. ``blob``: apply the layer `digest` of the
     folder of blobs `source`, which must unpack to `unpacked`. ``sweep``: clean what was put there. ``fit``: add
     what every root needs, and the image's wishes."""
 
@@ -40,6 +41,8 @@ class Step:
     source: str = ""
     digest: str = ""
     unpacked: str = ""
+    into: str = ""
+    owner: int = 0
     user: str = ""
     workdir: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -115,7 +118,7 @@ def _perform(job: Job) -> dict[str, Any]:
     dropped = 0
     with merged_view(job.lowers, job.files, job.work) as view:
         for step in job.steps:
-            with ConfinedTree(os.dup(view), strict=step.kind == "tar") as tree:
+            with ConfinedTree(os.dup(view), strict=step.kind == "tar" and not step.into) as tree:
                 if step.kind == "fit":
                     config = _fit(step, tree)
                 else:
@@ -134,6 +137,12 @@ def _fit(step: Step, tree: ConfinedTree) -> ImageConfig:
 def _fill(step: Step, tree: ConfinedTree, allowance: Allowance) -> int:
     """Returns how many device nodes were left out."""
     match step.kind:
+        case "tar" if step.into:
+            with tree.parent(step.into) as (fd, name):
+                remove(fd, name)
+            tree.make_directory(step.into, owner=(step.owner, step.owner))
+            with ConfinedTree(tree.open(step.into, os.O_RDONLY | os.O_DIRECTORY), strict=True) as inner:
+                return _unpack_tar(step, inner, allowance)
         case "tar":
             return _unpack_tar(step, tree, allowance)
         case "blob":
@@ -148,7 +157,7 @@ def _fill(step: Step, tree: ConfinedTree, allowance: Allowance) -> int:
 def _unpack_tar(step: Step, tree: ConfinedTree, allowance: Allowance) -> int:
     _tell(f"unpacking {step.source}")
     with open(step.source, "rb") as file:
-        if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != step.digest:
+        if step.digest and f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != step.digest:
             raise corrupt(f"{step.source} changed while it was read")
         file.seek(0)
         work = Extraction(tree, allowance)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
@@ -61,6 +61,17 @@ class RootPreparer(Protocol):
 
         Raises `TemplatePrepareFailure`; the caller removes `into` then.
         """
+        ...
+
+
+@runtime_checkable
+class LayeringPreparer(RootPreparer, Protocol):
+    """A preparer that can also add a source to the files of another template."""
+
+    async def prepare_on(
+        self, base: PreparedRoot, spec: TemplateSpec, into: Path, report: Callable[[str], None]
+    ) -> PreparedRoot:
+        """As `prepare`, for a source that is no root of its own."""
         ...
 
 
