@@ -51,7 +51,7 @@ def new(**fields: object) -> dict[str, object]:
         (new(autoResume={"odd": True}), 400, "unknown field `odd`"),
         (new(mcp={"x": {}}), 400, "mcp is not supported"),
         (new(iam={"tokens": {}}), 400, "iam is not supported"),
-        (new(volumeMounts=[{"name": "v", "path": "/v"}]), 400, "volumeMounts is not supported"),
+        (new(volumeMounts=[{"name": "v", "path": "/v"}]), 400, "keeps no volumes"),
         (new(network={"allowOut": ["1.1.1.1"]}), 400, "network.allowOut is not supported"),
         (new(network={"rules": {"x": []}}), 400, "network.rules is not supported"),
         (new(network={"egressProxy": {"address": "x"}}), 400, "network.egressProxy is not supported"),
