@@ -11,7 +11,8 @@ held open, so EBUSY means that somebody else was faster, and the next is tried.
 Nothing is ever mounted but a device whose binding was made or verified through the
 open descriptor. A device unbinds itself after its last use, whoever was killed.
 
-All mounts of a device are detached mounts of one superblock. Unlike a sandbox's
+All mounts of a device are detached mounts of one superblock, which becomes
+read-only when the kernel finds it damaged, and is mended before it is used again. Unlike a sandbox's
 disk a volume has a journal and barriers: what was synced is there after a crash of
 the host. Direct I/O keeps the host from caching what the volume's ext4 has cached.
 """
@@ -26,7 +27,9 @@ import struct
 import time
 from contextlib import suppress
 
+from firkin.host.base_disks import repair
 from firkin.host.disks import add_loop_device, attach, loop_is_bound, remove_loop_device
+from firkin.host.superblocks import has_met_errors
 from firkin.host.syscalls import ATTR_NODEV, ATTR_NOSUID, NewFilesystem
 
 FIRST_LOOP = 8192
@@ -43,7 +46,7 @@ def mount_volume(image: str) -> int:
     """A new detached mount of the ext4 in the file `image`. Blocks: in a thread, and one at a time for an image."""
     file = os.open(image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        loop, device = _bound(file, os.path.basename(image)) or _bind(file)
+        loop, device = _bound(file, os.path.basename(image)) or _bind_in_order(file, image)
     finally:
         os.close(file)
     try:
@@ -133,6 +136,13 @@ def _encoded(device: int) -> int:
     """A device number as the kernel writes it (new_encode_dev), which is not the C library's way for large ones."""
     major, minor = os.major(device), os.minor(device)
     return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
+
+
+def _bind_in_order(file: int, image: str) -> tuple[int, str]:
+    """Nobody uses it: if the kernel found it damaged once, this is the moment to mend it."""
+    if has_met_errors(file):
+        repair(image)
+    return _bind(file)
 
 
 def _bind(file: int) -> tuple[int, str]:
