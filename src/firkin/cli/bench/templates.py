@@ -120,8 +120,9 @@ def _volumes(stage: Stage, state_dir: Path) -> Iterator[Series]:
         sandbox.kill()
         sdk.Volume.destroy(volume.volume_id)
     what = f"dd of {_VOLUME_MB} MB of zeros with fsync"
-    yield _speed(stage, "volume.write_mb_per_s", inside, f"{what}, to a volume inside", "0.9 of the disk")
-    yield _speed(stage, "volume.host_disk_write_mb_per_s", outside, f"{what}, to the disk that the volume is on", "")
+    yield _series(stage, "volume.write_mb_per_s", inside, f"{what}, to a volume inside", "0.9 of the disk", "MB/s")
+    what = f"{what}, to the disk that the volume is on"
+    yield _series(stage, "volume.host_disk_write_mb_per_s", outside, what, "", "MB/s")
 
 
 def _volume_speed(sandbox: Any) -> float:
@@ -142,23 +143,11 @@ def _host_speed(state_dir: Path) -> float:
     return _VOLUME_MB * 1.048576 / took
 
 
-def _speed(stage: Stage, metric: str, values: list[float], workload: str, target: str) -> Series:
+def _series(stage: Stage, metric: str, values: list[float], workload: str, target: str, unit: str = "ms") -> Series:
     return Series(
         metric=metric,
         values=tuple(values),
-        unit="MB/s",
-        lifecycle=Lifecycle.HOT,
-        isolation=stage.isolation,
-        workload=workload,
-        target=target,
-    )
-
-
-def _series(stage: Stage, metric: str, values: list[float], workload: str, target: str) -> Series:
-    return Series(
-        metric=metric,
-        values=tuple(values),
-        unit="ms",
+        unit=unit,
         lifecycle=Lifecycle.COLD_PREPARED,
         isolation=stage.isolation,
         workload=workload,
