@@ -225,7 +225,7 @@ def test_the_data_plane_asks_for_its_token(client: RawClient) -> None:
         ("process.Process/List", b"{", "invalid_argument"),
         (
             "process.Process/Update",
-            {"process": {"pid": 5}, "pty": {"size": {"rows": 0, "cols": 1}}},
+            {"process": {"pid": 5}, "pty": {"size": {"rows": 70000, "cols": 1}}},
             "invalid_argument",
         ),
         ("filesystem.Filesystem/Stat", {"path": "/nowhere"}, "not_found"),

@@ -52,6 +52,14 @@ def test_a_variable_may_have_any_name_that_the_kernel_takes(client: RawClient) -
     assert {b"MY VAR=x", b"1-2=y"} <= set(output(client.stream("process.Process/Start", start)).splitlines())
 
 
+def test_a_link_from_before_1970_has_expired(client: RawClient) -> None:
+    token = client.sandbox["envdAccessToken"]
+    link = {"path": "/f", "signature": sign("/f", READ, "", token, -5), "signature_expiration": "-5"}
+    bare = {name: value for name, value in client.headers().items() if name != "X-Access-Token"}
+    answer = client.http.get("/files", params=link, headers=bare)
+    assert answer.json() == {"code": 401, "message": "signature is already expired"}
+
+
 def test_what_others_add_to_a_signed_link_does_not_matter(client: RawClient) -> None:
     expires = int(time.time()) + 60
     signature = sign("/etc/passwd", READ, "", client.sandbox["envdAccessToken"], expires)

@@ -11,7 +11,6 @@ from firkin.e2b.guest_paths import needs_home, resolve
 from firkin.e2b.json_text import encode
 from firkin.e2b.proto_json import Message, decode, read_bytes
 from firkin.e2b.signal_names import describe_signal
-from firkin.law.errors import ProcessFailure, ProcessFault
 from firkin.law.ids import ProcessId, ProcessTag
 from firkin.law.processes import (
     Argv,
@@ -33,6 +32,8 @@ from firkin.law.processes import (
 
 _KEEPALIVE = envelope(b'{"event":{"keepalive":{}}}')
 _DATA_END = b'"}}}'
+_PIPE_CHUNK = 32 * 1024
+_PTY_CHUNK = 16 * 1024
 _STREAM_IDLE_S = 3600.0  # a person may type into it, and not every client sends keepalives
 _SIGNALS: dict[str | int, Signal] = {
     "SIGNAL_SIGTERM": Signal.TERM,
@@ -113,17 +114,7 @@ class _StreamInput(Message):
 async def start(call: RpcCall) -> None:
     """Start a program and stream what it says. The client's deadline is the program's too."""
     request = await call.stream_request(_Start)
-    stream = await _started(call, await _command(call, request))
-    await _stream(call, stream)
-
-
-async def _started(call: RpcCall, command: Command) -> ProcessStream:
-    try:
-        return await call.processes.stream(call.sandbox_id, command)
-    except ProcessFailure as error:
-        if error.fault is ProcessFault.CWD_MISSING:
-            raise RpcError(Code.INVALID_ARGUMENT, f"cwd '{command.cwd}' does not exist") from error
-        raise
+    await _stream(call, await call.processes.stream(call.sandbox_id, await _command(call, request)))
 
 
 async def _command(call: RpcCall, request: _Start) -> Command:
@@ -171,17 +162,24 @@ def _started_event(info: ProcessInfo) -> bytes:
 
 
 def encode_event(event: ProcessEvent) -> bytes | None:
-    """One event as an envelope; None for the start, which is sent apart. Raises `RpcError` for a deadline's kill."""
+    """One event as envelopes; None for the start, which is sent apart. Raises `RpcError` for a deadline's kill."""
     match event:
         case Stdout(data):
-            return envelope(b'{"event":{"data":{"stdout":"' + base64.b64encode(data) + _DATA_END)
+            return _data(b"stdout", data, _PIPE_CHUNK)
         case Stderr(data):
-            return envelope(b'{"event":{"data":{"stderr":"' + base64.b64encode(data) + _DATA_END)
+            return _data(b"stderr", data, _PIPE_CHUNK)
         case PtyOutput(data):
-            return envelope(b'{"event":{"data":{"pty":"' + base64.b64encode(data) + _DATA_END)
+            return _data(b"pty", data, _PTY_CHUNK)
         case Ended():
             return _end_event(event)
     return None
+
+
+def _data(field: bytes, data: bytes, most: int) -> bytes:
+    """Messages of at most `most` bytes of output each, as E2B's own service sends them."""
+    head = b'{"event":{"data":{"' + field + b'":"'
+    pieces = (data[at : at + most] for at in range(0, len(data), most))
+    return b"".join([envelope(head + base64.b64encode(piece) + _DATA_END) for piece in pieces])
 
 
 def _end_event(event: Ended) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from firkin.law.sandboxes import SandboxInfo
 
 TOKEN_HEADER = b"x-access-token"
 UNAUTHORIZED = "unauthorized access, please provide a valid access token or method signing if supported"
+_SECONDS = re.compile(r"[+-]?[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def signed_link(exchange: Exchange) -> SignedLink | None:
     if "signature" not in query:
         return None
     expiry = query.get("signature_expiration", "")
-    if expiry and (not expiry.isascii() or not expiry.isdigit() or len(expiry) > 15):
+    if expiry and _SECONDS.fullmatch(expiry) is None:
         raise Refused(400, "signature_expiration must be a Unix time in seconds", should_retry=False)
     return SignedLink(
         path=query.get("path", ""),

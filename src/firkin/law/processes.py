@@ -39,15 +39,17 @@ CommandMode = Shell | Argv
 
 @dataclass(frozen=True, slots=True)
 class PtySize:
+    """Zero is a size that a terminal may have: unknown."""
+
     rows: int = 24
     cols: int = 80
 
     def __post_init__(self) -> None:
-        if not (0 < self.rows < 65536 and 0 < self.cols < 65536):
+        if not (0 <= self.rows < 65536 and 0 <= self.cols < 65536):
             raise InvalidSpec(
                 "check terminal size",
                 InvalidReason.INVALID_COMMAND,
-                f"a terminal of {self.rows} rows and {self.cols} columns is not possible; both must be 1…65535",
+                f"a terminal of {self.rows} rows and {self.cols} columns is not possible; both must be 0…65535",
             )
 
 
