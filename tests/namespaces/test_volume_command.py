@@ -143,6 +143,16 @@ def test_a_full_volume_says_so(firkin: Firkin, volume: str, tmp_path: Path) -> N
     assert firkin("get", "work:/big", str(tmp_path / "none")).code == 2
 
 
+def test_a_sandbox_is_created_with_it(firkin: Firkin, server: RunningServer, volume: str) -> None:
+    where = ("--url", server.url, "--api-key", ALICE)
+    assert _run(["sandbox", "create", "--volume", "work:/data:ro", "--volume", "work", *where]) == 2
+    assert _run(["sandbox", "create", "--volume", "work:/data:ro", *where]) == 0
+    refused = firkin("delete", "work")
+    sandbox_id = refused.out.split()[-1]
+    assert (refused.code, f"mounted in sandbox {sandbox_id}" in refused.err) == (2, True)
+    assert _run(["sandbox", "kill", sandbox_id, *where]) == 0
+
+
 def test_the_help_speaks_of_every_command(firkin: Firkin, capfd: pytest.CaptureFixture[str]) -> None:
     for command in ("create", "list", "show", "delete", "put", "get"):
         assert _run(["volume", command, "--help"]) == 0

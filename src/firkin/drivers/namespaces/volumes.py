@@ -74,12 +74,13 @@ class VolumeDisks:
         self._let_go(volume_id)
         self._binding.pop(volume_id, None)
 
-    async def sweep(self, keep: Collection[VolumeId]) -> Sequence[str]:
-        kept = {f"{volume_id}.img" for volume_id in keep}
-        left = sorted(path for path in self._folder.iterdir() if path.name not in kept)
-        for path in left:
-            await asyncio.to_thread(_unlink, path)
-        return [f"what was left of volume {path.name}" for path in left]
+    async def kept(self) -> Collection[VolumeId]:
+        return await asyncio.to_thread(self._kept)
+
+    def _kept(self) -> set[VolumeId]:
+        for path in self._folder.glob("*.new"):
+            _unlink(path)
+        return {VolumeId(path.stem) for path in self._folder.glob("*.img")}
 
     @asynccontextmanager
     async def mounted(self, volumes: Sequence[BootVolume]) -> AsyncIterator[list[int]]:
