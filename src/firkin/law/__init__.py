@@ -177,6 +177,7 @@ __all__ = [
     "Isolation",
     "JournalQuery",
     "KillSignal",
+    "LayeringPreparer",
     "Lifecycle",
     "LifecycleChanged",
     "LifecycleEntry",
