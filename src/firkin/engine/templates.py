@@ -108,6 +108,7 @@ class TemplateRegistry:
         or the network's reasons: a source that cannot be used leaves no record.
         """
         check_template(spec, self._offer)
+        self._sources.check(spec)
         template_id, key = spec.id or default_template_id(spec.source), spec_key(spec, self._base_digest(spec))
         preparation = await self._under_way(template_id)
         if preparation is None:

@@ -8,7 +8,7 @@ import pytest
 
 from firkin.law.backend import SandboxBackend
 from firkin.law.capabilities import Capabilities, CapabilityName
-from firkin.law.errors import UnsupportedCapability
+from firkin.law.errors import NotFound, UnsupportedCapability
 from firkin.law.ids import SnapshotId, TemplateId
 from firkin.law.processes import Shell
 from firkin.law.sandboxes import FromSnapshot, Isolation, Lifecycle, OnTimeout, SandboxInfo, SandboxSpec
@@ -192,10 +192,9 @@ class RefusalObligations(BackendSuite):
         spec = TemplateSpec(source=self.template_spec.source, data_plane=plane)
         await refused(_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY, backend.templates.prepare(spec))
 
-    async def test_a_git_source_is_refused_before_anything_is_made(self, backend: SandboxBackend) -> None:
-        await refused(
-            _C.TEMPLATE_PREPARE, backend.templates.prepare(TemplateSpec(source=GitSource("https://example.invalid/x")))
-        )
+    async def test_a_git_source_without_a_template_below_it_makes_nothing(self, backend: SandboxBackend) -> None:
+        with pytest.raises((UnsupportedCapability, NotFound)):
+            await backend.templates.prepare(TemplateSpec(source=GitSource("https://example.invalid/x")))
         assert list(await backend.templates.list()) == []
 
     async def test_volumes_are_refused_where_there_are_none(
