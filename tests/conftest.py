@@ -13,6 +13,7 @@ import pytest
 
 from firkin.drivers.namespaces.leases import BLOCK
 from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.host.volume_disks import FIRST_LOOP, LOOPS
 
 _PATIENCE_S = 15.0
 
@@ -66,8 +67,17 @@ def _bound_loops() -> set[str]:
     return {
         name
         for name in os.listdir("/sys/block")
-        if name.startswith("loop") and name not in foreign and os.path.exists(f"/sys/block/{name}/loop/backing_file")
+        if name.startswith("loop") and name not in foreign and _is_bound_by_us(name)
     }
+
+
+def _is_bound_by_us(name: str) -> bool:
+    """Loop devices of volumes belong to no slot: what is bound to them tells whose they are."""
+    try:
+        image = Path(f"/sys/block/{name}/loop/backing_file").read_text()
+    except OSError:
+        return False
+    return "/pytest-of-" in image or not FIRST_LOOP <= int(name.removeprefix("loop")) < FIRST_LOOP + LOOPS
 
 
 def _processes() -> set[str]:

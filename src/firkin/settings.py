@@ -62,10 +62,14 @@ class Settings:
     default_timeout_s: float | None = 300.0
     max_timeout_s: float | None = 86400.0
     sandbox_vcpus: int = 2
-    sandbox_memory_mb: int = 512
+    sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 10240
     sandbox_pids: int = 4096
+    volume_disk_mb: int = 10240
     ended_kept_s: float = 7 * 86400.0
+    unused_layers_kept_s: float = 7 * 86400.0
+    image_mirrors: Mapping[str, str] = field(default_factory=dict)
+    registry_auth_file: Path | None = None
 
     def policies(self) -> Policies:
         """The limits among the settings, as the backend takes them. Raises `InvalidSpec` for impossible sizes."""
@@ -79,13 +83,18 @@ class Settings:
                 disk_floor_bytes=self.disk_floor_mb * MIB,
             ),
             deadlines=DeadlinePolicy(default_timeout_s=self.default_timeout_s, max_timeout_s=self.max_timeout_s),
-            hygiene=HygienePolicy(kill_on_close=self.kill_on_exit, ended_kept_s=self.ended_kept_s),
+            hygiene=HygienePolicy(
+                kill_on_close=self.kill_on_exit,
+                ended_kept_s=self.ended_kept_s,
+                unused_layers_kept_s=self.unused_layers_kept_s,
+            ),
             default_resources=SandboxResources(
                 vcpus=self.sandbox_vcpus,
                 memory_bytes=self.sandbox_memory_mb * MIB,
                 disk_bytes=self.sandbox_disk_mb * MIB,
                 pids=self.sandbox_pids,
             ),
+            default_volume_bytes=self.volume_disk_mb * MIB,
         )
 
 
@@ -183,7 +192,7 @@ def _as_option(key: str, value: Any) -> Any:
 def _as_variable(key: str, text: str) -> Any:
     if key == "api_keys":
         return text.replace(",", " ").split()
-    if key == "driver_options":
+    if key in ("driver_options", "image_mirrors"):
         return dict(word.partition("=")[::2] for word in text.replace(",", " ").split())
     return text
 
@@ -277,6 +286,13 @@ def _options(value: Any) -> dict[str, str]:
     }
 
 
+def _mirrors(value: Any) -> dict[str, str]:
+    """Whether each is the beginning of a name and a place is for the preparer to say: it knows both."""
+    if not isinstance(value, Mapping) or not all(isinstance(place, str) and place for place in value.values()):
+        raise ValueError("it must be a table that gives, for the beginning of an image's name, another place")
+    return {str(start): place for start, place in value.items()}
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "state_dir": _path,
     "host": _word(re.compile(r"[A-Za-z0-9.:_-]{1,253}"), "a host name or address"),
@@ -301,5 +317,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "sandbox_memory_mb": _whole(16, 2**24),
     "sandbox_disk_mb": _whole(16, 2**24),
     "sandbox_pids": _whole(16, 4_194_304),
+    "volume_disk_mb": _whole(16, 2**24),
     "ended_kept_s": _seconds,
+    "unused_layers_kept_s": _seconds,
+    "image_mirrors": _mirrors,
+    "registry_auth_file": _path,
 }

@@ -173,6 +173,8 @@ def test_templates_are_prepared_listed_and_deleted_over_the_server(state: Path, 
     rows = json.loads(firkin("template", "list", "--json", state=state).stdout)
     assert {"base", "mine"} <= {row["id"] for row in rows}
     assert firkin("template", "delete", "mine", state=state).returncode == 0
+    assert json.loads(firkin("template", "prune", "--json", state=state).stdout)["removed"] > 0
+    assert json.loads(firkin("template", "prune", "--json", state=state).stdout) == {"removed": 0}
     assert firkin("template", "delete", "mine", state=state).returncode == 2
 
 

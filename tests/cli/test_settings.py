@@ -22,7 +22,7 @@ def read(tmp_path: Path, toml: str = "", env: dict[str, str] | None = None, **gi
 def test_defaults_hold_when_nothing_is_said(tmp_path: Path) -> None:
     settings = read(tmp_path)
     assert (settings.host, settings.port, settings.driver) == ("127.0.0.1", 3000, "namespaces")
-    assert settings.policies().default_resources.memory_bytes == 512 * MIB
+    assert settings.policies().default_resources.memory_bytes == 1024 * MIB
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
@@ -73,6 +73,8 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
         ({"sandbox_memory_mb": 1}, "from 16"),
         ({"max_sandboxes": 1.5}, "whole number"),
         ({"driver_options": "a"}, "table"),
+        ({"image_mirrors": "a"}, "table"),
+        ({"image_mirrors": {"debian": 3}}, "table"),
         ({"api_keys": ["short"]}, "8 to 256"),
         ({"api_keys": [f"a b:{KEY}"]}, "name"),
         ({"api_keys": [f"a:{KEY}:0"]}, "above 0"),
@@ -95,6 +97,15 @@ def test_a_refused_key_is_not_shown(tmp_path: Path) -> None:
 
 def test_a_settings_text_does_not_hold_keys(tmp_path: Path) -> None:
     assert KEY not in repr(read(tmp_path, api_keys=[KEY]))
+
+
+def test_mirrors_come_from_a_table_or_a_list_of_words(tmp_path: Path) -> None:
+    toml = 'registry_auth_file = "/srv/auth.json"\n[image_mirrors]\n"docker.io/library/" = "127.0.0.1:5000/library/"\n'
+    settings = read(tmp_path, toml)
+    assert settings.image_mirrors == {"docker.io/library/": "127.0.0.1:5000/library/"}
+    assert settings.registry_auth_file == Path("/srv/auth.json")
+    env = {"FIRKIN_IMAGE_MIRRORS": "debian:12=oci:/srv/debian:12,e2bdev/=10.0.0.1:5000/e2b/"}
+    assert read(tmp_path, env=env).image_mirrors == {"debian:12": "oci:/srv/debian:12", "e2bdev/": "10.0.0.1:5000/e2b/"}
 
 
 def test_none_lifts_a_limit(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import http from 'node:http'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
@@ -45,6 +47,33 @@ async function get(url, headers) {
   for await (const chunk of response) chunks.push(chunk)
   return { status: response.statusCode, body: Buffer.concat(chunks).toString() }
 }
+
+scenario('a template is built from files, commands and a service', async () => {
+  const { Template, waitForPort } = sdk
+  const folder = mkdtempSync(join(tmpdir(), 'template-'))
+  try {
+    mkdirSync(join(folder, 'app/inner'), { recursive: true })
+    writeFileSync(join(folder, 'app/inner/data'), 'data')
+    const template = Template({ fileContextPath: folder })
+      .fromBaseImage()
+      .setEnvs({ FOO: 'bar' })
+      .copy('app', '/srv/app')
+      .runCmd('echo $FOO > ~/index.html')
+      .setStartCmd('python3 -m http.server 8000', waitForPort(8000))
+    const heard = []
+    await Template.build(template, 'js-built:v1', { onBuildLogs: (entry) => void heard.push(entry.message) })
+    assert.ok(heard.some((line) => line.includes('COPY app /srv/app')))
+    assert.equal(await Template.exists('js-built'), true)
+    const sandbox = await Sandbox.create('js-built:v1')
+    made.push(sandbox)
+    const done = await sandbox.commands.run('cat /srv/app/inner/data; curl -s localhost:8000/index.html')
+    assert.equal(done.stdout, 'databar\n')
+    const failing = Template().fromBaseImage().runCmd('exit 7')
+    await assert.rejects(Template.build(failing, 'js-failing'), /failed to run command 'exit 7': exit status 7/)
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
 
 scenario('a command gives its output, its errors and its exit code', async () => {
   const sandbox = await create({ envs: { GREETING: 'hello' } })

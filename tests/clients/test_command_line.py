@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,21 @@ def test_a_snapshot_is_made_listed_and_deleted(e2b: E2b, sandbox_id: str) -> Non
     assert len(found) == 1
     name = found[0]["snapshotId"]
     assert e2b("sandbox", "snapshot", "delete", name).returncode == 0
+
+
+def test_a_dockerfile_becomes_a_template(e2b: E2b, tmp_path: Path) -> None:
+    (tmp_path / "hello.txt").write_text("hello\n")
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text('FROM e2bdev/base\nENV A=1\nWORKDIR /srv/app\nCOPY hello.txt .\nRUN echo "$A" >> hello.txt\n')
+    made = e2b("template", "create", "cli-built", "--path", str(tmp_path))
+    assert made.returncode == 0, made.stderr + made.stdout
+    assert "cli-built" in e2b("template", "list").stdout
+    name = e2b("sandbox", "create", "--detach", "cli-built").stdout.strip()
+    assert e2b("sandbox", "exec", name, "cat", "/srv/app/hello.txt").stdout == "hello\n1\n"
+    e2b("sandbox", "kill", name)
+    assert "Published" in e2b("template", "publish", "-y", "cli-built").stdout
+    assert e2b("template", "delete", "-y", "cli-built").returncode == 0
+    assert "cli-built" not in e2b("template", "list").stdout
 
 
 def test_a_kill_is_told_from_a_kill_of_nothing(e2b: E2b, sandbox_id: str) -> None:

@@ -144,6 +144,10 @@ def test_a_feed_shows_tenants_their_own_and_the_operator_all(server: RunningServ
         lived.api("DELETE", f"/sandboxes/{created}", key=BOB)
 
 
+def test_pruning_templates_is_the_operators(lived: RawClient) -> None:
+    assert lived.api("POST", "/firkin/v1/templates/prune").status_code == 403
+
+
 def test_webhooks_are_the_operators(lived: RawClient) -> None:
     body = {"url": "http://127.0.0.1:1/hook", "events": [TYPES[3]]}
     refused = lived.api("POST", "/firkin/v1/webhooks", body)

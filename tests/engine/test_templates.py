@@ -238,7 +238,6 @@ def test_ids_made_from_sources_never_collide() -> None:
 @pytest.mark.parametrize(
     ("spec", "capability"),
     [
-        (TemplateSpec.git("https://example.invalid/x"), CapabilityName.TEMPLATE_PREPARE),
         (
             replace(TemplateSpec.host(), data_plane=EnvdPlane(provisioning=Provisioning.ALREADY_PRESENT)),
             CapabilityName.TEMPLATE_DATA_PLANE_ENVD_VERIFY,

@@ -89,3 +89,33 @@ async def test_only_what_nobody_uses_is_collected(store: LayerStore) -> None:
     assert store.find(idle) is None
     assert None not in (store.find(used), store.find(held))
     assert await store.collect([path], unused_for_s=0) == 1
+
+
+async def test_what_a_preparation_finds_or_makes_stays_until_its_end(store: LayerStore, tmp_path: Path) -> None:
+    await make(store, "old")
+    os.utime(tmp_path / "layers/old", (1, 1))
+    with store.preparing():
+        await make(store, "made")
+        assert store.find("old") is not None
+        assert await store.collect([], unused_for_s=0) == 0
+    assert await store.collect([], unused_for_s=0) == 2
+
+
+async def test_a_layer_in_use_counts_as_used_now(store: LayerStore, tmp_path: Path) -> None:
+    path = await make(store, "old")
+    os.utime(tmp_path / "layers/old", (1, 1))
+    assert await store.collect([path], unused_for_s=60) == 0
+    assert await store.collect([], unused_for_s=60) == 0
+
+
+async def test_a_note_is_kept_with_its_layer_and_others_folders_are_left_alone(
+    store: LayerStore, tmp_path: Path
+) -> None:
+    (tmp_path / "layers/.others").mkdir()
+    async with store.making(KEY) as making:
+        await making.keep("what I know")
+    later = LayerStore(tmp_path / "layers")
+    await later.load()
+    assert later.note(KEY) == "what I know"
+    assert await later.collect([], unused_for_s=-1) == 1
+    assert os.listdir(tmp_path / "layers") == [".others"]

@@ -12,6 +12,7 @@ from firkin import Runtime
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.drivers.namespaces.preflight import check
 from firkin.engine.backend import LocalBackend
+from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
 from firkin.law.ids import TemplateId
 from firkin.law.processes import Argv, Command, CommandOutput
@@ -32,7 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def backend_at(state_dir: Path, **options: str) -> LocalBackend:
     driver = NamespacesDriver.from_settings(state_dir, {"ready_slots": "3", **options})
-    return LocalBackend(driver=driver, preparer=HostRootPreparer(), state_dir=state_dir)
+    layers = LayerStore(state_dir / "layers")
+    return LocalBackend(driver=driver, preparer=HostRootPreparer(layers=layers), state_dir=state_dir, layers=layers)
 
 
 @pytest.fixture(scope="module")

@@ -68,15 +68,20 @@ class LayoutMaker:
         (path / "blobs/sha256").mkdir(parents=True)
 
     def add(
-        self, *layers: Sequence[Entry], tag: str = "latest", config: Any = None, architecture: str = _ARCHITECTURE
+        self,
+        *layers: Sequence[Entry],
+        tag: str = "latest",
+        config: Any = None,
+        architecture: str = _ARCHITECTURE,
+        unpacked: Sequence[str] = (),
     ) -> str:
-        """Add an image and return its manifest's digest."""
+        """Add an image and return its manifest's digest. `unpacked` are lies about its last layers."""
         raw = [tar_bytes(layer) for layer in layers]
         described = {
             "architecture": architecture,
             "os": "linux",
             "config": config or {},
-            "rootfs": {"type": "layers", "diff_ids": [_digest(one) for one in raw]},
+            "rootfs": {"type": "layers", "diff_ids": [*map(_digest, raw[: len(raw) - len(unpacked)]), *unpacked]},
         }
         manifest = {
             "schemaVersion": 2,

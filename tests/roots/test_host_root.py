@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Prepare
+from .conftest import LastRoot, Prepare
 
 pytestmark = [
     pytest.mark.host,
@@ -27,44 +27,44 @@ exec chroot "$ROOT" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin "$@"
 """
 
 
-def _inside(into: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "ROOT": str(into / "rootfs")}
+def _inside(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "ROOT": str(root)}
     enter = ["unshare", "--mount", "--uts", "--propagation", "private", "bash", "-c", _ENTER, "enter", *argv]
     return subprocess.run(enter, env=env, capture_output=True, text=True, timeout=30)
 
 
-async def test_the_hosts_usr_is_shared_and_the_rest_is_clean(into: Path, prepare: Prepare) -> None:
+async def test_the_hosts_usr_is_shared_and_the_rest_is_clean(last: LastRoot, prepare: Prepare) -> None:
     made = await prepare("host")
     assert made.root.shared["/usr"] == "/usr"
     assert made.digest.startswith("host:")
     assert (made.config.user, made.config.workdir) == ("user", "/home/user")
-    root = into / "rootfs"
+    root = last.path
     assert sorted(os.listdir(root / "home")) == ["user"]
     assert sorted(os.listdir(root / "root")) == [".bashrc", ".profile"]
     for name in ("opt", "srv", "mnt", "var/lib", "var/log", "var/cache", "usr", "proc", "sys", "dev"):
         assert os.listdir(root / name) == [], name
 
 
-async def test_no_file_of_the_hosts_etc_is_copied(into: Path, prepare: Prepare) -> None:
+async def test_no_file_of_the_hosts_etc_is_copied(last: LastRoot, prepare: Prepare) -> None:
     await prepare("host")
     private = [Path("/etc") / name for name in ("passwd", "shadow", "group", "hosts", "machine-id", "sudoers")]
     for path in private:
-        copy = into / "rootfs" / path.relative_to("/")
+        copy = last.path / path.relative_to("/")
         if path.exists() and path.read_bytes():
             assert copy.read_bytes() != path.read_bytes(), path
-    assert not (into / "rootfs/etc/ssh").exists()
-    assert not (into / "rootfs/etc/apt").exists()
+    assert not (last.path / "etc/ssh").exists()
+    assert not (last.path / "etc/apt").exists()
 
 
-async def test_local_settings_of_the_host_are_covered(into: Path, prepare: Prepare) -> None:
+async def test_local_settings_of_the_host_are_covered(last: LastRoot, prepare: Prepare) -> None:
     made = await prepare("host")
     if os.path.isdir("/usr/local/etc") and not os.path.islink("/usr/local/etc"):
         assert made.root.hidden == ("/usr/local/etc",)
 
 
-async def test_repeated_alternatives_lead_into_usr_only(into: Path, prepare: Prepare) -> None:
+async def test_repeated_alternatives_lead_into_usr_only(last: LastRoot, prepare: Prepare) -> None:
     await prepare("host")
-    links = list((into / "rootfs/etc/alternatives").iterdir())
+    links = list((last.path / "etc/alternatives").iterdir())
     assert all(os.readlink(link).startswith(("/usr/", "/bin/", "/sbin/", "/lib")) for link in links)
 
 
@@ -84,14 +84,14 @@ async def test_repeated_alternatives_lead_into_usr_only(into: Path, prepare: Pre
     ],
     ids=["sudo", "su to root", "login", "python", "certificates", "time zone", "accounts"],
 )
-async def test_the_host_root_works(into: Path, prepare: Prepare, argv: list[str], said: str) -> None:
+async def test_the_host_root_works(last: LastRoot, prepare: Prepare, argv: list[str], said: str) -> None:
     await prepare("host")
-    done = _inside(into, *argv)
+    done = _inside(last.path, *argv)
     assert (done.stdout.strip(), done.stderr, done.returncode) == (said, "", 0)
 
 
-async def test_only_user_may_become_root_without_a_password(into: Path, prepare: Prepare) -> None:
+async def test_only_user_may_become_root_without_a_password(last: LastRoot, prepare: Prepare) -> None:
     await prepare("host")
-    done = _inside(into, "su", "www-data", "-s", "/bin/sh", "-c", "sudo -n id -un </dev/null")
+    done = _inside(last.path, "su", "www-data", "-s", "/bin/sh", "-c", "sudo -n id -un </dev/null")
     assert done.returncode != 0
     assert "root" not in done.stdout

@@ -11,7 +11,7 @@ import pytest
 from firkin.law.driver import PreparedRoot
 from firkin.law.errors import TemplateFault, TemplatePrepareFailure
 
-from .conftest import Prepare, run_tool
+from .conftest import LastRoot, Prepare, run_tool
 from .images_made import BASE, LayoutMaker, device, file, folder, hardlink, symlink
 
 pytestmark = [
@@ -32,13 +32,13 @@ async def _failure(prepare: Prepare, source: str) -> TemplatePrepareFailure:
 
 
 async def test_layers_are_applied_in_order_with_their_whiteouts(
-    layout: LayoutMaker, into: Path, prepare: Prepare
+    layout: LayoutMaker, last: LastRoot, prepare: Prepare
 ) -> None:
     lower = [folder("d"), file("d/old"), file("gone"), folder("tree"), file("tree/leaf"), file("kept", "1")]
     upper = [file(".wh.gone"), file(".wh.tree"), file("d/new"), file("d/.wh..wh..opq"), file("kept", "2")]
     digest = layout.add([*BASE, *lower], upper)
     made = await prepare(f"oci:{layout.path}")
-    root = into / "rootfs"
+    root = last.path
     assert made.digest == digest
     assert os.listdir(root / "d") == ["new"]
     assert not (root / "gone").exists()
@@ -47,11 +47,11 @@ async def test_layers_are_applied_in_order_with_their_whiteouts(
     assert not list(root.rglob(".wh*"))
 
 
-async def test_an_image_is_chosen_by_its_tag(layout: LayoutMaker, into: Path, prepare: Prepare) -> None:
+async def test_an_image_is_chosen_by_its_tag(layout: LayoutMaker, last: LastRoot, prepare: Prepare) -> None:
     layout.add([*BASE, file("first")], tag="one")
     layout.add([*BASE, file("second")], tag="two")
     await prepare(f"oci:{layout.path}:two")
-    assert (into / "rootfs/second").exists()
+    assert (last.path / "second").exists()
 
 
 async def test_several_images_without_a_tag_are_told_apart_for_the_caller(
@@ -69,25 +69,29 @@ async def test_an_unknown_tag_is_missing(layout: LayoutMaker, prepare: Prepare) 
     assert (await _failure(prepare, f"oci:{layout.path}:nope")).fault is TemplateFault.SOURCE_MISSING
 
 
-async def test_an_oci_archive_is_unpacked(layout: LayoutMaker, tmp_path: Path, into: Path, prepare: Prepare) -> None:
+async def test_an_oci_archive_is_unpacked(
+    layout: LayoutMaker, tmp_path: Path, into: Path, last: LastRoot, prepare: Prepare
+) -> None:
     layout.add([*BASE, file("hello")], config={"Env": ["A=1"]})
     with tarfile.open(tmp_path / "image.tar", "w") as archive:
         archive.add(layout.path, arcname=".")
     made = await prepare(f"oci-archive:{tmp_path}/image.tar")
-    assert (into / "rootfs/hello").exists()
+    assert (last.path / "hello").exists()
     assert made.config.env == {"A": "1"}
-    assert os.listdir(into) == ["rootfs"]
+    assert os.listdir(into) == []
 
 
-async def test_a_docker_archive_is_unpacked(layout: LayoutMaker, tmp_path: Path, into: Path, prepare: Prepare) -> None:
+async def test_a_docker_archive_is_unpacked(
+    layout: LayoutMaker, tmp_path: Path, into: Path, last: LastRoot, prepare: Prepare
+) -> None:
     layout.add([*BASE, file("hello", uid=7)], config={"User": "app"})
     archive = tmp_path / "docker.tar"
     source = ["skopeo", "copy", "-q", f"oci:{layout.path}:latest", f"docker-archive:{archive}:thing:1"]
     run_tool(source)
     made = await prepare(f"docker-archive:{archive}")
-    assert os.stat(into / "rootfs/hello").st_uid == 7
+    assert os.stat(last.path / "hello").st_uid == 7
     assert made.config.user == "app"
-    assert os.listdir(into) == ["rootfs"]
+    assert os.listdir(into) == []
 
 
 async def _config(layout: LayoutMaker, prepare: Prepare, **config: object) -> PreparedRoot:
@@ -95,11 +99,11 @@ async def _config(layout: LayoutMaker, prepare: Prepare, **config: object) -> Pr
     return await prepare(f"oci:{layout.path}")
 
 
-async def test_env_user_and_workdir_are_honoured(layout: LayoutMaker, into: Path, prepare: Prepare) -> None:
+async def test_env_user_and_workdir_are_honoured(layout: LayoutMaker, last: LastRoot, prepare: Prepare) -> None:
     made = await _config(layout, prepare, Env=["PATH=/bin", "EMPTY=", "EQ=a=b"], User="app", WorkingDir="/srv/work")
     assert made.config.env == {"PATH": "/bin", "EMPTY": "", "EQ": "a=b"}
     assert (made.config.user, made.config.workdir) == ("app", "/srv/work")
-    assert (into / "rootfs/srv/work").is_dir()
+    assert (last.path / "srv/work").is_dir()
 
 
 async def test_an_image_without_wishes_runs_as_user_at_home(layout: LayoutMaker, prepare: Prepare) -> None:
@@ -119,11 +123,11 @@ async def test_an_image_without_wishes_runs_as_user_at_home(layout: LayoutMaker,
     ],
 )
 async def test_a_user_of_any_form_resolves_to_an_account(
-    layout: LayoutMaker, into: Path, prepare: Prepare, wish: str, name: str, line: str
+    layout: LayoutMaker, last: LastRoot, prepare: Prepare, wish: str, name: str, line: str
 ) -> None:
     made = await _config(layout, prepare, User=wish)
     assert made.config.user == name
-    assert line in (into / "rootfs/etc/passwd").read_text()
+    assert line in (last.path / "etc/passwd").read_text()
 
 
 @pytest.mark.parametrize("wish", ["nobody-here", "app:nogroup", "99999999", "-1"])
@@ -212,21 +216,21 @@ async def test_a_whiteout_through_a_link_removes_nothing_outside(
 
 
 async def test_every_trap_of_an_images_links_is_defused(
-    layout: LayoutMaker, tmp_path: Path, into: Path, prepare: Prepare
+    layout: LayoutMaker, tmp_path: Path, last: LastRoot, prepare: Prepare
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     names = ("etc", "home", "tmp", "proc", "sys", "dev", "run")
     layout.add([symlink(name, str(outside)) for name in names] + [device("null")])
     await prepare(f"oci:{layout.path}")
-    root = into / "rootfs"
+    root = last.path
     assert os.listdir(outside) == []
     assert [name for name in names if (root / name).is_symlink() or not (root / name).is_dir()] == []
     assert "user:x:1000:1000:" in (root / "etc/passwd").read_text()
 
 
 async def test_account_files_that_are_links_are_replaced_not_written_through(
-    layout: LayoutMaker, tmp_path: Path, into: Path, prepare: Prepare
+    layout: LayoutMaker, tmp_path: Path, last: LastRoot, prepare: Prepare
 ) -> None:
     canary = tmp_path / "canary"
     canary.write_text("alive")
@@ -235,5 +239,5 @@ async def test_account_files_that_are_links_are_replaced_not_written_through(
     layout.add([folder("etc"), folder("usr"), folder("usr/bin"), file("usr/bin/sudo", "", 0o4755), *links])
     await prepare(f"oci:{layout.path}")
     assert canary.read_text() == "alive"
-    assert "NOPASSWD" in (into / "rootfs/etc/sudoers").read_text()
-    assert [name for name in names if (into / f"rootfs/etc/{name}").is_symlink()] == ["shadow"]
+    assert "NOPASSWD" in (last.path / "etc/sudoers").read_text()
+    assert [name for name in names if (last.path / f"etc/{name}").is_symlink()] == ["shadow"]

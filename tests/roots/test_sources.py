@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import shutil
 import socket
-import subprocess
-import time
-from collections.abc import Iterator
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,8 @@ from firkin.host.roots import HostRootPreparer
 from firkin.law.errors import DeadlineExceeded, InvalidSpec, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import LocalSource, OciSource, RecipeSource, TemplateSpec
 
-from .conftest import Prepare, run_tool
-from .images_made import BASE, LayoutMaker, file
+from .conftest import LastRoot, Prepare, run_tool
+from .registries_run import free_port
 
 needs_root = [
     pytest.mark.host,
@@ -42,10 +41,12 @@ class TestFolders:
         (folder / "opt/link").symlink_to("/etc/passwd")
         return folder
 
-    async def test_a_folder_is_copied_whole_and_left_alone(self, source: Path, into: Path, prepare: Prepare) -> None:
+    async def test_a_folder_is_copied_whole_and_left_alone(
+        self, source: Path, last: LastRoot, prepare: Prepare
+    ) -> None:
         before = sorted(str(path) for path in source.rglob("*"))
         made = await prepare(f"local:{source}")
-        copy = into / "rootfs/opt"
+        copy = last.path / "opt"
         found = os.stat(copy / "one")
         assert (found.st_uid, found.st_gid, found.st_nlink) == (33, 44, 2)
         assert os.getxattr(copy / "one", "user.colour") == b"red"
@@ -54,83 +55,24 @@ class TestFolders:
         assert sorted(str(path) for path in source.rglob("*")) == before
 
     async def test_a_folders_device_nodes_and_overlay_marks_stay_behind(
-        self, source: Path, into: Path, prepare: Prepare
+        self, source: Path, last: LastRoot, prepare: Prepare
     ) -> None:
         os.mknod(source / "opt/null", 0o666 | 0o020000, os.makedev(1, 3))
         os.setxattr(source / "opt", "trusted.overlay.opaque", b"y")
         await prepare(f"local:{source}")
-        assert not (into / "rootfs/opt/null").exists()
-        assert os.listxattr(into / "rootfs/opt") == []
+        assert not (last.path / "opt/null").exists()
+        assert os.listxattr(last.path / "opt") == []
 
     async def test_a_folder_that_holds_the_state_is_refused(self, into: Path, prepare: Prepare) -> None:
         with pytest.raises(TemplatePrepareFailure, match="copy it elsewhere"):
             await prepare(f"local:{into.parent}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[str]:
-    """A registry of the test's own on loopback; its ``host:port``."""
-    port = _free_port()
-    settings = tmp_path / "registry.yml"
-    settings.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    server = subprocess.Popen(["docker-registry", "serve", str(settings)], stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait_for(port: int) -> None:
-    give_up_at = time.monotonic() + 10
-    while time.monotonic() < give_up_at:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    pytest.fail("the registry did not come up")
-
-
-@pytest.mark.skipif(shutil.which("docker-registry") is None, reason="docker-registry is not installed")
-class TestRegistries:
-    pytestmark = needs_root
-
-    @pytest.fixture
-    def pushed(self, registry: str, tmp_path: Path) -> str:
-        layout = LayoutMaker(tmp_path / "layout")
-        layout.add([*BASE, file("hello", "world")], config={"Env": ["A=1"], "WorkingDir": "/srv"})
-        target = f"docker://{registry}/things/small:1"
-        run_tool(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout.path}:latest", target])
-        return f"{registry}/things/small:1"
-
-    async def test_an_image_is_pulled_and_its_config_honoured(self, pushed: str, into: Path, prepare: Prepare) -> None:
-        made = await prepare(pushed)
-        assert (into / "rootfs/hello").read_text() == "world"
-        assert (made.config.env, made.config.workdir) == ({"A": "1"}, "/srv")
-        assert made.digest.startswith("sha256:")
-        assert os.listdir(into) == ["rootfs"]
-
-    async def test_an_unknown_tag_is_missing(self, pushed: str, prepare: Prepare) -> None:
-        with pytest.raises(TemplatePrepareFailure) as caught:
-            await prepare(pushed + "2")
-        assert caught.value.fault is TemplateFault.SOURCE_MISSING
-
-
 @pytest.mark.host
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 async def test_a_registry_that_does_not_answer_is_unavailable(prepare: Prepare) -> None:
     with pytest.raises(TemplatePrepareFailure, match="connection refused") as caught:
-        await prepare(f"127.0.0.1:{_free_port()}/thing:1")
+        await prepare(f"127.0.0.1:{free_port()}/thing:1")
     assert caught.value.fault is TemplateFault.REGISTRY_UNAVAILABLE
 
 
@@ -160,11 +102,6 @@ async def test_an_unknown_recipe_names_the_known_ones(prepare: Prepare) -> None:
         await prepare("recipe:plan9")
 
 
-async def test_a_git_source_is_refused(prepare: Prepare) -> None:
-    with pytest.raises(TemplatePrepareFailure, match="git"):
-        await prepare("git:https://example.invalid/x")
-
-
 def test_only_the_releases_own_sources_are_taken() -> None:
     one_line = (
         "deb [arch=amd64] http://m/debian bookworm main # mine\n# deb http://m x y\ndeb http://other/ stable main\n"
@@ -189,10 +126,12 @@ def _processes_that_mention(path: Path) -> list[int]:
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Path:
-    """Sixty gigabytes of nothing: reading it lasts until one is stopped."""
-    path = tmp_path / "endless.tar"
-    path.touch()
-    os.truncate(path, 60 << 30)
+    """A small archive that unpacks to fifty gigabytes of nothing: that lasts until it is stopped."""
+    path = tmp_path / "endless.tar.gz"
+    header = tarfile.TarInfo("zeros")
+    header.size = 50 << 30
+    piece = gzip.compress(bytes(64 << 20))
+    path.write_bytes(gzip.compress(header.tobuf()) + piece * 800)
     return path
 
 
@@ -200,13 +139,29 @@ def endless(tmp_path: Path) -> Path:
 async def test_a_cancelled_preparation_leaves_no_process(endless: Path, into: Path) -> None:
     begun = asyncio.Event()
     spec = TemplateSpec(source=LocalSource(str(endless)))
-    work = asyncio.create_task(HostRootPreparer().prepare(spec, into, lambda line: begun.set()))
+    work = asyncio.create_task(HostRootPreparer().prepare(spec, into, lambda line: "unpacking" in line and begun.set()))
     await asyncio.wait_for(begun.wait(), 10)
     assert len(_processes_that_mention(into)) == 1
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
     assert _processes_that_mention(into) == []
+
+
+@pytest.mark.host
+async def test_a_cancelled_reading_ends_its_thread(tmp_path: Path, into: Path) -> None:
+    path = tmp_path / "sparse.tar"
+    path.touch()
+    os.truncate(path, 60 << 30)
+    begun = asyncio.Event()
+    spec = TemplateSpec(source=LocalSource(str(path)))
+    work = asyncio.create_task(HostRootPreparer().prepare(spec, into, lambda line: begun.set()))
+    await asyncio.wait_for(begun.wait(), 10)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    async with asyncio.timeout(5):
+        await asyncio.get_running_loop().shutdown_default_executor()
 
 
 @pytest.mark.host
@@ -240,9 +195,9 @@ async def test_a_pipe_is_no_source(tmp_path: Path, prepare: Prepare) -> None:
 class TestRecipes:
     pytestmark = needs_root
 
-    async def test_debian_is_built_with_what_it_promises(self, into: Path, prepare: Prepare) -> None:
+    async def test_debian_is_built_with_what_it_promises(self, last: LastRoot, prepare: Prepare) -> None:
         made = await prepare("recipe:debian")
-        root = into / "rootfs"
+        root = last.path
         for program in ("bash", "python3", "sudo", "git", "curl", "ps"):
             assert (root / "usr/bin" / program).exists(), program
         assert (root / "etc/ssl/certs/ca-certificates.crt").stat().st_size > 100_000

@@ -12,6 +12,8 @@ from firkin.bootstrap.driver_loading import load_driver
 from firkin.bootstrap.state_files import make_state_dir
 from firkin.bootstrap.temporary_states import temporary_state
 from firkin.engine.backend import LocalBackend
+from firkin.host.image_sources import RegistrySettings
+from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
 from firkin.law.backend import SandboxBackend
 from firkin.law.driver import RootPreparer
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from firkin.runtime.runtime import Runtime
 
 BASE = TemplateId("base")
+REGISTRY_AUTH = "registry-auth.json"
 CLOSE_WITHIN_S = 60.0
 
 
@@ -36,8 +39,18 @@ def build_backend(settings: Settings) -> LocalBackend:
     make_state_dir(driver_dir)
     driver = load_driver(settings.driver, driver_dir, settings.driver_options)
     own = getattr(driver, "root_preparer", None)  # a driver whose roots are not host directories brings its own
-    preparer: RootPreparer = HostRootPreparer() if own is None else own()
-    return LocalBackend(driver=driver, preparer=preparer, state_dir=settings.state_dir, version=__version__)
+    layers = LayerStore(settings.state_dir / "layers")
+    preparer: RootPreparer = _host_preparer(settings, layers) if own is None else own()
+    return LocalBackend(
+        driver=driver, preparer=preparer, state_dir=settings.state_dir, layers=layers, version=__version__
+    )
+
+
+def _host_preparer(settings: Settings, layers: LayerStore) -> HostRootPreparer:
+    auth_file = settings.registry_auth_file or settings.state_dir / REGISTRY_AUTH
+    return HostRootPreparer(
+        layers=layers, registries=RegistrySettings(mirrors=settings.image_mirrors, auth_file=auth_file)
+    )
 
 
 @asynccontextmanager

@@ -26,7 +26,8 @@ def env(url: str | None, api_key: str | None, state_dir: Path | None, as_json: b
     """Print export lines for E2B's SDKs: eval "$(firkin env)"."""
     # The calling shell's own E2B_API_URL may be of another day: only options and the state folder count.
     server = find_server(url, api_key, state_dir or read_settings().state_dir)
-    variables = {"E2B_API_URL": server.url, "E2B_SANDBOX_URL": server.url, "E2B_API_KEY": server.api_key}
+    urls = dict.fromkeys(("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"), server.url)
+    variables = {**urls, "E2B_API_KEY": server.api_key}
     if _SDK_KEY.fullmatch(server.api_key) is None:
         variables["E2B_VALIDATE_API_KEY"] = "false"
     variables["E2B_MAX_CONNECTIONS"] = _MAX_CONNECTIONS

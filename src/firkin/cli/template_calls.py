@@ -8,18 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import msgspec
 
 from firkin.cli.client import Json, ServerClient
 from firkin.cli.discovery import ServerAddress, find_server, operator_of, running_server
 from firkin.cli.failures import BAD_INPUT, CommandFailure, template_exit_code
 from firkin.law.ids import TemplateId
-from firkin.law.templates import TemplateSpec, parse_source
 from firkin.settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from firkin.e2b.native_templates import NewTemplate
     from firkin.law.templates import TemplateInfo
 
 _PATH = "/firkin/v1/templates"
+_BUILDS = "/firkin/v1/builds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +47,6 @@ class Direct:
 Place = Served | Direct
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareRequest:
-    source: str
-    template_id: str | None
-    timeout_s: float
-
-    def spec(self) -> TemplateSpec:
-        chosen = None if self.template_id is None else TemplateId(self.template_id)
-        return TemplateSpec(source=parse_source(self.source), id=chosen, timeout_s=self.timeout_s)
-
-
 def place_of(url: str | None, api_key: str | None, state_dir: Path | None) -> Place:
     settings = read_settings({"state_dir": state_dir})
     if url is None and running_server(state_dir) is None:
@@ -61,14 +54,13 @@ def place_of(url: str | None, api_key: str | None, state_dir: Path | None) -> Pl
     return Served(find_server(url, api_key, state_dir or settings.state_dir), settings.state_dir)
 
 
-async def prepare_template(place: Place, request: PrepareRequest, *, quiet: bool) -> Json:
+async def prepare_template(place: Place, request: NewTemplate, *, quiet: bool) -> Json:
     """Prepare it, showing progress on a terminal; the template's record."""
     request.spec()
     with _progress(f"preparing {request.source}", quiet) as show:
         if isinstance(place, Direct):
             return await _prepare_here(place, request)
-        body = {"source": request.source, "timeout_s": request.timeout_s}
-        body["id"] = request.template_id or default_id(request.source)
+        body = msgspec.to_builtins(request)
         async with place.client() as server:
             async for line in server.lines("POST", _PATH, body=body):
                 if "error" in line:
@@ -108,7 +100,35 @@ async def delete_template(place: Place, template_id: str) -> None:
         await backend.templates.delete(checked)
 
 
-async def _prepare_here(place: Direct, request: PrepareRequest) -> Json:
+async def prune_layers(place: Place) -> int:
+    """Returns how many layers were removed."""
+    if isinstance(place, Served):
+        async with place.client() as server:
+            return int((await server.call("POST", f"{_PATH}/prune"))[0]["removed"])
+    from firkin.bootstrap import open_backend
+
+    async with open_backend(place.settings) as backend:
+        return await backend.templates.prune()
+
+
+async def list_builds(place: Place) -> list[Json]:
+    async with _served(place).client() as server:
+        return list((await server.call("GET", _BUILDS))[0])
+
+
+async def cancel_build(place: Place, build_id: str) -> None:
+    async with _served(place).client() as server:
+        await server.call("DELETE", f"{_BUILDS}/{quote(build_id, safe='')}")
+
+
+def _served(place: Place) -> Served:
+    """Builds are a server's: without one there are none that go on."""
+    if isinstance(place, Served):
+        return place
+    raise CommandFailure("no server runs on this state folder; builds are a running server's", exit_code=BAD_INPUT)
+
+
+async def _prepare_here(place: Direct, request: NewTemplate) -> Json:
     from firkin.bootstrap import open_backend
 
     async with open_backend(place.settings) as backend:
@@ -122,7 +142,7 @@ def default_id(source: str) -> str:
 
 
 def _json(info: TemplateInfo) -> Json:
-    from firkin.e2b.native import template_json
+    from firkin.e2b.native_templates import template_json
 
     return template_json(info)
 

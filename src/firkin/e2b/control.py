@@ -7,6 +7,7 @@ from typing import TypeAlias
 from urllib.parse import unquote
 
 from firkin.e2b.auth import ApiKey, KeyRing, presented_key
+from firkin.e2b.build_calls import UPLOADS, BuildCalls
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.event_calls import EventCalls
 from firkin.e2b.exchange import Exchange, Refused
@@ -15,33 +16,19 @@ from firkin.e2b.reports import ReportCalls
 from firkin.e2b.sandboxes import SandboxCalls
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_calls import SnapshotCalls
+from firkin.e2b.template_calls import TemplateCalls
+from firkin.e2b.volume_calls import VolumeCalls
+from firkin.e2b.volume_content import PREFIX as CONTENT_PREFIX
+from firkin.e2b.volume_content import VolumeContent
 
 Call: TypeAlias = Callable[..., Awaitable[None]]
 
 _NOT_YET: tuple[tuple[str, str, str], ...] = (
     ("PUT", "/sandboxes/*/network", "the network of a sandbox is set when it is created"),
-    ("POST", "/v3/templates", "templates are prepared by the operator: firkin template prepare"),
-    ("POST", "/v2/templates", "templates are prepared by the operator: firkin template prepare"),
-    ("POST", "/templates", "templates are prepared by the operator: firkin template prepare"),
-    ("POST", "/templates/*", "templates are prepared by the operator: firkin template prepare"),
-    ("PATCH", "/templates/*", "templates are visible to every key"),
-    ("PATCH", "/v2/templates/*", "templates are visible to every key"),
-    ("GET", "/templates/*/files/*", "templates are prepared by the operator: firkin template prepare"),
-    ("POST", "/templates/*/builds/*", "templates are prepared by the operator: firkin template prepare"),
-    ("POST", "/v2/templates/*/builds/*", "templates are prepared by the operator: firkin template prepare"),
-    ("GET", "/templates/*/builds/*/status", "templates are prepared by the operator: firkin template prepare"),
-    ("GET", "/templates/*/builds/*/logs", "templates are prepared by the operator: firkin template prepare"),
-    ("GET", "/templates/*/tags", "templates have no tag but 'default'"),
-    ("GET", "/templates/*/tags/exists", "templates have no tag but 'default'"),
-    ("GET", "/templates/*/tags/count", "templates have no tag but 'default'"),
-    ("GET", "/templates/*/tags/groups", "templates have no tag but 'default'"),
-    ("GET", "/templates/*/tags/*/assignments", "templates have no tag but 'default'"),
-    ("POST", "/templates/tags", "templates have no tag but 'default'"),
-    ("DELETE", "/templates/tags", "templates have no tag but 'default'"),
-    ("GET", "/volumes", "there are no volumes"),
-    ("POST", "/volumes", "there are no volumes"),
-    ("GET", "/volumes/*", "there are no volumes"),
-    ("DELETE", "/volumes/*", "there are no volumes"),
+    ("POST", "/v2/templates", "an older way to build; use POST /v3/templates"),
+    ("POST", "/templates", "an older way to build; use POST /v3/templates"),
+    ("POST", "/templates/*", "an older way to build; use POST /v3/templates"),
+    ("POST", "/templates/*/builds/*", "an older way to build; use POST /v3/templates"),
     ("GET", "/secrets", "there is no secret store"),
     ("POST", "/secrets", "there is no secret store"),
     ("GET", "/secrets/*", "there is no secret store"),
@@ -63,13 +50,17 @@ class ControlPlane:
     def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
         self._keys = keys
         self._native = NativeRoutes(directory.backend, settings.secret, keys.names)
+        self._content = VolumeContent(directory.backend, directory.mint)
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}
         sandboxes = SandboxCalls(directory, settings)
         snapshots = SnapshotCalls(directory, settings)
+        self._building = BuildCalls(directory, settings)
         for method, pattern, call in [
             *_calls(sandboxes, snapshots),
             *_looking(ReportCalls(directory, settings), EventCalls(directory)),
+            *_templates(TemplateCalls(directory, settings), self._building),
+            *_volumes(VolumeCalls(directory, settings)),
         ]:
             self._add(method, pattern, call)
         for method, pattern, reason in _NOT_YET:
@@ -91,6 +82,12 @@ class ControlPlane:
         """Answer one request. Raises `Refused` and the law's errors, which the app answers."""
         if exchange.path == "/health" and exchange.method in ("GET", "HEAD"):
             await exchange.answer(200, b"Health check successful", [(b"content-type", b"text/plain")])
+            return
+        if exchange.path.startswith(UPLOADS):
+            await self._building.upload(exchange)
+            return
+        if exchange.path.startswith(CONTENT_PREFIX):  # has tokens of its own
+            await self._content.answer(exchange)
             return
         presented = presented_key(exchange.header(b"x-api-key"), exchange.header(b"authorization"))
         tenant = self._keys.tenant(presented)
@@ -141,7 +138,6 @@ def _calls(sandboxes: SandboxCalls, snapshots: SnapshotCalls) -> list[tuple[str,
         ("GET", "/snapshots", snapshots.list),
         ("POST", "/sandboxes/*/timeout", sandboxes.set_timeout),
         ("POST", "/sandboxes/*/refreshes", sandboxes.refresh),
-        ("DELETE", "/templates/*", snapshots.delete),
     ]
 
 
@@ -151,12 +147,41 @@ def _looking(reports: ReportCalls, events: EventCalls) -> list[tuple[str, str, C
         ("GET", "/sandboxes/*/metrics", reports.metrics),
         ("GET", "/sandboxes/*/logs", reports.logs),
         ("GET", "/v2/sandboxes/*/logs", reports.logs_v2),
-        ("GET", "/templates", reports.templates),
-        ("GET", "/v2/templates", reports.templates),
-        ("GET", "/templates/*", reports.template),
-        ("GET", "/templates/aliases/*", reports.alias),
         ("GET", "/events/sandboxes", events.listed),
         ("GET", "/events/sandboxes/*", events.of_sandbox),
+    ]
+
+
+def _templates(templates: TemplateCalls, building: BuildCalls) -> list[tuple[str, str, Call]]:
+    return [
+        ("GET", "/templates", templates.list),
+        ("GET", "/v2/templates", templates.list),
+        ("GET", "/templates/*", templates.get),
+        ("DELETE", "/templates/*", templates.delete),
+        ("PATCH", "/templates/*", templates.update),
+        ("PATCH", "/v2/templates/*", templates.update),
+        ("GET", "/templates/aliases/*", templates.alias),
+        ("POST", "/templates/tags", templates.tag),
+        ("DELETE", "/templates/tags", templates.untag),
+        ("GET", "/templates/*/tags", templates.tags),
+        ("GET", "/templates/*/tags/exists", templates.tag_exists),
+        ("GET", "/templates/*/tags/count", templates.tag_count),
+        ("GET", "/templates/*/tags/groups", templates.tag_groups),
+        ("GET", "/templates/*/tags/*/assignments", templates.tag_assignments),
+        ("POST", "/v3/templates", building.request),
+        ("GET", "/templates/*/files/*", building.upload_link),
+        ("POST", "/v2/templates/*/builds/*", building.start),
+        ("GET", "/templates/*/builds/*/status", building.status),
+        ("GET", "/templates/*/builds/*/logs", building.logs),
+    ]
+
+
+def _volumes(volumes: VolumeCalls) -> list[tuple[str, str, Call]]:
+    return [
+        ("GET", "/volumes", volumes.list),
+        ("POST", "/volumes", volumes.create),
+        ("GET", "/volumes/*", volumes.get),
+        ("DELETE", "/volumes/*", volumes.delete),
     ]
 
 

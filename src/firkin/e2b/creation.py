@@ -7,31 +7,29 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import (
+    LABEL_ALIAS,
     LABEL_INTERNET,
     LABEL_KEY,
     LABEL_MASK_HOST,
     LABEL_PUBLIC,
     LABEL_REQUEST,
     LABEL_SECURE,
+    LABEL_TEMPLATE,
     VISIBLE,
     SandboxDirectory,
 )
 from firkin.e2b.exchange import Refused
 from firkin.e2b.models import NetworkConfig, NewSandbox, NewSandboxV1
 from firkin.e2b.settings import ServerSettings
-from firkin.e2b.snapshot_names import DEFAULT_TAG, is_called
+from firkin.e2b.template_names import TemplateNames, missing
 from firkin.e2b.waking import LABEL_TIMEOUT
 from firkin.law.capabilities import Capabilities, CapabilityName
-from firkin.law.errors import InvalidSpec, NotFound
-from firkin.law.ids import TemplateId
+from firkin.law.errors import NotFound
 from firkin.law.network import NetworkPolicy
 from firkin.law.sandboxes import (
-    FromSnapshot,
-    FromTemplate,
     Lifecycle,
     OnTimeout,
     SandboxFilter,
@@ -40,7 +38,7 @@ from firkin.law.sandboxes import (
     SandboxSpec,
     Timeout,
 )
-from firkin.law.snapshots import SnapshotFilter
+from firkin.law.volumes import VolumeMount
 
 _KEY_RULE = re.compile(r"[a-z0-9-]{1,255}")
 _V1_DEFAULT_TIMEOUT_S = 15
@@ -54,6 +52,7 @@ class Creator:
     def __init__(self, directory: SandboxDirectory, settings: ServerSettings) -> None:
         self._directory = directory
         self._settings = settings
+        self._names = TemplateNames(directory.backend)
         self._locks: OrderedDict[tuple[str, str], asyncio.Lock] = OrderedDict()
         self._made: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
 
@@ -101,24 +100,17 @@ class Creator:
 
     async def _make(self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str]) -> SandboxInfo:
         capabilities = await self._directory.backend.capabilities()
-        source = await self._source(tenant, request.templateID)
-        spec = self._spec(tenant, request, source, labels, capabilities)
+        meant = await self._names.meant(tenant, request.templateID)
+        labels = {LABEL_TEMPLATE: meant.id, LABEL_ALIAS: meant.alias, **labels}
+        spec = self._spec(tenant, request, meant.source, labels, capabilities)
         async with self._directory.quotas.room_for(tenant.name, 1):
             try:
-                return await self._directory.backend.sandboxes.create(spec)
+                info = await self._directory.backend.sandboxes.create(spec)
             except NotFound as error:
-                raise Refused(404, f"template '{request.templateID}' not found", should_retry=False) from error
-
-    async def _source(self, tenant: ApiKey, text: str) -> SandboxSource:
-        """The template of that name, else the tenant's own snapshot. Raises `Refused` (400) for no name at all."""
-        name, _, tag = text.partition(":")
-        with suppress(InvalidSpec, NotFound):
-            if tag in ("", DEFAULT_TAG):
-                return FromTemplate((await self._directory.backend.templates.get(TemplateId(name))).id)
-        for info in await self._directory.backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
-            if is_called(tenant, info, text):
-                return FromSnapshot(info.id)
-        return FromTemplate(template_id(text))
+                raise missing(request.templateID) from error
+        if meant.named is not None and self._directory.backend.builds is not None:
+            await self._directory.backend.builds.spawned(meant.named.id)
+        return info
 
     def _spec(
         self,
@@ -148,6 +140,7 @@ class Creator:
             metadata=request.metadata or {},
             network=NetworkPolicy(internet=request.allow_internet_access is not False),
             lifecycle=_lifecycle(request, capabilities),
+            volumes=_volumes(request),
             owner=tenant.name,
             labels={**flags, **labels},
         )
@@ -168,25 +161,19 @@ def check_timeout(seconds: int, settings: ServerSettings, *, least: int) -> int:
     return seconds
 
 
-def template_id(text: str) -> TemplateId:
-    """A template by its name; the only tag is ``default``."""
-    name, _, tag = text.partition(":")
-    if "/" in name:
-        raise Refused(404, f"template '{text[:128]}' not found", should_retry=False)
-    if tag not in ("", DEFAULT_TAG):
-        raise Refused(404, f"template '{text[:128]}' not found: this server has no tag but 'default'")
-    try:
-        return TemplateId(name)
-    except InvalidSpec as error:
-        raise _bad(f"'{text[:128]}' is not a template: {error}") from None
-
-
 def _refuse_unsupported(request: NewSandbox) -> None:
     network = request.network.unsupported() if request.network else []
     asked = [f"network.{name}" for name in network]
-    asked += [name for name in ("mcp", "iam", "volumeMounts") if getattr(request, name)]
+    asked += [name for name in ("mcp", "iam") if getattr(request, name)]
     if asked:
         raise _bad(f"{asked[0]} is not supported by this server yet; leave it out")
+
+
+def _volumes(request: NewSandbox) -> tuple[VolumeMount, ...]:
+    return tuple(
+        VolumeMount(name=volume.name, path=volume.path, read_only=volume.readOnly)
+        for volume in request.volumeMounts or ()
+    )
 
 
 def _lifecycle(request: NewSandbox, capabilities: Capabilities) -> Lifecycle:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from msgspec import UNSET
 
-from firkin.e2b.directory import LABEL_INTERNET, LABEL_MASK_HOST, is_public, is_secure
-from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, Template
+from firkin.e2b.directory import LABEL_ALIAS, LABEL_INTERNET, LABEL_MASK_HOST, LABEL_TEMPLATE, is_public, is_secure
+from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, SandboxVolume, Template
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import TokenMint
 from firkin.law.metrics import SandboxUsage
@@ -43,14 +43,14 @@ class Describer:
 
     def created(self, info: SandboxInfo) -> Sandbox:
         return Sandbox(
-            templateID=_template(info),
+            templateID=template_of(info),
             sandboxID=info.id,
             clientID=self._settings.client_id,
             envdVersion=self._settings.envd_version,
             envdAccessToken=self._mint.data_plane(info.id) if is_secure(info) else UNSET,
             trafficAccessToken=None if is_public(info) else self._mint.traffic(info.id),
             domain=self._settings.domain,
-            alias=_template(info),
+            alias=alias_of(info),
         )
 
     def listed(self, info: SandboxInfo) -> ListedSandbox:
@@ -72,7 +72,7 @@ class Describer:
 
     def _shared(self, info: SandboxInfo) -> dict[str, object]:
         return {
-            "templateID": _template(info),
+            "templateID": template_of(info),
             "sandboxID": info.id,
             "clientID": self._settings.client_id,
             "startedAt": timestamp(started_at(info)),
@@ -82,14 +82,14 @@ class Describer:
             "memoryMB": info.resources.memory_bytes // MIB,
             "diskSizeMB": info.resources.disk_bytes // MIB,
             "state": "paused" if info.state is SandboxState.PAUSED else "running",
-            "alias": _template(info),
+            "alias": alias_of(info),
             "metadata": dict(info.metadata),
-            "volumeMounts": [{"name": mount.name, "path": mount.path} for mount in info.volumes],
+            "volumeMounts": [SandboxVolume(mount.name, mount.path, mount.read_only) for mount in info.volumes],
             "envdUnresponsiveAtPause": True if info.unresponsive_at_pause else UNSET,
         }
 
     def template(self, info: TemplateInfo) -> Template:
-        resources = SandboxResources()
+        resources = info.resources or SandboxResources()
         made = info.prepared_at or info.created_at
         return Template(
             templateID=info.id,
@@ -130,8 +130,13 @@ def used_without_cache(usage: SandboxUsage) -> int:
     return min(usage.memory_total_bytes, max(0, usage.memory_used_bytes - usage.memory_cache_bytes))
 
 
-def _template(info: SandboxInfo) -> str:
-    return str(info.snapshot_id or info.template_id or "")
+def template_of(info: SandboxInfo) -> str:
+    """The id that clients know the template or snapshot by."""
+    return info.labels.get(LABEL_TEMPLATE) or str(info.snapshot_id or info.template_id or "")
+
+
+def alias_of(info: SandboxInfo) -> str:
+    return info.labels.get(LABEL_ALIAS) or template_of(info)
 
 
 def _network(info: SandboxInfo) -> dict[str, object]:

@@ -24,6 +24,7 @@ from firkin.law.errors import (
     UnsupportedCapability,
     WrongState,
 )
+from firkin.law.ids import ProcessTag
 
 _STATUS: tuple[tuple[type[FirkinError], int], ...] = (
     (InvalidSpec, 400),
@@ -143,7 +144,7 @@ def _of_missing(error: NotFound) -> RpcError:
         case ResourceKind.USER:
             return RpcError(Code.UNAUTHENTICATED, f"invalid username: '{error.id}'")
         case ResourceKind.PROCESS:
-            kind = "pid" if error.id.isdigit() else "tag"
+            kind = "tag" if isinstance(error.id, ProcessTag) else "pid"
             return RpcError(Code.NOT_FOUND, f"process with {kind} {error.id} not found")
         case ResourceKind.FILE:
             return RpcError(Code.NOT_FOUND, f"file not found: {error.id}")
@@ -169,6 +170,25 @@ def _plain_code(error: FirkinError) -> Code:
             return Code.UNAVAILABLE
         case _:
             return Code.INTERNAL
+
+
+_VOLUME_FILE_STATUS = {
+    FileFault.NO_SPACE: 507,
+    FileFault.PERMISSION: 403,
+    FileFault.NOT_EMPTY: 409,
+    FileFault.LIMIT: 413,
+    FileFault.OTHER: 409,
+    FileFault.READ_ONLY: 500,
+}
+
+
+def as_volume_refusal(error: FirkinError) -> Refused:
+    """The answer to a failure on a volume's files: the code of its body is a word."""
+    if isinstance(error, FilesystemFailure):
+        status = _VOLUME_FILE_STATUS.get(error.fault, 400)
+        return Refused(status, str(error), should_retry=False, more={"code": error.fault.value})
+    plain = as_refusal(error)
+    return Refused(plain.status, plain.message, should_retry=plain.should_retry, more={"code": error.code})
 
 
 def as_file_refusal(error: FirkinError, path: str) -> Refused:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import unquote, unquote_plus
 
-from firkin.e2b.descriptions import started_at
+from firkin.e2b.descriptions import alias_of, started_at, template_of
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import query_int
 from firkin.e2b.pages_of import read_token, token
+from firkin.e2b.snapshot_names import namespace_of
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.states import SandboxState
 
@@ -49,7 +50,7 @@ class ListQuery:
         return (
             info.state in self.states
             and self.metadata.items() <= info.metadata.items()
-            and (self.template is None or self.template in (info.template_id, info.snapshot_id))
+            and (self.template is None or _is_template(info, self.template))
             and (self.started_after is None or started_at(info) >= self.started_after)
         )
 
@@ -95,6 +96,13 @@ def read_metadata(text: str) -> dict[str, str]:
             raise _bad("metadata must look like name=value&name=value")
         pairs[unquote(unquote_plus(name))] = unquote(unquote_plus(value))
     return pairs
+
+
+def _is_template(info: SandboxInfo, text: str) -> bool:
+    """By id or name; a name may stand behind the namespace of its owner."""
+    space, _, name = text.rpartition("/")
+    known = (template_of(info), alias_of(info), info.template_id, info.snapshot_id)
+    return name in known and space in ("", namespace_of(info.owner))
 
 
 def _states(text: str | None) -> frozenset[SandboxState]:

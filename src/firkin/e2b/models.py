@@ -38,6 +38,14 @@ class NetworkConfig(msgspec.Struct, forbid_unknown_fields=True):
         return [name for name in self.__struct_fields__ if name not in _INBOUND and getattr(self, name)]
 
 
+class SandboxVolume(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A volume of a sandbox. `readOnly` is Firkin's own."""
+
+    name: str
+    path: str
+    readOnly: bool = False
+
+
 class NewSandbox(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /v2/sandboxes``."""
 
@@ -52,7 +60,7 @@ class NewSandbox(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     envVars: dict[str, str] | None = None
     mcp: dict[str, Any] | None = None
     iam: dict[str, Any] | None = None
-    volumeMounts: list[dict[str, Any]] | None = None
+    volumeMounts: list[SandboxVolume] | None = None
 
 
 class NewSandboxV1(NewSandbox, kw_only=True, forbid_unknown_fields=True):
@@ -111,7 +119,7 @@ class ListedSandbox(msgspec.Struct, kw_only=True):
     state: str
     alias: str
     metadata: dict[str, str]
-    volumeMounts: list[dict[str, str]]
+    volumeMounts: list[SandboxVolume]
     envdUnresponsiveAtPause: bool | UnsetType = UNSET
 
 
@@ -148,7 +156,7 @@ class Template(msgspec.Struct, kw_only=True):
     createdAt: str
     updatedAt: str
     createdBy: None
-    lastSpawnedAt: None
+    lastSpawnedAt: str | None
     spawnCount: int
     buildCount: int
     envdVersion: str

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-import msgspec
-
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.descriptions import Describer, metric, timestamp
 from firkin.e2b.directory import SandboxDirectory
@@ -16,9 +14,8 @@ from firkin.e2b.json_text import encode
 from firkin.e2b.models import SandboxMetric, allow_query, query_int
 from firkin.e2b.settings import ServerSettings
 from firkin.law.errors import InvalidSpec, NotFound
-from firkin.law.ids import SandboxId, TemplateId
+from firkin.law.ids import SandboxId
 from firkin.law.logs import LogEntry, LogFilter, LogLevel, LogSource
-from firkin.law.templates import TemplateInfo, TemplateState
 
 _LEVELS = {"debug": LogLevel.DEBUG, "info": LogLevel.INFO, "warn": LogLevel.WARN, "error": LogLevel.ERROR}
 _LOGGERS = frozenset({LogSource.PROCESS, LogSource.FILESYSTEM})
@@ -116,35 +113,6 @@ class ReportCalls:
         logs = self._backend.logs
         wide = LogFilter(sandbox_id=sandbox_id, level=level, since=since, limit=_EVERY_LOG)
         return [] if logs is None else await logs.list(wide)
-
-    async def templates(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        """Every tenant sees all templates, so ``teamID`` changes nothing."""
-        allow_query(exchange, "teamID")
-        found = [info for info in await self._backend.templates.list() if info.state is not TemplateState.DELETED]
-        await exchange.answer_json(200, [self._describe.template(info) for info in found])
-
-    async def template(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        info = await self._template(path[0])
-        described = msgspec.to_builtins(self._describe.template(info))
-        await exchange.answer_json(200, {**described, "builds": []})
-
-    async def alias(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        info = await self._template(path[0])
-        await exchange.answer_json(200, {"templateID": info.id, "public": True})
-
-    async def delete_template(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        info = await self._template(path[0])
-        message = f"template '{info.id}' belongs to the operator of this server: firkin template delete {info.id}"
-        raise Refused(403, message, should_retry=False)
-
-    async def _template(self, text: str) -> TemplateInfo:
-        name, _, tag = text.partition(":")
-        try:
-            if tag in ("", "default"):
-                return await self._backend.templates.get(TemplateId(name))
-        except (InvalidSpec, NotFound):
-            pass
-        raise Refused(404, f"template '{text[:128]}' not found", should_retry=False)
 
 
 def _instant(count: int | None, a_second: int = 1) -> datetime | None:

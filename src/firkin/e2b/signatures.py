@@ -17,7 +17,7 @@ WRITE = "write"
 
 
 class TokenMint:
-    """The two tokens of every sandbox: for its data plane, and for its other ports."""
+    """The two tokens of every sandbox, for its data plane and for its other ports, and the one of every volume."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -27,6 +27,9 @@ class TokenMint:
 
     def traffic(self, sandbox_id: str) -> str:
         return self._derive(f"traffic:{sandbox_id}")
+
+    def volume(self, volume_id: str) -> str:
+        return self._derive(f"volume:{volume_id}")
 
     def _derive(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()

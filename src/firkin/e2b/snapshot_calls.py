@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import msgspec
 
 from firkin.e2b.auth import ApiKey
@@ -16,8 +14,7 @@ from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.pages_of import page, read_token
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_names import free_name, is_called, wire_id, wire_names
-from firkin.law.errors import AlreadyExists, FirkinError, InvalidSpec, NotFound
-from firkin.law.ids import TemplateId
+from firkin.law.errors import AlreadyExists, FirkinError
 from firkin.law.sandboxes import SandboxInfo, Timeout
 from firkin.law.snapshots import ForkOptions, SnapshotFilter, SnapshotInfo, SnapshotOptions
 from firkin.law.states import SandboxState
@@ -79,24 +76,6 @@ class SnapshotCalls:
         found.sort(key=lambda pair: pair[0], reverse=True)
         shown, headers = page(found, after=after, limit=limit)
         await exchange.answer_json(200, [_snapshot(tenant, info) for info in shown], headers)
-
-    async def delete(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        """``DELETE /templates/{id}``: a snapshot is a template to clients; the operator's own are not theirs."""
-        info = await find_snapshot(self._directory, tenant, path[0])
-        if info is None:
-            await self._refuse_templates(path[0])
-            raise Refused(404, f"template '{path[0][:128]}' not found", should_retry=False)
-        try:
-            await self._backend.snapshots.delete(info.id)
-        except NotFound as error:  # another caller was first
-            raise Refused(404, f"template '{path[0][:128]}' not found", should_retry=False) from error
-        await exchange.answer(204)
-
-    async def _refuse_templates(self, text: str) -> None:
-        with suppress(InvalidSpec, NotFound):
-            template = await self._backend.templates.get(TemplateId(text.partition(":")[0]))
-            message = f"template '{template.id}' belongs to the operator of this server: firkin template delete ID"
-            raise Refused(403, message, should_retry=False)
 
     async def fork(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", Fork)

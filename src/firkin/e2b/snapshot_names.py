@@ -22,7 +22,18 @@ _TAG = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 def namespace(tenant: ApiKey) -> str:
     """The tenant's name as the part of a name before the slash."""
-    return re.sub(r"[^a-z0-9]+", "-", tenant.name.lower()).strip("-") or "team"
+    return namespace_of(tenant.name)
+
+
+def namespace_of(owner: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", owner.lower()).strip("-") or "team"
+
+
+def check_tag(text: str) -> str:
+    """The tag, if it can be one. Raises `Refused` (400)."""
+    if _TAG.fullmatch(text) is None:
+        raise _bad("Invalid name: a tag has 1 to 128 letters, digits, '.', '-' and '_'")
+    return text
 
 
 def stored_name(tenant: ApiKey, text: str) -> str:
@@ -34,9 +45,7 @@ def stored_name(tenant: ApiKey, text: str) -> str:
         raise _bad(f"Invalid name: the namespace is {namespace(tenant)!r}, not {space[:64]!r}; leave it out")
     if _ALIAS.fullmatch(alias) is None:
         raise _bad("Invalid name: use 1 to 128 letters, digits, '-' and '_', and then a tag after ':' if you want one")
-    if _TAG.fullmatch(tag) is None:
-        raise _bad("Invalid name: a tag has 1 to 128 letters, digits, '.', '-' and '_'")
-    return f"{alias}:{tag}"
+    return f"{alias}:{check_tag(tag)}"
 
 
 async def free_name(backend: SandboxBackend, tenant: ApiKey, text: str) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.engine.acts import Acts
 from firkin.engine.admission import Admission, HostGauge
 from firkin.engine.bench import BenchMaker
+from firkin.engine.build_files import BuildFiles
+from firkin.engine.build_records import BuildRecords
+from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
 from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
+from firkin.engine.layer_uses import LayerKeeping, roots_in_use
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
-from firkin.engine.node import Node
+from firkin.engine.node import Node, room_on_disk
 from firkin.engine.port_exposures import PortExposures
 from firkin.engine.programs import Programs
 from firkin.engine.records import Records
@@ -24,6 +29,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.engine.workshop import Workshop
 from firkin.host.layer_store import LayerStore
@@ -31,6 +37,8 @@ from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver, RootPreparer
 from firkin.law.policies import Policies
 from firkin.lifetimes import Children
+
+VOLUME_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +49,7 @@ class Ground:
     preparer: RootPreparer
     layers: LayerStore
     templates_dir: Path
+    build_files_dir: Path
     gauge: HostGauge
     clock: Clock
     records: Records
@@ -58,7 +67,13 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     workshop = Workshop(
         BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
     )
-    place = TemplatePlace(directory=ground.templates_dir, preparer=ground.preparer, workshop=workshop)
+    keeping = LayerKeeping(
+        ground.layers,
+        clock=clock,
+        kept_s=policies.hygiene.unused_layers_kept_s,
+        roots=lambda: roots_in_use(node),
+    )
+    place = TemplatePlace(directory=ground.templates_dir, preparer=ground.preparer, workshop=workshop, keeping=keeping)
     templates = TemplateRegistry(place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer)
     node = Node(
         driver=ground.driver,
@@ -76,12 +91,22 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         gauge=ground.gauge,
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,
+        keeping=keeping,
         snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
+        volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
+        volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.offer),
         exposures=PortExposures(ground.children),
         figures=Figures(),
         samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),
         programs=programs,
         webhooks=LocalWebhooks(records=records, events=events, clock=clock),
+        builds=LocalBuilds(
+            templates,
+            BuildRecords(records),
+            BuildFiles(ground.build_files_dir, lambda: room_on_disk(node)),
+            clock=clock,
+            children=ground.children,
+        ),
     )
     return node

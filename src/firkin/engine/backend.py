@@ -7,6 +7,7 @@ from pathlib import Path
 
 from firkin.engine.admission import HostGauge
 from firkin.engine.assembly import Ground, assemble
+from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock, SystemClock
 from firkin.engine.closing import close_down
 from firkin.engine.database import Database
@@ -25,6 +26,7 @@ from firkin.engine.records import Records
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.volumes import LocalVolumes
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.host.layer_store import LayerStore
 from firkin.law.backend import BackendInfo, Preflight
@@ -105,6 +107,18 @@ class LocalBackend:
         return LocalPauses(node) if offered else None
 
     @property
+    def builds(self) -> LocalBuilds | None:
+        """None over a driver that cannot make layers."""
+        node = self._started()
+        return node.builds if node.offer.supports(CapabilityName.TEMPLATE_READY) else None
+
+    @property
+    def volumes(self) -> LocalVolumes | None:
+        """None over a driver that keeps none."""
+        node = self._started()
+        return None if node.driver.volumes is None else LocalVolumes(node)
+
+    @property
     def warm_pool(self) -> None:
         return None
 
@@ -135,10 +149,12 @@ class LocalBackend:
         async with AsyncExitStack() as undo:
             node = await self._build(undo, policies)
             await reconcile(node)
+            await node.builds.load()
             node.background(node.deadlines.run(), name="deadlines")
             node.background(forget_ended(node), name="forget old ends")
             node.background(node.samples.run(), name="samples")
             node.background(node.webhooks.run(), name="webhooks")
+            node.background(node.keeping.run(), name="unused layers")
             self._open = undo.pop_all()
         self._node = node
 
@@ -169,6 +185,7 @@ class LocalBackend:
                 preparer=self._preparer,
                 layers=self._layers,
                 templates_dir=self._state_dir / "templates",
+                build_files_dir=self._state_dir / "build-files",
                 gauge=HostGauge(self._state_dir, self._clock),
                 clock=self._clock,
                 records=Records(database),

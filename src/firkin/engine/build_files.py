@@ -11,8 +11,8 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from firkin.law.errors import CapacityRejected, HostDiskFull, IoFailure
@@ -43,34 +43,49 @@ class BuildFiles:
         return str(path)
 
     async def put(self, owner: str, digest: str, chunks: AsyncIterable[bytes]) -> None:
-        """`CapacityRejected` when it takes more than there is room for, `HostDiskFull`, `IoFailure`."""
+        """`CapacityRejected` when it takes more than there is room for, `HostDiskFull`, `IoFailure`.
+
+        What the chunks' sender raises passes through.
+        """
         aside = self._directory / f"{_ASIDE}{secrets.token_hex(8)}"
+        room, size = self._room(), 0
         try:
-            with aside.open("xb") as file:
-                await self._receive(chunks, file.write)
-                await asyncio.to_thread(os.fsync, file.fileno())
-            os.rename(aside, self._path(owner, digest))
-        except OSError as error:
-            if HostDiskFull.explains(error):
-                raise HostDiskFull(_KEEP) from error
-            raise IoFailure("keep", "an uploaded archive", error.strerror or str(error)) from error
+            with _kept():
+                file = aside.open("xb")
+            with file:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    _require(room, size)
+                    with _kept():
+                        await asyncio.to_thread(file.write, chunk)
+                with _kept():
+                    file.flush()
+                    await asyncio.to_thread(os.fsync, file.fileno())
+            with _kept():
+                os.rename(aside, self._path(owner, digest))
         finally:
             with suppress(FileNotFoundError):
                 aside.unlink()
 
-    async def _receive(self, chunks: AsyncIterable[bytes], write: Callable[[bytes], int]) -> None:
-        room, size = self._room(), 0
-        async for chunk in chunks:
-            size += len(chunk)
-            if size > room:
-                raise CapacityRejected(
-                    _KEEP, "free disk on the host", requested=size, available=max(0, room), unit="bytes"
-                )
-            await asyncio.to_thread(write, chunk)
-
     def _path(self, owner: str, digest: str) -> Path:
         """What tenants call something never becomes a path."""
         return self._directory / hashlib.sha256(f"{len(owner)}:{owner}{digest}".encode()).hexdigest()
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """What the disk refuses, as our failure."""
+    try:
+        yield
+    except OSError as error:
+        if HostDiskFull.explains(error):
+            raise HostDiskFull(_KEEP) from error
+        raise IoFailure("keep", "an uploaded archive", error.strerror or str(error)) from error
+
+
+def _require(room: int, size: int) -> None:
+    if size > room:
+        raise CapacityRejected(_KEEP, "free disk on the host", requested=size, available=max(0, room), unit="bytes")
 
 
 def _sweep(directory: Path) -> None:

@@ -22,13 +22,14 @@ from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel
 from firkin.law.resources import SandboxResources
 from firkin.law.templates import TemplateSpec
-from firkin.lifetimes import Children
+from firkin.lifetimes import Children, finish
 
 _log = logging.getLogger("firkin.engine")
 _MOST_ENTRIES = 20_000
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _INTERRUPTED = "the server ended while it was built"
 _CANCELLED = "it was cancelled"
+_CANCEL_WITHIN_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -114,9 +115,13 @@ class LocalBuilds:
         return sorted(found, key=lambda build: build.created_at, reverse=True)
 
     async def tag(self, template_id: str, build_id: str, tags: Sequence[str]) -> NamedTemplate:
-        build, named = self._build("tag a build", build_id), self._template("tag a build", template_id)
+        build = self._build("tag a build", build_id)
         if build.status is not BuildStatus.READY or build.prepared is None:
             raise WrongState("tag a build", ResourceKind.TEMPLATE, build_id, build.status.value)
+        return await self._point(template_id, build_id, tags)
+
+    async def _point(self, template_id: str, build_id: str, tags: Sequence[str]) -> NamedTemplate:
+        named = self._template("tag a build", template_id)
         moved = {tag: Tagging(build_id=build_id, at=self._clock.now()) for tag in tags}
         return await self._retagged(named, {**named.tags, **moved})
 
@@ -164,13 +169,15 @@ class LocalBuilds:
             self._heard(build.id, BuildLine(message="the template is ready", step=FINAL_STEP))
             now = self._clock.now()
             done = replace(build, status=BuildStatus.READY, prepared=spec.id, updated_at=now, finished_at=now)
+            # Tags first: whoever sees that it is ready finds it under them. Until then they are looked up by no one.
+            await self._put(replace(done, status=BuildStatus.BUILDING, finished_at=None))
+            await self._point(build.template_id, build.id, build.tags)
             await self._finished(done)
-            await self.tag(build.template_id, build.id, build.tags)
         except FirkinError as error:
             step = error.step if isinstance(error, TemplatePrepareFailure) else ""
             await self._finished(self._failed(build, str(error), step))
         except asyncio.CancelledError:
-            await asyncio.shield(self._finished(self._failed(build, _CANCELLED)))
+            await finish(self._finished(self._failed(build, _CANCELLED)), within_s=_CANCEL_WITHIN_S)
             raise
         finally:
             self._running.pop(build.id, None)

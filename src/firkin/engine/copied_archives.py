@@ -1,20 +1,70 @@
-"""The archives that COPY steps take: what a client uploaded, as a plain tar, piece by piece.
+"""The archives that COPY steps take: what a client uploaded, checked, then as a plain tar, piece by piece.
 
-Only decompressed here, in a thread; it is unpacked inside the sandbox that it is for.
+Read and decompressed here in a thread; unpacked inside the sandbox that it is for.
+
+The name that a client gives to an archive is a digest of what is copied: SHA-256
+over ``COPY SOURCE DESTINATION`` and, for each path in order, the path, st_mode and
+size in decimal digits and the content (E2B's SDKs, ``calculateFilesHash``). A
+directory's size on the client's disk is part of it for some of them, and stands in
+no archive; so an archive with directories, or hard links, cannot be told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import lzma
+import stat
+import tarfile
 import zlib
 from collections.abc import AsyncIterator, Generator
+from typing import IO
 
-from firkin.host.archives import decompressed
+from firkin.host.archives import decompressed, read_entries
+from firkin.law.build_steps import CopyStep
 from firkin.law.errors import TemplateFault, TemplatePrepareFailure
 
 _PIECE = 1 << 20
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+async def check_archive(step: CopyStep) -> None:
+    """`TemplatePrepareFailure` for an archive that cannot be read, or is not what its name says."""
+    try:
+        found = await asyncio.to_thread(_digest, step)
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
+    if found not in ("", step.content):
+        detail = f"the files uploaded for 'COPY {step.source}' do not match their hash; upload them again"
+        raise TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, detail)
+
+
+def _digest(step: CopyStep) -> str:
+    """What its name should be; empty where that cannot be told from the archive."""
+    whole = hashlib.sha256(f"COPY {step.source} {step.destination}".encode())
+    last, certain = "", True
+    with open(step.archive, "rb") as file:
+        for entry, content in read_entries(file, called=f"the archive of 'COPY {step.source}'"):
+            certain = certain and entry.name > last and (entry.isreg() or entry.issym())
+            last = entry.name
+            if certain:
+                _add(whole, entry, content)
+    return whole.hexdigest() if certain and last else ""
+
+
+def _add(whole: hashlib._Hash, entry: tarfile.TarInfo, content: IO[bytes] | None) -> None:
+    target = entry.linkname.encode(errors="surrogateescape")
+    kind, size = (stat.S_IFLNK, len(target)) if content is None else (stat.S_IFREG, entry.size)
+    whole.update(f"{entry.name}{kind | entry.mode}{size}".encode(errors="surrogateescape"))
+    if content is None:
+        whole.update(target)
+        return
+    while piece := content.read(_PIECE):
+        whole.update(piece)
+
+
+def _unreadable(error: Exception) -> TemplatePrepareFailure:
+    return TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, f"the uploaded archive cannot be read: {error}")
 
 
 async def archive_bytes(path: str) -> AsyncIterator[bytes]:
@@ -24,8 +74,7 @@ async def archive_bytes(path: str) -> AsyncIterator[bytes]:
         while piece := await asyncio.to_thread(next, pieces, b""):
             yield piece
     except _UNREADABLE as error:
-        detail = f"the uploaded archive cannot be read: {error}"
-        raise TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, detail) from error
+        raise _unreadable(error) from error
     finally:
         await asyncio.to_thread(pieces.close)
 

@@ -43,6 +43,7 @@ from firkin.lifetimes import finish
 BOOT_WITHIN_S = 60.0
 COPY_WITHIN_S = 600.0
 UNDO_WITHIN_S = 90.0
+READY_WITHIN_S = 60.0  # of a template that was ready when it was built; somebody waits
 _CREATE = "create a sandbox"
 
 
@@ -72,6 +73,7 @@ async def create_on(
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
     resources = fitting(foundation, spec.resources, node.policies.default_resources)
+    node.volumes.wanted(_CREATE, spec.owner, spec.volumes)
     order = _Order(spec, foundation, resources, lifetime_s, sandbox_id)
     resident = _admit(node, order)
     began = node.clock.monotonic()
@@ -118,6 +120,7 @@ def _first_info(node: Node, order: _Order) -> SandboxInfo:
         metadata=dict(spec.metadata),
         network=spec.network,
         lifecycle=spec.lifecycle,
+        volumes=spec.volumes,
         driver=node.driver.name,
         hardened=spec.hardened,
         owner=spec.owner,
@@ -134,7 +137,7 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
     within_s = COPY_WITHIN_S if order.foundation.captured else BOOT_WITHIN_S
     async with substrate(_CREATE, node.driver.name, within_s=within_s, sandbox_id=resident.id):
-        resident.instance = await node.driver.boot(_boot_plan(order, resident))
+        resident.instance = await node.driver.boot(_boot_plan(node, order, resident))
     resident.ref = resident.instance.ref
     await started_up(_CREATE, await node.links.connect(resident), resident)
     now = node.clock.now()
@@ -148,13 +151,14 @@ async def started_up(operation: str, inside: Inside, resident: Resident) -> None
     if not origin.startup:
         return
     around = Surroundings(user=info.default_user, workdir=info.default_workdir, env=inside.env)
+    startup = replace(origin.startup, ready_within_s=min(READY_WITHIN_S, origin.startup.ready_within_s))
     try:
-        await start_up(inside.processes, origin.startup, around)
+        await start_up(inside.processes, startup, around)
     except TemplatePrepareFailure as failure:
         raise BackendFailure(operation, f"template {info.template_id}", str(failure)) from failure
 
 
-def _boot_plan(order: _Order, resident: Resident) -> BootPlan:
+def _boot_plan(node: Node, order: _Order, resident: Resident) -> BootPlan:
     return BootPlan(
         sandbox_id=resident.id,
         root=order.foundation.root,
@@ -164,6 +168,7 @@ def _boot_plan(order: _Order, resident: Resident) -> BootPlan:
         machine_id=secrets.token_hex(16),
         hardened=order.spec.hardened,
         captured=order.foundation.captured,
+        volumes=node.volumes.wanted(_CREATE, resident.info.owner, resident.info.volumes),
     )
 
 

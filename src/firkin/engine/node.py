@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from firkin.engine.acts import Acts
 from firkin.engine.admission import Admission, HostGauge
+from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
 from firkin.engine.events import EventBus
 from firkin.engine.figures import Figures
+from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
@@ -21,6 +24,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import Driver
@@ -45,13 +49,22 @@ class Node:
     gauge: HostGauge
     deadlines: Deadlines
     templates: TemplateRegistry
+    keeping: LayerKeeping
     snapshots: SnapshotStore
+    volumes: VolumeRegistry
+    volume_threads: ThreadPoolExecutor
     links: Links
     exposures: PortExposures
     figures: Figures
     samples: Samples
     programs: Programs
     webhooks: LocalWebhooks
+    builds: LocalBuilds
 
     def background(self, work: Coroutine[object, object, None], *, name: str) -> None:
         self.children.start(work, name=name)
+
+
+def room_on_disk(node: Node) -> int:
+    """How much of the host's disk a copy may take, in bytes."""
+    return max(0, node.gauge.read().disk_bytes - node.policies.capacity.disk_floor_bytes)

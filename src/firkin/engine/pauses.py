@@ -211,6 +211,7 @@ async def _boot_again(node: Node, resident: Resident, lifetime_s: float | None, 
         hostname=str(resident.id),
         hardened=before.hardened,
         continues=True,
+        volumes=node.volumes.wanted(_RESUME, before.owner, before.volumes),
     )
     resident.reservation = node.admission.reserve(before.resources)
     try:

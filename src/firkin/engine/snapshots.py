@@ -16,7 +16,7 @@ from pathlib import Path
 from firkin.engine import creation, snapshot_archives
 from firkin.engine.foundations import on_snapshot
 from firkin.engine.ledger import Why
-from firkin.engine.node import Node
+from firkin.engine.node import Node, room_on_disk
 from firkin.engine.roster import Resident
 from firkin.engine.stored_forms import SnapshotRecord
 from firkin.engine.substrate import substrate
@@ -225,16 +225,11 @@ async def _captured(node: Node, resident: Resident, into: Path, operation: str, 
 async def _copied(node: Node, resident: Resident, into: Path, operation: str) -> None:
     assert resident.instance is not None  # the caller holds the lock and has looked
     async with substrate(operation, node.driver.name, within_s=CAPTURE_WITHIN_S, sandbox_id=resident.id):
-        await resident.instance.capture(into, room_bytes=_room(node))
-
-
-def _room(node: Node) -> int:
-    """How much of the host's disk a copy may take, in bytes."""
-    return max(0, node.gauge.read().disk_bytes - node.policies.capacity.disk_floor_bytes)
+        await resident.instance.capture(into, room_bytes=room_on_disk(node))
 
 
 def _require_disk(node: Node, needed: int) -> None:
-    if needed > (free := _room(node)):
+    if needed > (free := room_on_disk(node)):
         raise CapacityRejected(_IMPORT, "free disk on the host", requested=needed, available=free, unit="bytes")
 
 
@@ -278,6 +273,7 @@ def _twin(info: SandboxInfo, options: ForkOptions) -> SandboxSpec:
         metadata=info.metadata,
         network=info.network,
         lifecycle=info.lifecycle,
+        volumes=info.volumes,
         hardened=info.hardened,
         owner=info.owner,
         labels=info.labels if options.labels is None else options.labels,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from firkin.engine.bench import Bench
-from firkin.engine.copied_archives import archive_bytes
+from firkin.engine.copied_archives import archive_bytes, check_archive
 from firkin.engine.program_lines import Tell, described, told
 from firkin.law.build_steps import BuildStep, CopyStep, EnvStep, RunStep, UserStep, WorkdirStep
 from firkin.law.driver import RootFilesystem
@@ -138,6 +138,7 @@ async def _run(bench: Bench, site: Site, step: RunStep, tell: Tell) -> None:
 
 
 async def _copy(bench: Bench, site: Site, step: CopyStep, tell: Tell) -> None:
+    await check_archive(step)
     below, only = _selected(step.source)
     target = site.path(step.destination)
     if step.destination.endswith(("/", "/.")) and target != "/":

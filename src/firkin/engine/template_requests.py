@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 
-from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, Permanent
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, TemplateFault, TemplatePrepareFailure, UnsupportedCapability
 from firkin.law.ids import TemplateId
 from firkin.law.processes import check_environment
@@ -17,6 +17,7 @@ from firkin.law.templates import (
     LocalSource,
     OciSource,
     Provisioning,
+    TemplateBase,
     TemplateSource,
     TemplateSpec,
     describe_source,
@@ -24,6 +25,7 @@ from firkin.law.templates import (
 
 MAX_TIMEOUT_S = 24 * 3600.0
 _PREPARE = "prepare template"
+_GIT_BASE = TemplateId("base")
 _SERVED = (ENVD_PORT, "/health")
 _REFERENCE = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]*")
 _CALLERS_FAULTS = (TemplateFault.SOURCE_MISSING, TemplateFault.SOURCE_CORRUPT)
@@ -38,9 +40,6 @@ def check_template(spec: TemplateSpec, offer: Capabilities) -> None:
             f"the timeout is {spec.timeout_s:g} s; it must be above 0 and at most {MAX_TIMEOUT_S:.0f}",
         )
     check_environment(spec.env)
-    if isinstance(spec.source, GitSource):
-        reason = BuildFeatureGated("sources from git")
-        raise UnsupportedCapability(_PREPARE, CapabilityName.TEMPLATE_PREPARE, reason)
     if spec.is_built or spec.user is not None or spec.workdir is not None:
         offer.require(_PREPARE, CapabilityName.TEMPLATE_READY)
     if spec.workdir is not None and not spec.workdir.startswith("/"):
@@ -78,6 +77,16 @@ def _check_path(path: str, *, tagged: bool) -> None:
         raise InvalidSpec(_PREPARE, InvalidReason.INVALID_PATH, f"{path[:256]!r} is no path")
     if not any(os.path.lexists(candidate) for candidate in (path, untagged) if candidate):
         raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, f"{path}: no such file or directory")
+
+
+def base_template(source: TemplateSource) -> TemplateId | None:
+    """The template on whose files the source lies; None for one that is a root of its own."""
+    match source:
+        case TemplateBase(template_id):
+            return template_id
+        case GitSource():
+            return _GIT_BASE
+    return None
 
 
 def callers_fault(failure: BaseException) -> bool:

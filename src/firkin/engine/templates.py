@@ -18,10 +18,18 @@ from pathlib import Path
 
 from firkin.engine.acts import Acts
 from firkin.engine.clock import Clock
+from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.logs import LogStore
 from firkin.engine.records import Records
 from firkin.engine.stored_forms import Origin, TemplateRecord, spec_key
-from firkin.engine.template_requests import callers_fault, check_source, check_template, default_template_id
+from firkin.engine.template_requests import (
+    base_template,
+    callers_fault,
+    check_source,
+    check_template,
+    default_template_id,
+)
+from firkin.engine.template_sources import SourceFiles
 from firkin.engine.template_uses import TemplateUse, TemplateUses
 from firkin.engine.workshop import Built, Workshop
 from firkin.host.directories import remove_tree
@@ -31,7 +39,13 @@ from firkin.law.driver import PreparedRoot, RootPreparer
 from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState
 from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel, LogSource
-from firkin.law.templates import PreparedTemplate, TemplateBase, TemplateInfo, TemplateSpec, TemplateState
+from firkin.law.templates import (
+    PreparedTemplate,
+    TemplateInfo,
+    TemplateSpec,
+    TemplateState,
+    describe_source,
+)
 
 _log = logging.getLogger("firkin.engine")
 _PREPARE = "prepare template"
@@ -46,11 +60,12 @@ class _Preparation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplatePlace:
-    """Where templates live, who fills them, and who builds on what they were filled with."""
+    """Where templates live, who fills them, who builds on what they were filled with, who keeps their layers."""
 
     directory: Path
     preparer: RootPreparer
     workshop: Workshop
+    keeping: LayerKeeping
 
 
 class TemplateRegistry:
@@ -60,6 +75,7 @@ class TemplateRegistry:
         self, place: TemplatePlace, *, records: Records, logs: LogStore, clock: Clock, acts: Acts, offer: Capabilities
     ) -> None:
         self._place = place
+        self._sources = SourceFiles(preparer=place.preparer, keeping=place.keeping)
         self._records = records
         self._logs = logs
         self._clock = clock
@@ -92,6 +108,7 @@ class TemplateRegistry:
         or the network's reasons: a source that cannot be used leaves no record.
         """
         check_template(spec, self._offer)
+        self._sources.check(spec)
         template_id, key = spec.id or default_template_id(spec.source), spec_key(spec, self._base_digest(spec))
         preparation = await self._under_way(template_id)
         if preparation is None:
@@ -120,6 +137,13 @@ class TemplateRegistry:
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"in use by {users} sandboxes")
         del self._known[template_id]
         await self._acts.run(self._forget(record), name=f"delete template {template_id}")
+
+    async def prune(self) -> int:
+        """See `TemplateControl.prune`."""
+        return await self._acts.run(self._place.keeping.prune(), name="prune layers")
+
+    def records(self) -> Sequence[TemplateRecord]:
+        return list(self._known.values())
 
     def with_digest(self, digest: str) -> TemplateRecord | None:
         """A ready template of that content, if there is one."""
@@ -161,7 +185,7 @@ class TemplateRegistry:
 
     def _begin(self, template_id: TemplateId, key: str, spec: TemplateSpec, report: BuildReport | None) -> _Preparation:
         work = self._prepare(template_id, key, spec, self._reporter(template_id, report))
-        task = self._acts.start(work, name=f"prepare template {template_id}")
+        task = self._acts.start(self._place.keeping.during(work), name=f"prepare template {template_id}")
         preparation = self._preparing[template_id] = _Preparation(key, task)
         task.add_done_callback(lambda _: self._preparing.pop(template_id, None))
         return preparation
@@ -202,6 +226,7 @@ class TemplateRegistry:
             ready = replace(ready, directory=str(directory))
             self._uses.rest(ready)
             await self._put(ready)
+            self._acts.start(self._place.keeping.settle(), name="settle layers")
         except BaseException as failure:
             await self._undo(fresh, earlier, directory, failure)
             raise
@@ -224,10 +249,13 @@ class TemplateRegistry:
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
 
     async def _built(self, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
+        report(BuildLine(message=f"[base] FROM {describe_source(spec.source)}"))
         with self._found(spec) as base:
-            if base is None:
-                tell = partial(_tell_line, report)
-                base = Built(prepared=await self._place.preparer.prepare(spec, directory, tell))
+            begun = await self._sources.of(spec, base, directory, partial(_tell_line, report))
+            return await self._built_on(begun, spec, report)
+
+    async def _built_on(self, base: Built, spec: TemplateSpec, report: BuildReport) -> Built:
+        with self._place.keeping.holding(base.prepared.root):
             if spec.is_built or spec.user is not None or spec.workdir is not None:
                 return await self._place.workshop.build(base.prepared, base.startup, spec, report)
             env = {**base.prepared.config.env, **spec.env}
@@ -236,10 +264,11 @@ class TemplateRegistry:
     @contextmanager
     def _found(self, spec: TemplateSpec) -> Iterator[Built | None]:
         """What another template has ready, held for the length of the block; None where the source has it."""
-        if not isinstance(spec.source, TemplateBase):
+        template_id = base_template(spec.source)
+        if template_id is None:
             yield None
             return
-        base = self.ready(_PREPARE, spec.source.template_id)
+        base = self.ready(_PREPARE, template_id)
         held = self.hold(Origin(directory=base.directory, base_env={}, root=base.root), pins=False)
         try:
             yield Built(prepared=_as_prepared(base), startup=base.info.startup)
@@ -248,9 +277,8 @@ class TemplateRegistry:
 
     def _base_digest(self, spec: TemplateSpec) -> str:
         """What the template below has in it now: when that changes, what was built on it is another thing."""
-        if not isinstance(spec.source, TemplateBase):
-            return ""
-        return self.ready(_PREPARE, spec.source.template_id).info.digest
+        template_id = base_template(spec.source)
+        return "" if template_id is None else self.ready(_PREPARE, template_id).info.digest
 
     async def _undo(
         self, fresh: TemplateRecord, earlier: TemplateRecord | None, directory: Path, failure: BaseException
@@ -338,8 +366,10 @@ def _broken(record: TemplateRecord) -> str:
     """Why a template that an earlier server left cannot be used, or nothing."""
     if record.info.state is TemplateState.PREPARING:
         return "interrupted: the server ended while it was prepared"
-    if record.info.state is TemplateState.READY and not Path(record.directory).is_dir():
-        return f"its files are gone from {record.directory}"
+    if record.info.state is TemplateState.READY and record.root is not None:
+        needed = (record.directory, record.root.base, *record.root.layers)
+        gone = next((path for path in needed if not Path(path).is_dir()), "")
+        return f"its files are gone from {gone}; prepare it again" if gone else ""
     return ""
 
 

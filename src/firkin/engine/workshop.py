@@ -29,12 +29,13 @@ from firkin.law.build_steps import (
     describe_step,
 )
 from firkin.law.driver import MOST_LAYERS, PreparedRoot
-from firkin.law.errors import NotFound, TemplateFault, TemplatePrepareFailure
+from firkin.law.errors import NotFound, ProcessFailure, ProcessFault, TemplateFault, TemplatePrepareFailure
 from firkin.law.logs import LogLevel
-from firkin.law.processes import Argv, Command, CommandMode, Exited, Shell
+from firkin.law.processes import Argv, Command, CommandMode, Shell
 from firkin.law.resources import SandboxResources
 from firkin.law.templates import TemplateSpec
 
+_FINAL = "[finalize] checking what sandboxes will be made of"
 _START_WATCHED_S = 0.5
 _FORMAT = "1"  # part of every key: raise it when what a step does changes
 
@@ -74,7 +75,9 @@ class Workshop:
             except TemplatePrepareFailure as failure:
                 raise TemplatePrepareFailure(failure.fault, str(failure), step=teller.step) from failure
         startup = _startup(spec) or inherited
-        await self._check(site, startup, resources, _Teller(report, FINAL_STEP, "[finalize]"))
+        await self._check(
+            site, startup, resources, _Teller(report, FINAL_STEP, "[finalize] checking what sandboxes will be made of")
+        )
         return Built(prepared=_result(base, site, self._layers, changed=bool(steps)), startup=startup)
 
     async def _advanced(
@@ -108,10 +111,14 @@ class Workshop:
                 raise TemplatePrepareFailure(
                     TemplateFault.DEFAULT_USER_MISSING, f"there is no user {site.user!r} in the template"
                 ) from None
-            looked = await bench.processes.run(Command(mode=Argv("/bin/sh", ("-c", 'cd -- "$0"', site.workdir))))
-            if looked.status != Exited(0):
+            try:
+                there = Command(mode=Argv("/bin/sh", ("-c", ":")), user=user.name, cwd=site.workdir)
+                await bench.processes.run(there)
+            except ProcessFailure as failure:
+                if failure.fault is not ProcessFault.CWD_MISSING:
+                    raise TemplatePrepareFailure(TemplateFault.UNSUPPORTED_IMAGE_CONFIG, str(failure)) from failure
                 detail = f"the working directory {site.workdir!r} does not exist in the template"
-                raise TemplatePrepareFailure(TemplateFault.DEFAULT_WORKDIR_MISSING, detail)
+                raise TemplatePrepareFailure(TemplateFault.DEFAULT_WORKDIR_MISSING, detail) from None
             if startup:
                 teller.tell("running the start and ready commands", LogLevel.INFO)
                 around = Surroundings(user=user.name, workdir=site.workdir, env=site.env)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import io
 import lzma
 import math
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import IO, NoReturn, Protocol, Self
 
 from firkin.host.confined import ConfinedTree, make_directory_in, remove
-from firkin.host.programs import find_program
+from firkin.host.program_paths import find_program
 from firkin.law.errors import TemplateFault, TemplatePrepareFailure
 
 _CHUNK = 1 << 20
@@ -127,31 +128,50 @@ def _through_zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
             process.kill()
 
 
-class Extraction:
-    """One archive on its way into `tree`."""
+Entries = Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]
 
-    def __init__(self, tree: ConfinedTree, allowance: Allowance, *, placer: Placer | None = None) -> None:
+
+def read_entries(file: IO[bytes], *, called: str, digest: str = "") -> Entries:
+    """Every entry of a stranger's archive, with the content of a regular file, to be read before the next one.
+
+    `called` names the archive in errors. With `digest`, the archive without its compression must have that one.
+    """
+    try:
+        with decompressed(file) as plain, _reader(stream := _Hashed(plain, digest)) as archive:
+            while (entry := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every entry
+                yield entry, archive.extractfile(entry) if entry.isreg() else None
+            while stream.read(_CHUNK):  # the checksum of the compressed stream stands at its end
+                pass
+        stream.check(called)
+    except _UNREADABLE as failure:
+        raise corrupt(f"{called} is damaged or no tar archive: {failure}") from failure
+
+
+class Extraction:
+    """One archive on its way into `tree`. With `digest`, the archive without its compression must have that one."""
+
+    def __init__(
+        self, tree: ConfinedTree, allowance: Allowance, *, placer: Placer | None = None, digest: str = ""
+    ) -> None:
         self.dropped = 0
         self.count = 0
         self._tree = tree
         self._allowance = allowance
         self._placer = placer
+        self._digest = digest
         self._directory_times: dict[str, int] = {}
 
     def run(self, file: IO[bytes], *, called: str) -> None:
         """Unpack all entries of `file`; `called` names it in errors."""
         try:
-            with decompressed(file) as stream, _reader(stream) as archive:
-                while (entry := archive.next()) is not None:
-                    archive.members.clear()  # type: ignore[attr-defined]  # it would keep every entry
-                    self._apply(archive, entry)
-                while stream.read(_CHUNK):  # the checksum of the compressed stream stands at its end
-                    pass
+            for entry, content in read_entries(file, called=called, digest=self._digest):
+                self._apply(entry, content)
         except _UNREADABLE as failure:
             raise corrupt(f"{called} is damaged or no tar archive: {failure}") from failure
         self._restore_directory_times()
 
-    def _apply(self, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
+    def _apply(self, entry: tarfile.TarInfo, archived: IO[bytes] | None) -> None:
         name = relative_name(entry, entry.name)
         if entry.size < 0:
             _refuse(entry, "a negative size")
@@ -164,7 +184,7 @@ class Extraction:
             return
         try:
             with self._tree.parent(name) as (fd, last):
-                self._make(archive, entry, fd, last)
+                self._make(entry, archived, fd, last)
         except OSError as failure:
             if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
                 raise
@@ -174,7 +194,7 @@ class Extraction:
         if entry.isdir():
             self._directory_times[name] = _nanoseconds(entry)
 
-    def _make(self, archive: tarfile.TarFile, entry: tarfile.TarInfo, fd: int, last: str) -> None:
+    def _make(self, entry: tarfile.TarInfo, archived: IO[bytes] | None, fd: int, last: str) -> None:
         if entry.isdir():
             make_directory_in(fd, last)
         elif entry.islnk():
@@ -186,8 +206,8 @@ class Extraction:
                 os.symlink(entry.linkname, last, dir_fd=fd)
             elif entry.isfifo():
                 os.mkfifo(last, 0o600, dir_fd=fd)
-            elif entry.isreg():
-                self._write(archive, entry, fd, last)
+            elif archived is not None:
+                self._write(entry, archived, fd, last)
             else:
                 _refuse(entry, f"unknown kind {entry.type!r}")
         _dress(entry, fd, last)
@@ -202,10 +222,8 @@ class Extraction:
             remove(fd, last)
             os.link(name, last, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
 
-    def _write(self, archive: tarfile.TarFile, entry: tarfile.TarInfo, fd: int, last: str) -> None:
+    def _write(self, entry: tarfile.TarInfo, content: IO[bytes], fd: int, last: str) -> None:
         self._allowance.spend(entry, entry.size)
-        content = archive.extractfile(entry)
-        assert content is not None
         out = os.open(last, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
         with open(out, "wb", buffering=0) as file:
             left = entry.size
@@ -225,14 +243,37 @@ class Extraction:
                 continue
 
 
-def _reader(stream: IO[bytes]) -> tarfile.TarFile:
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Hashed:
+    """A stream that is hashed as it is read; by nothing at all where no digest is asked for."""
+
+    def __init__(self, stream: IO[bytes], digest: str) -> None:
+        algorithm, _, self._wanted = digest.partition(":")
+        self._stream = stream
+        self._hash = hashlib.new(algorithm) if digest else None
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if self._hash is not None:
+            self._hash.update(data)
+        return data
+
+    def check(self, called: str) -> None:
+        if self._hash is not None and self._hash.hexdigest() != self._wanted:
+            raise corrupt(f"{called} does not unpack to what its image says")
+
+
+def _reader(stream: _Readable) -> tarfile.TarFile:
     return tarfile.open(fileobj=_Blocks(stream), mode="r|", tarinfo=_Header)
 
 
 class _Blocks(io.RawIOBase):
     """Gives the stream reader whole blocks: a pipe or a decompressor may answer with less."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: _Readable) -> None:
         self._stream = stream
 
     def readable(self) -> bool:

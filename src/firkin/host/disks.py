@@ -26,7 +26,7 @@ _FICLONE = 0x40049409
 _LOOP_CTL_ADD = 0x4C80
 _LOOP_CTL_REMOVE = 0x4C81
 _LOOP_CONFIGURE = 0x4C0A
-_LO_FLAGS_AUTOCLEAR = 4
+_LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 4, 16
 _LOOP_CONFIG_SIZE = 304
 _FLAGS_OFFSET = 8 + 52  # struct loop_config: fd, block_size, then loop_info64, whose lo_flags is at 52
 _PIECE = 32 << 20
@@ -68,12 +68,16 @@ def copy_sparse(source: int, target: int, size: int, *, stopped: Callable[[], bo
             start += copied
 
 
-def attach(device: str, image: int) -> int:
-    """Bind the loop device to the open file `image`; it unbinds itself after its last use. EBUSY if it is bound."""
+def attach(device: str, image: int, *, direct: bool = False) -> int:
+    """Bind the loop device to the open file `image`; it unbinds itself after its last use. EBUSY if it is bound.
+
+    With `direct` the host does not cache the image, where its file system can do without.
+    """
     fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     config = bytearray(_LOOP_CONFIG_SIZE)
     struct.pack_into("=I", config, 0, image)
-    struct.pack_into("=I", config, _FLAGS_OFFSET, _LO_FLAGS_AUTOCLEAR)
+    flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_DIRECT_IO if direct else 0)
+    struct.pack_into("=I", config, _FLAGS_OFFSET, flags)
     try:
         fcntl.ioctl(fd, _LOOP_CONFIGURE, bytes(config))
     except OSError:

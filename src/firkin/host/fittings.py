@@ -11,6 +11,7 @@ import errno
 import os
 import posixpath
 import stat
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from firkin.host.accounts import Accounts
@@ -18,6 +19,7 @@ from firkin.host.confined import ConfinedTree
 from firkin.law.errors import TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import ImageConfig
 
+VERSION = "1"  # raise it when what is written here changes: roots are kept under what they were made with
 HOME = "/home/user"
 _MOUNT_POINTS = (("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755))
 _FOREIGN_ATTRIBUTES = ("trusted.", "user.overlay.")
@@ -41,7 +43,7 @@ export PATH
 """
 
 
-def fit(tree: ConfinedTree, *, user: str = "", workdir: str = "", env: dict[str, str] | None = None) -> ImageConfig:
+def fit(tree: ConfinedTree, *, user: str = "", workdir: str = "", env: Mapping[str, str] | None = None) -> ImageConfig:
     """Make `tree` ready and return what a process in it gets, given the image's own wishes."""
     os.fchown(tree.fd, 0, 0)
     os.fchmod(tree.fd, 0o755)
@@ -94,36 +96,33 @@ def _make_workdir(tree: ConfinedTree, wish: str) -> str:
     return path
 
 
-def sweep(tree: ConfinedTree) -> tuple[int, int]:
-    """Remove device nodes and foreign attributes from the whole tree. Returns bytes on disk and nodes removed.
+def sweep(tree: ConfinedTree) -> int:
+    """Remove device nodes and foreign attributes from the whole tree. Returns how many nodes that were.
 
     Nothing runs in the tree yet, so a name that was looked at stays what it was.
     """
-    size = removed = 0
-    counted: set[int] = set()
+    removed = 0
+    _strip_attributes(f"/proc/self/fd/{tree.fd}/.")
+    for fd, name, status in _entries(tree):
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            os.unlink(name, dir_fd=fd)
+            removed += 1
+        else:
+            _strip_attributes(f"/proc/self/fd/{fd}/{name}")
+    return removed
+
+
+def _entries(tree: ConfinedTree) -> Iterator[tuple[int, str, os.stat_result]]:
+    """Each entry below the root: a descriptor of its directory, its name and status."""
     pending = [""]
     while pending:
         path = pending.pop()
         with tree.directory(path) as fd:
-            size += _block_bytes(os.fstat(fd))
             for name in os.listdir(fd):
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-                    os.unlink(name, dir_fd=fd)
-                    removed += 1
-                    continue
-                _strip_attributes(f"/proc/self/fd/{fd}/{name}")
                 if stat.S_ISDIR(status.st_mode):
                     pending.append(f"{path}/{name}")
-                elif status.st_ino not in counted:
-                    size += _block_bytes(status)
-                    if status.st_nlink > 1:
-                        counted.add(status.st_ino)
-    return size, removed
-
-
-def _block_bytes(status: os.stat_result) -> int:
-    return status.st_blocks * 512
+                yield fd, name, status
 
 
 def _strip_attributes(path: str) -> None:

@@ -7,6 +7,7 @@ here is written by this module, or made from what stands in /usr already.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import platform
 import shutil
@@ -18,7 +19,9 @@ from pathlib import Path
 
 from firkin.host.confined import ConfinedTree
 from firkin.host.fittings import HOSTS, PROFILE, RESOLVERS, SUDO_DEFAULTS, SUDO_RULE, fit
+from firkin.host.layer_store import LayerStore, layer_key
 from firkin.host.programs import program_environment, run_program
+from firkin.law.driver import PreparedRoot, RootFilesystem
 from firkin.law.templates import ImageConfig
 
 _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -142,6 +145,7 @@ _USER_ID = 1000
 _BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 _LIBRARY_FOLDERS = ("/usr/local/lib", "/usr/local/lib/{triplet}", "/lib/{triplet}", "/usr/lib/{triplet}")
 _LDCONFIG_S = 5.0
+_MADE = "host"
 _LAYOUT = 1  # raise it when what is written here changes: the digest tells old templates from new ones
 
 
@@ -153,6 +157,37 @@ class HostRoot:
     shared: Mapping[str, str]
     hidden: tuple[str, ...]
     digest: str
+
+
+async def keep_host_root(store: LayerStore, scratch: Path) -> PreparedRoot:
+    """The root, made in `scratch` and kept in `store` under what it holds: the same as long as the host is."""
+    root = scratch / _MADE
+    root.mkdir(mode=0o755)
+    made = await build_host_root(root)
+    content = await asyncio.to_thread(_content, root)
+    async with store.making(layer_key(made.digest, content)) as making:
+        base = making.found
+        if base is None:
+            os.rename(root, making.files)
+            base = await making.keep()
+        else:
+            await asyncio.to_thread(shutil.rmtree, root)
+    shown = RootFilesystem(base=base, shared=made.shared, hidden=made.hidden)
+    return PreparedRoot(root=shown, config=made.config, size_bytes=store.size_of(base), digest=made.digest)
+
+
+def _content(root: Path) -> str:
+    """A digest of all below `root`."""
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted((*folders, *names)):
+            path = Path(folder, name)
+            status = path.lstat()
+            what = (str(path.relative_to(root)), status.st_mode, status.st_uid, status.st_gid)
+            held = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
+            digest.update(repr((*what, held)).encode())
+    return digest.hexdigest()
 
 
 async def build_host_root(root: Path) -> HostRoot:

@@ -1,44 +1,79 @@
-"""OCI image layouts: which image, is it whole, its layers applied, its wishes read.
+"""OCI image layouts: which image, is it whole, its layers applied.
 
 A layout is a stranger's word: every blob is checked against its digest before
-it is read, and every number and name in its JSON against what it may be.
+it is read, and what a layer unpacks to against what the image said of it.
 Whiteouts are obeyed inside the tree only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
+import stat
 import tarfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+from io import BufferedReader
+from typing import Any
 
 from firkin.host.archives import Allowance, Extraction, corrupt
 from firkin.host.confined import ConfinedTree, remove
+from firkin.host.image_manifests import (
+    DIGEST,
+    MAX_JSON,
+    Image,
+    chosen_manifest,
+    for_this_machine,
+    parse,
+    read_manifest,
+)
 from firkin.law.errors import TemplateFault, TemplatePrepareFailure
 
-_MAX_JSON = 4 << 20
-_MAX_LAYERS = 512
 _MAX_DEPTH = 4
-_DIGEST = re.compile(r"(sha256|sha512):([0-9a-f]{64,128})")
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x"}
-_NAME_OF_REF = "org.opencontainers.image.ref.name"
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
-    """A whole image of this machine's kind. `layers` are blob digests, lowest first."""
+class Blobs:
+    """The folder that holds ``sha256/DIGEST``. Its own links may not lead to the host's files."""
 
-    digest: str
-    layers: tuple[str, ...]
-    env: Mapping[str, str]
-    user: str
-    workdir: str
+    def __init__(self, path: str) -> None:
+        self._tree = ConfinedTree.at(path)
+
+    def __enter__(self) -> Blobs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._tree.fd)
+
+    def open(self, digest: str, *, most: int | None = None) -> BufferedReader:
+        """The blob, already checked against `digest`, at its start. One with more than `most` bytes is corrupt."""
+        if DIGEST.fullmatch(digest) is None:
+            raise corrupt(f"{digest[:100]!r} is no digest")
+        algorithm, _, name = digest.partition(":")
+        try:
+            file = os.fdopen(self._tree.open(f"{algorithm}/{name}", os.O_RDONLY | os.O_NONBLOCK), "rb")
+        except OSError as failure:
+            raise corrupt(f"blob {digest} is missing: {failure.strerror}") from failure
+        try:
+            _check(file, digest, most)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def json(self, digest: str) -> dict[str, Any]:
+        return parse(self.content(digest), digest)
+
+    def content(self, digest: str) -> bytes:
+        """A manifest or a config."""
+        with self.open(digest, most=MAX_JSON) as file:
+            return file.read()
+
+    def apply(self, digest: str, unpacked: str, tree: ConfinedTree, allowance: Allowance) -> int:
+        """Unpack one layer on what `tree` holds. Returns how many device nodes were dropped."""
+        work = Extraction(tree, allowance, placer=_LayerPlacer(tree), digest=unpacked)
+        with self.open(digest) as file:
+            work.run(file, called=f"layer {digest}")
+        return work.dropped
 
 
 class Layout:
@@ -49,71 +84,48 @@ class Layout:
         if not os.path.isfile(os.path.join(path, "index.json")):
             detail = f"{path} is no OCI layout: it holds no index.json"
             raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, detail)
-        # a layout's own links may not lead to the host's files either
-        self._tree = ConfinedTree.at(path)
 
-    def __enter__(self) -> Layout:
-        return self
+    @property
+    def blobs(self) -> str:
+        return os.path.join(self._path, "blobs")
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._tree.fd)
+    def image(self, tag: str = "", *, digest: str = "") -> Image:
+        """The image `tag` (the only one, when empty) for this machine, or the one that `digest` names."""
+        with self._opened() as blobs:
+            digest = digest or chosen_manifest(self._index(), tag, self._path)
+            manifest = blobs.json(digest)
+            for _ in range(_MAX_DEPTH):
+                if "manifests" not in manifest:
+                    break
+                digest = for_this_machine(manifest)
+                manifest = blobs.json(digest)
+            found = read_manifest(manifest, digest)
+            return found.image(blobs.content(found.config))
 
-    def image(self, tag: str = "") -> Image:
-        """The image `tag` (the only one, when empty) for this machine."""
-        index = self._index()
-        chosen = _choose(index, tag, self._path)
-        digest = _text(chosen, "digest")
-        manifest = self._json(digest)
-        for _ in range(_MAX_DEPTH):
-            if "manifests" not in manifest:
-                break
-            digest = _text(_for_this_machine(manifest), "digest")
-            manifest = self._json(digest)
-        layers = tuple(_text(layer, "digest") for layer in _dicts(manifest, "layers"))
-        if not layers or len(layers) > _MAX_LAYERS:
-            raise corrupt(f"image {digest} has {len(layers)} layers; 1…{_MAX_LAYERS} are allowed")
-        config = self._json(_text(_dict(manifest, "config"), "digest"))
-        _check_machine(config)
-        return _image(digest, layers, _dict(config, "config"))
-
-    def apply(self, image: Image, tree: ConfinedTree, allowance: Allowance) -> int:
-        """Unpack the layers of `image` into the empty `tree`. Returns how many device nodes were dropped."""
-        dropped = 0
-        for digest in image.layers:
-            placer = _LayerPlacer(tree)
-            work = Extraction(tree, allowance, placer=placer)
-            with self._blob(digest) as file:
-                work.run(file, called=f"layer {digest}")
-            dropped += work.dropped
-        return dropped
+    def _opened(self) -> Blobs:
+        try:
+            return Blobs(self.blobs)
+        except OSError as failure:
+            raise corrupt(f"{self._path} holds no blobs: {failure.strerror}") from failure
 
     def _index(self) -> dict[str, Any]:
         try:
-            return _parse(self._tree.read("index.json") or b"", "index.json")
+            with ConfinedTree.at(self._path) as tree:
+                return parse(tree.read("index.json") or b"", "index.json")
         except OSError as failure:
             raise corrupt(f"index.json of {self._path} cannot be read: {failure.strerror}") from failure
 
-    def _blob(self, digest: str) -> IO[bytes]:
-        """The blob, already checked against `digest`, at its start."""
-        match = _DIGEST.fullmatch(digest)
-        if match is None:
-            raise corrupt(f"{digest[:100]!r} is no digest")
-        try:
-            file = os.fdopen(self._tree.open(f"blobs/{match[1]}/{match[2]}", os.O_RDONLY | os.O_NONBLOCK), "rb")
-        except OSError as failure:
-            raise corrupt(f"blob {digest} is missing: {failure.strerror}") from failure
-        if hashlib.file_digest(file, match[1]).hexdigest() != match[2]:
-            file.close()
-            raise corrupt(f"blob {digest} does not have that digest")
-        file.seek(0)
-        return file
 
-    def _json(self, digest: str) -> dict[str, Any]:
-        with self._blob(digest) as file:
-            content = file.read(_MAX_JSON + 1)
-        if len(content) > _MAX_JSON:
-            raise corrupt(f"{digest} is larger than a manifest may be")
-        return _parse(content, digest)
+def _check(file: BufferedReader, digest: str, most: int | None) -> None:
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise corrupt(f"blob {digest} is no file")
+    if most is not None and found.st_size > most:
+        raise corrupt(f"{digest} is larger than a manifest may be")
+    algorithm, _, name = digest.partition(":")
+    if hashlib.file_digest(file, algorithm).hexdigest() != name:
+        raise corrupt(f"blob {digest} does not have that digest")
+    file.seek(0)
 
 
 class _LayerPlacer:
@@ -151,97 +163,3 @@ class _LayerPlacer:
 
     def _hidden_below(self, fd: int, holder: str) -> list[str]:
         return [name for name in os.listdir(fd) if name not in self._made.get(holder, ())]
-
-
-def _choose(index: dict[str, Any], tag: str, path: str) -> dict[str, Any]:
-    found = _dicts(index, "manifests")
-    tags = [str(_dict(one, "annotations").get(_NAME_OF_REF, "")) for one in found]
-    if tag:
-        found = [one for one, name in zip(found, tags, strict=True) if name == tag]
-    if len(found) == 1:
-        return found[0]
-    named = ", ".join(repr(name) for name in tags if name) or "none"
-    if not found:
-        detail = f"{path} holds no image {tag!r}; its tags: {named}" if tag else f"{path} holds no image"
-        raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, detail)
-    if tag or not any(tags):
-        return _for_this_machine({"manifests": found})
-    detail = f"{path} holds {len(found)} images; name one of its tags ({named}), as in oci:FOLDER:TAG"
-    raise TemplatePrepareFailure(TemplateFault.SOURCE_MISSING, detail)
-
-
-def machine_architecture() -> str:
-    """This machine's architecture in the words of OCI."""
-    machine = os.uname().machine
-    return _ARCHITECTURES.get(machine, machine)
-
-
-def _for_this_machine(index: dict[str, Any]) -> dict[str, Any]:
-    ours = machine_architecture()
-    offered = []
-    for one in _dicts(index, "manifests"):
-        platform = _dict(one, "platform")
-        if platform.get("architecture") == ours and platform.get("os") == "linux":
-            return one
-        offered.append(f"{platform.get('os')}/{platform.get('architecture')}")
-    raise _wrong_machine(", ".join(offered)[:300])
-
-
-def _check_machine(config: dict[str, Any]) -> None:
-    system, architecture = config.get("os", "linux"), config.get("architecture", machine_architecture())
-    if (system, architecture) != ("linux", machine_architecture()):
-        raise _wrong_machine(f"{system}/{architecture}"[:100])
-
-
-def _wrong_machine(offered: str) -> TemplatePrepareFailure:
-    detail = f"the image is for {offered or 'no machine'}; this machine is linux/{machine_architecture()}"
-    return TemplatePrepareFailure(TemplateFault.UNSUPPORTED_IMAGE_CONFIG, detail)
-
-
-def _image(digest: str, layers: tuple[str, ...], config: dict[str, Any]) -> Image:
-    pairs = config.get("Env") or []
-    if not isinstance(pairs, list) or not all(isinstance(pair, str) and "\0" not in pair for pair in pairs):
-        raise corrupt("the image's Env is not a list of NAME=VALUE")
-    named = [pair.partition("=") for pair in pairs]
-    return Image(
-        digest=digest,
-        layers=layers,
-        env={name: value for name, _, value in named if name},
-        user=_optional_text(config, "User"),
-        workdir=_optional_text(config, "WorkingDir"),
-    )
-
-
-def _parse(content: bytes, called: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as failure:
-        raise corrupt(f"{called} is not JSON: {failure}") from failure
-    if not isinstance(value, dict):
-        raise corrupt(f"{called} is not a JSON object")
-    return value
-
-
-def _dicts(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    found = value.get(key) or []
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise corrupt(f"{key!r} is not a list of objects")
-    return found
-
-
-def _dict(value: dict[str, Any], key: str) -> dict[str, Any]:
-    found = value.get(key) or {}
-    if not isinstance(found, dict):
-        raise corrupt(f"{key!r} is not an object")
-    return found
-
-
-def _text(value: dict[str, Any], key: str) -> str:
-    found = value.get(key)
-    if not isinstance(found, str):
-        raise corrupt(f"{key!r} is not a text")
-    return found
-
-
-def _optional_text(config: dict[str, Any], key: str) -> str:
-    return _text(config, key) if config.get(key) else ""

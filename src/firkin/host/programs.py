@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections import deque
@@ -18,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from firkin.law.errors import TemplateFault, TemplatePrepareFailure
+from firkin.host.program_paths import PATH, find_program
 from firkin.lifetimes import children, finish
 
 Report = Callable[[str], None]
@@ -27,7 +26,6 @@ _MAX_STDOUT = 4 << 20
 _MAX_LINE = 1000
 _KEPT_LINES = 20
 _REAP_S = 10.0
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = (
     *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HOME"),
@@ -47,19 +45,10 @@ class Finished:
         return self.complaints[-1] if self.complaints else f"exit status {self.exit_code}"
 
 
-def find_program(name: str, *, package: str) -> str:
-    """The path of `name`; `TemplatePrepareFailure` that names the Debian package when it is not installed."""
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":" + _PATH)
-    if found is None:
-        detail = f"{name} is not installed; on Debian: apt-get install {package}"
-        raise TemplatePrepareFailure(TemplateFault.TOOL_MISSING, detail)
-    return found
-
-
 def program_environment(scratch: Path) -> dict[str, str]:
     """What an outside program may know of this process: proxies, trust, credentials' place; scratch on our disk."""
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**kept, "PATH": _PATH, "LANG": "C.UTF-8", "TMPDIR": str(scratch)}
+    return {**kept, "PATH": PATH, "LANG": "C.UTF-8", "TMPDIR": str(scratch)}
 
 
 async def run_program(

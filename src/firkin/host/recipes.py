@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from firkin.host.programs import Report, find_program, program_environment, run_program
+from firkin.host.program_paths import find_program
+from firkin.host.programs import Report, program_environment, run_program
 from firkin.law.errors import InvalidReason, InvalidSpec, RetryClass, TemplateFault, TemplatePrepareFailure
 
 RECIPES = ("debian",)
@@ -21,15 +23,21 @@ _SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Fo
 _UNWANTED = ("doc", "man", "info", "lintian")
 
 
-async def build_recipe(name: str, root: Path, report: Report) -> str:
-    """Fill the empty folder `root` and return a digest of what was asked for."""
+def recipe_digest(name: str) -> str:
+    """What was asked for, with the week in it: a recipe is built anew once a week, from what its mirror has then."""
     if name not in RECIPES:
         detail = f"no recipe {name!r}; there are: {', '.join(RECIPES)}"
         raise InvalidSpec("prepare template", InvalidReason.MISSING_TEMPLATE, detail)
+    now = datetime.now(UTC).isocalendar()
+    return f"recipe:{name}:{_suite()}:{os.uname().machine}:{now.year}-W{now.week:02}"
+
+
+async def build_recipe(root: Path, scratch: Path, report: Report) -> None:
+    """Fill the empty folder `root`."""
     tool = find_program("mmdebstrap", package="mmdebstrap")
     suite = _suite()
-    env = program_environment(root.parent)
-    sources = root.parent / "sources"
+    env = program_environment(scratch)
+    sources = scratch / "sources"
     await _gather_sources(sources, suite)
     argv = [
         # its own mounts and processes: when it is killed, nothing of either is left
@@ -44,7 +52,6 @@ async def build_recipe(name: str, root: Path, report: Report) -> str:
     sources.unlink()
     if done.exit_code != 0:
         raise read_complaint(done.complaints)
-    return f"recipe:{name}:{suite}:{os.uname().machine}"
 
 
 def _suite() -> str:

@@ -1,19 +1,29 @@
-"""Images from elsewhere, brought by skopeo into an OCI layout folder.
+"""Images from elsewhere, by skopeo: what a registry says of one, and its blobs.
 
-This module alone reads skopeo's words: why it failed stands only in its text.
+This module alone reads skopeo's words: why it failed stands only in its text. A
+password is handed over in a file that only we can read; it is in no argument, no
+log and no error.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from firkin.host.programs import Report, find_program, program_environment, run_program
-from firkin.law.errors import InvalidReason, InvalidSpec, RetryClass, TemplateFault, TemplatePrepareFailure
+from firkin.host.archives import corrupt
+from firkin.host.image_manifests import Image, digest_of, for_this_machine, parse, read_manifest
+from firkin.host.image_names import ImageName
+from firkin.host.program_paths import find_program
+from firkin.host.programs import Finished, Report, program_environment, run_program
+from firkin.law.errors import RetryClass, TemplateFault, TemplatePrepareFailure
+from firkin.law.templates import RegistryLogin
 
 _POLICY = "/etc/containers/policy.json"
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]*")
 _LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?/")
 _MESSAGE = re.compile(r'msg="(.*)"')
 _ABSENT = (
@@ -22,6 +32,7 @@ _ABSENT = (
     "not found",
     "requested access to the resource is denied",
     "unauthorized",
+    "authentication required",
 )
 _OTHER_MACHINE = ("no image found in manifest list for architecture", "no image found in image index for architecture")
 _UNREACHABLE = (
@@ -32,30 +43,90 @@ _UNREACHABLE = (
 TAG = "image"
 
 
-async def fetch_image(reference: str, layout: Path, report: Report) -> None:
-    """Copy the registry's image `reference` for this machine into `layout`, under the tag `TAG`."""
-    if not _REFERENCE.fullmatch(reference):
-        raise InvalidSpec("prepare template", InvalidReason.MISSING_TEMPLATE, f"{reference!r} is no image reference")
-    options = ["--src-tls-verify=false"] if _LOOPBACK.match(reference) else []
-    await _copy(f"docker://{reference}", layout, report, options=options, registry=True)
+class Registry:
+    """Registries as one caller may reach them. `scratch` is a folder for what skopeo needs meanwhile."""
+
+    def __init__(self, scratch: Path, report: Report, auth_file: Path | None) -> None:
+        self._scratch = scratch
+        self._report = report
+        self._options = [] if auth_file is None else ["--authfile", str(auth_file)]
+
+    async def image(self, name: ImageName) -> Image:
+        """What `name` means now for this machine. Each answer is checked against its digest."""
+        self._report(f"asking for {name}")
+        content = await self._inspect(name.fetched)
+        digest = digest_of(content, "sha256:")
+        if name.digest and digest != name.digest:
+            raise corrupt(f"the registry's {name} has the digest {digest}")
+        manifest = parse(content, digest)
+        if "manifests" in manifest:
+            digest = for_this_machine(manifest)
+            manifest = parse(_checked(await self._inspect(name.at(digest)), digest), digest)
+        found = read_manifest(manifest, digest)
+        config = await self._inspect(name.at(digest), "--config")
+        return found.image(_checked(config, found.config))
+
+    async def fetch(self, name: ImageName, image: Image, layout: Path, blobs: Path) -> None:
+        """Copy the blobs of `image` into the folder `blobs`; those that are there already are taken for whole."""
+        source = f"docker://{name.at(image.digest)}"
+        self._report(f"fetching {name}")
+        options = [*self._options, "--dest-shared-blob-dir", str(blobs)]
+        if _is_loopback(name):
+            options.append("--src-tls-verify=false")
+        done = await self._skopeo(["copy", "--quiet", *options, source, f"oci:{layout}:{TAG}"])
+        if done.exit_code != 0:
+            raise read_complaint(source, done.last_line, registry=True)
+
+    async def _inspect(self, reference: str, *what: str) -> bytes:
+        source = f"docker://{reference}"
+        loopback = ["--tls-verify=false"] if _LOOPBACK.match(reference) else []
+        done = await self._skopeo(["inspect", "--raw", *what, *self._options, *loopback, source])
+        if done.exit_code != 0:
+            raise read_complaint(source, done.last_line, registry=True)
+        return done.stdout
+
+    async def _skopeo(self, words: Sequence[str]) -> Finished:
+        return await run_skopeo(words, self._scratch, self._report)
+
+
+def _is_loopback(name: ImageName) -> bool:
+    return _LOOPBACK.match(f"{name.repository}/") is not None
+
+
+def _checked(content: bytes, digest: str) -> bytes:
+    if digest_of(content, digest) != digest:
+        raise corrupt(f"the registry's {digest} does not have that digest")
+    return content
+
+
+@contextmanager
+def login_file(login: RegistryLogin, name: ImageName, folder: Path) -> Iterator[Path]:
+    """A file with the credentials for the registry of `name`, for the length of a block."""
+    path = folder / "login.json"
+    secret = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
+    content = json.dumps({"auths": {name.repository.partition("/")[0]: {"auth": secret}}})
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(content)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 async def convert_archive(path: str, layout: Path, report: Report) -> None:
     """Copy the image in the docker archive at `path` (``FILE[:TAG]``) into `layout`, under the tag `TAG`."""
-    await _copy(f"docker-archive:{path}", layout, report, options=[], registry=False)
+    source = f"docker-archive:{path}"
+    report(f"reading {source}")
+    done = await run_skopeo(["copy", "--quiet", source, f"oci:{layout}:{TAG}"], layout.parent, report)
+    if done.exit_code != 0:
+        raise read_complaint(source, done.last_line, registry=False)
 
 
-async def _copy(source: str, layout: Path, report: Report, *, options: list[str], registry: bool) -> None:
+async def run_skopeo(words: Sequence[str], scratch: Path, report: Report) -> Finished:
     skopeo = find_program("skopeo", package="skopeo")
     trust = [] if os.path.exists(_POLICY) else ["--insecure-policy"]
-    report(f"fetching {source}")
-    done = await run_program(
-        [skopeo, *trust, "copy", "--quiet", *options, source, f"oci:{layout}:{TAG}"],
-        env=program_environment(layout.parent),
-        report=report,
-    )
-    if done.exit_code != 0:
-        raise read_complaint(source, done.last_line, registry=registry)
+    return await run_program([skopeo, *trust, *words], env=program_environment(scratch), report=report)
 
 
 def read_complaint(source: str, line: str, *, registry: bool) -> TemplatePrepareFailure:

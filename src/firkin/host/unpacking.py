@@ -3,7 +3,8 @@
 It runs as ``python -I -m firkin.host.unpacking`` with one job as JSON on stdin,
 tells progress on stderr, and answers with one JSON object on stdout: the
 result, or the fault. A process of its own, because then hostile input meets a
-memory limit, the server's event loop stays free, and to cancel is to kill.
+memory limit, the server's event loop stays free, to cancel is to kill, and a
+view of layers that it mounts goes with it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from firkin.host.archives import Allowance, Extraction, corrupt
-from firkin.host.confined import ConfinedTree
+from firkin.host.confined import ConfinedTree, remove
 from firkin.host.fittings import PROFILE, fit, sweep
-from firkin.host.images import Layout
-from firkin.law.errors import TemplateFault, TemplatePrepareFailure
+from firkin.host.images import Blobs
+from firkin.host.overlays import NoOverlay, merged_view
+from firkin.law.errors import HostDiskFull, IoFailure, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import ImageConfig
 
 _MEMORY_LIMIT = 2 << 30
@@ -29,18 +31,34 @@ _IMPOSSIBLE = (ValueError, OverflowError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """`kind`: ``tar`` and ``layout`` and ``layout-archive`` unpack `source` into the empty folder `root`;
-    ``fit`` takes what is there already. `scratch` is an empty folder for what comes between."""
+class Step:
+    """``tar``: unpack the file `source`, whose digest must be `digest` where one is given; into the new folder `into`
+    of `owner`, if that is given. ``blob``: apply the layer `digest` of the
+    folder of blobs `source`, which must unpack to `unpacked`. ``sweep``: clean what was put there. ``fit``: add
+    what every root needs, and the image's wishes."""
 
     kind: str
-    root: str
     source: str = ""
-    tag: str = ""
-    scratch: str = ""
+    digest: str = ""
+    unpacked: str = ""
+    into: str = ""
+    owner: int = 0
+    user: str = ""
+    workdir: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    plain_profile: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Take `steps` one after the other on what `lowers` hold, lowest first; what changes is written to `files`."""
+
+    steps: tuple[Step, ...]
+    files: str
+    work: str
+    lowers: tuple[str, ...] = ()
     max_bytes: int
     max_entries: int
-    plain_profile: bool = False
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -48,97 +66,105 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpacked:
+    """What a process gets, when a step was to fit; and what is left of the job's allowance."""
+
     config: ImageConfig
-    size_bytes: int
-    digest: str
+    bytes_left: int
+    entries_left: int
 
 
-def decode_answer(answer: bytes) -> Unpacked:
+class CannotStack(Exception):
+    """No layer can be laid on another where the layers are kept."""
+
+
+def decode_answer(answer: bytes, what: str) -> Unpacked:
     """The result in an answer; a fault in it is raised."""
     value = json.loads(answer)
     if "fault" in value:
         raise TemplatePrepareFailure(TemplateFault(value["fault"]), value["detail"])
-    return Unpacked(
-        config=ImageConfig(env=value["env"], user=value["user"], workdir=value["workdir"]),
-        size_bytes=value["size_bytes"],
-        digest=value["digest"],
-    )
+    if "no_overlay" in value:
+        raise CannotStack(value["no_overlay"])
+    if "errno" in value:
+        error = OSError(value["errno"], value["detail"])
+        raise (
+            HostDiskFull("prepare template")
+            if HostDiskFull.explains(error)
+            else IoFailure("prepare template from", what, value["detail"])
+        )
+    return Unpacked(**{**value, "config": ImageConfig(**value["config"])})
 
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
     os.umask(0o022)
-    job = Job(**json.load(sys.stdin))
+    given = json.load(sys.stdin)
+    job = Job(**{**given, "steps": tuple(Step(**step) for step in given["steps"])})
     try:
         answer = _perform(job)
     except TemplatePrepareFailure as failure:
         answer = {"fault": failure.fault.value, "detail": str(failure)}
     except _IMPOSSIBLE as failure:
         answer = {"fault": TemplateFault.SOURCE_CORRUPT.value, "detail": f"impossible content: {failure!r}"[:500]}
+    except NoOverlay as failure:
+        answer = {"no_overlay": str(failure.strerror)}
     except OSError as failure:
-        # names what the kernel said; the parent makes it an IoFailure
-        sys.exit(f"{failure.strerror or failure}: {failure.filename or job.source}")
+        answer = {"errno": failure.errno or 0, "detail": f"{failure.strerror or failure}: {failure.filename or ''}"}
     json.dump(answer, sys.stdout)
 
 
 def _perform(job: Job) -> dict[str, Any]:
     allowance = Allowance(bytes_left=job.max_bytes, entries_left=job.max_entries)
-    with ConfinedTree.at(job.root, strict=job.kind == "tar") as tree:
-        wishes = _fill(job, tree, allowance)
-    with ConfinedTree.at(job.root) as tree:
-        if job.plain_profile:
-            tree.write("etc/profile", PROFILE)
-        config = fit(tree, user=wishes.user, workdir=wishes.workdir, env=wishes.env)
-        size, removed = sweep(tree)
-    if dropped := removed + wishes.dropped:
+    config = ImageConfig()
+    dropped = 0
+    with merged_view(job.lowers, job.files, job.work) as view:
+        for step in job.steps:
+            with ConfinedTree(os.dup(view), strict=step.kind == "tar" and not step.into) as tree:
+                if step.kind == "fit":
+                    config = _fit(step, tree)
+                else:
+                    dropped += _fill(step, tree, allowance)
+    if dropped:
         _tell(f"dropped {dropped} device nodes")
-    return {**asdict(config), "size_bytes": size, "digest": wishes.digest}
+    return {"config": asdict(config), **asdict(allowance)}
 
 
-@dataclass(slots=True, kw_only=True)
-class _Filled:
-    digest: str = ""
-    env: dict[str, str]
-    user: str = ""
-    workdir: str = ""
-    dropped: int = 0
+def _fit(step: Step, tree: ConfinedTree) -> ImageConfig:
+    if step.plain_profile:
+        tree.write("etc/profile", PROFILE)
+    return fit(tree, user=step.user, workdir=step.workdir, env=step.env)
 
 
-def _fill(job: Job, tree: ConfinedTree, allowance: Allowance) -> _Filled:
-    match job.kind:
+def _fill(step: Step, tree: ConfinedTree, allowance: Allowance) -> int:
+    """Returns how many device nodes were left out."""
+    match step.kind:
+        case "tar" if step.into:
+            with tree.parent(step.into) as (fd, name):
+                remove(fd, name)
+            tree.make_directory(step.into, owner=(step.owner, step.owner))
+            with ConfinedTree(tree.open(step.into, os.O_RDONLY | os.O_DIRECTORY), strict=True) as inner:
+                return _unpack_tar(step, inner, allowance)
         case "tar":
-            return _fill_from_tar(job.source, tree, allowance)
-        case "layout":
-            return _fill_from_layout(job.source, job.tag, tree, allowance)
-        case "layout-archive":
-            with ConfinedTree.at(job.scratch, strict=True) as scratch:
-                _fill_from_tar(job.source, scratch, allowance)
-            filled = _fill_from_layout(job.scratch, job.tag, tree, allowance)
-            shutil.rmtree(job.scratch)
-            return filled
-        case "fit":
-            return _Filled(env={})
-    raise ValueError(f"no such job: {job.kind!r}")
+            return _unpack_tar(step, tree, allowance)
+        case "blob":
+            _tell(f"unpacking layer {step.digest}")
+            with Blobs(step.source) as blobs:
+                return blobs.apply(step.digest, step.unpacked, tree, allowance)
+        case "sweep":
+            return sweep(tree)
+    raise ValueError(f"no such step: {step.kind!r}")
 
 
-def _fill_from_tar(source: str, tree: ConfinedTree, allowance: Allowance) -> _Filled:
-    _tell(f"unpacking {source}")
-    with open(source, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+def _unpack_tar(step: Step, tree: ConfinedTree, allowance: Allowance) -> int:
+    _tell(f"unpacking {step.source}")
+    with open(step.source, "rb") as file:
+        if step.digest and f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != step.digest:
+            raise corrupt(f"{step.source} changed while it was read")
         file.seek(0)
         work = Extraction(tree, allowance)
-        work.run(file, called=source)
+        work.run(file, called=step.source)
     if not work.count:
-        raise corrupt(f"{source} holds no files")
-    return _Filled(digest=f"sha256:{digest}", env={}, dropped=work.dropped)
-
-
-def _fill_from_layout(source: str, tag: str, tree: ConfinedTree, allowance: Allowance) -> _Filled:
-    with Layout(source) as layout:
-        image = layout.image(tag)
-        _tell(f"unpacking {len(image.layers)} layers of {image.digest}")
-        dropped = layout.apply(image, tree, allowance)
-    return _Filled(digest=image.digest, env=dict(image.env), user=image.user, workdir=image.workdir, dropped=dropped)
+        raise corrupt(f"{step.source} holds no files")
+    return work.dropped
 
 
 def _tell(line: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from firkin.law.build_steps import BuildReport
+from firkin.law.builds import BuildControl
 from firkin.law.capabilities import Capabilities
 from firkin.law.errors import FirkinError
 from firkin.law.events import EventFilter, EventStream, JournalQuery, LifecycleEntry
@@ -65,6 +66,7 @@ from firkin.law.snapshots import (
     SnapshotRef,
 )
 from firkin.law.templates import PreparedTemplate, TemplateInfo, TemplateSpec
+from firkin.law.volumes import VolumeControl
 from firkin.law.warm_pool import (
     WarmLease,
     WarmLeasePolicy,
@@ -106,6 +108,10 @@ class TemplateControl(Protocol):
 
     async def delete(self, template_id: TemplateId) -> None:
         """Raises `NotFound`; `WrongState` while a sandbox uses it."""
+        ...
+
+    async def prune(self) -> int:
+        """Remove at once the files that no template, snapshot or sandbox needs. Returns how many layers those were."""
         ...
 
 
@@ -382,6 +388,12 @@ class SandboxBackend(Protocol):
 
     @property
     def pauses(self) -> PauseControl | None: ...
+
+    @property
+    def builds(self) -> BuildControl | None: ...
+
+    @property
+    def volumes(self) -> VolumeControl | None: ...
 
     @property
     def warm_pool(self) -> WarmPoolControl | None: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
@@ -20,6 +20,7 @@ from firkin.law.ports import ByteChannel
 from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
 from firkin.law.templates import ImageConfig, TemplateSpec
+from firkin.law.volumes import BootVolume, VolumeKeeper
 
 MOST_LAYERS = 80
 """Of one root, above its base. Older kernels take the names of all in 256 bytes (fsconfig(2))."""
@@ -63,6 +64,17 @@ class RootPreparer(Protocol):
         ...
 
 
+@runtime_checkable
+class LayeringPreparer(RootPreparer, Protocol):
+    """A preparer that can also add a source to the files of another template."""
+
+    async def prepare_on(
+        self, base: PreparedRoot, spec: TemplateSpec, into: Path, report: Callable[[str], None]
+    ) -> PreparedRoot:
+        """As `prepare`, for a source that is no root of its own."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootPlan:
     """Everything a driver needs to make one instance.
@@ -70,7 +82,8 @@ class BootPlan:
     Its own files begin empty, or as `captured`, a directory that `Instance.capture`
     filled; with `continues` they are those that the destroyed instance of the same
     id left. `machine_id` (32 hexadecimal digits) is written to ``/etc/machine-id``;
-    empty leaves what is there.
+    empty leaves what is there. `volumes` are mounted over its files; a path that cannot
+    be a mount point there is `InvalidSpec`.
     """
 
     sandbox_id: SandboxId
@@ -82,6 +95,7 @@ class BootPlan:
     hardened: bool = False
     captured: str = ""
     continues: bool = False
+    volumes: tuple[BootVolume, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +169,11 @@ class Instance(Protocol):
 class Driver(Protocol):
     @property
     def name(self) -> str: ...
+
+    @property
+    def volumes(self) -> VolumeKeeper | None:
+        """None for a driver that cannot mount volumes; it is never given any."""
+        ...
 
     async def capabilities(self) -> Capabilities: ...
 

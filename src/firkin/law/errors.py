@@ -62,6 +62,7 @@ class InvalidReason(StrEnum):
     MISSING_TEMPLATE = "missing_template"
     MISSING_SNAPSHOT = "missing_snapshot"
     MISSING_SANDBOX = "missing_sandbox"
+    MISSING_VOLUME = "missing_volume"
     INVALID_ID = "invalid_id"
     INVALID_PATH = "invalid_path"
     INVALID_PORT = "invalid_port"
@@ -72,6 +73,7 @@ class InvalidReason(StrEnum):
     INVALID_ENVIRONMENT = "invalid_environment"
     INVALID_METADATA = "invalid_metadata"
     INVALID_NETWORK = "invalid_network"
+    INVALID_VOLUME = "invalid_volume"
     INVALID_SETTINGS = "invalid_settings"
 
 

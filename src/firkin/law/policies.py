@@ -31,10 +31,12 @@ class DeadlinePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HygienePolicy:
-    """`kill_on_close` ends every sandbox at shutdown; `ended_kept_s` is how long an end can be asked about."""
+    """`kill_on_close` ends every sandbox at shutdown; `ended_kept_s` is how long an end can be asked about;
+    `unused_layers_kept_s` is how long files that no template needs any more wait to be needed again."""
 
     kill_on_close: bool = False
     ended_kept_s: float = 7 * 24 * 3600.0
+    unused_layers_kept_s: float = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +45,4 @@ class Policies:
     deadlines: DeadlinePolicy = field(default_factory=DeadlinePolicy)
     hygiene: HygienePolicy = field(default_factory=HygienePolicy)
     default_resources: SandboxResources = field(default_factory=SandboxResources)
+    default_volume_bytes: int = 10 * GIB

@@ -13,6 +13,7 @@ from firkin.law.network import NetworkPolicy
 from firkin.law.processes import Signal, check_environment
 from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause, SandboxState
+from firkin.law.volumes import VolumeMount, check_mounts
 
 MAX_METADATA_BYTES = 64 * 1024
 MAX_LIFETIME_S = 10 * 365 * 24 * 3600.0
@@ -101,18 +102,12 @@ class Isolation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeMount:
-    name: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What to create.
 
     `env` is seen by every process; `metadata` is the caller's own and never seen
     inside. `owner` is the tenant it belongs to and `labels` are the front end's
-    private notes: both only filter. `deadline` None means the runtime's default.
+    private notes: both only filter. `volumes` are of the same owner. `deadline` None means the runtime's default.
     `hardened` sets no_new_privs, so sudo inside stops working.
     """
 
@@ -131,6 +126,7 @@ class SandboxSpec:
 
     def __post_init__(self) -> None:
         check_environment(self.env)
+        check_mounts(self.volumes)
         size = sum(len(key.encode()) + len(value.encode()) for key, value in self.metadata.items())
         if size > MAX_METADATA_BYTES:
             raise InvalidSpec(

@@ -7,6 +7,7 @@ source is never changed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +23,7 @@ from firkin.law.resources import SandboxResources
 ENVD_PORT = 49983
 _TRANSPORTS = ("oci", "oci-archive", "docker-archive")
 _REGISTRY = "docker://"
+_HOST_ONLY = re.compile(r"[a-z]+://[^/]*")  # what stands before the ``@`` in ``https://user@host/path``
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class OciSource:
 
 @dataclass(frozen=True, slots=True)
 class GitSource:
+    """A repository at a branch, a tag or a commit, cloned into the home of the template ``base``."""
+
     url: str
     ref: str = "HEAD"
 
@@ -116,7 +120,7 @@ def _read_source(text: str) -> TemplateSource:
         return RecipeSource(rest)
     if kind == "git" and rest:
         url, _, ref = rest.rpartition("@")
-        return GitSource(url, ref) if url else GitSource(rest)
+        return GitSource(rest) if ":" in ref or not url or _HOST_ONLY.fullmatch(url) else GitSource(url, ref)
     if kind == "template" and rest:
         return TemplateBase(TemplateId(rest))
     if kind == "local" and rest:

@@ -65,6 +65,10 @@ class TemplateClient:
     async def delete(self, template_id: str) -> None:
         await self._backend.templates.delete(TemplateId(template_id))
 
+    async def prune(self) -> int:
+        """Remove at once the files that nothing needs any more. Returns how many layers those were."""
+        return await self._backend.templates.prune()
+
 
 class SandboxClient:
     """Sandboxes as live handles."""

@@ -20,6 +20,7 @@ from firkin.runtime.clients import (
     TemplateClient,
     WarmPoolClient,
 )
+from firkin.runtime.volumes import VolumeClient
 
 CLOSE_WITHIN_S = 300.0
 
@@ -37,6 +38,7 @@ class Runtime:
         self.processes = ProcessClient(backend)
         self.files = FileClient(backend)
         self.snapshots = SnapshotClient(backend)
+        self.volumes = VolumeClient(backend)
         self.warm_pool = WarmPoolClient(backend)
         self.logs = LogClient(backend)
         self.metrics = MetricClient(backend)

@@ -38,6 +38,7 @@ from firkin.testing.pause_race_obligations import PauseRaceObligations, PauseRes
 from firkin.testing.process_obligations import RunObligations, StreamObligations, TerminalObligations
 from firkin.testing.runtime_obligations import ShellObligations
 from firkin.testing.snapshot_obligations import CaptureObligations, RestoreObligations
+from firkin.testing.volume_obligations import VolumeFileObligations
 
 
 class BackendContract(
@@ -66,6 +67,7 @@ class BackendContract(
     RestoreObligations,
     ForkObligations,
     ArchiveObligations,
+    VolumeFileObligations,
     SnapshotRefusalObligations,
     WarmPoolObligations,
     RefusalObligations,

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from firkin.drivers.namespaces.slots import Slot
 from firkin.host.disks import UPPER, attach, is_attached, mount_ext4
-from firkin.host.programs import find_program, program_environment, run_program
+from firkin.host.program_paths import find_program
+from firkin.host.programs import program_environment, run_program
 from firkin.law.errors import BackendFailure, HostDiskFull, IoFailure
 
 _COMMIT = "commit a layer"

@@ -29,11 +29,13 @@ from firkin.drivers.namespaces.options import NamespacesOptions
 from firkin.drivers.namespaces.orders import LaunchOrder
 from firkin.drivers.namespaces.process_table import start_time
 from firkin.drivers.namespaces.slots import Slot, SlotPool
+from firkin.drivers.namespaces.volumes import VolumeDisks
 from firkin.host import cgroups
 from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
 from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
 from firkin.host.netns_sockets import NamespaceSockets
+from firkin.host.overlays import takes_descriptors
 from firkin.host.seccomp import cached_filter
 from firkin.host.superblocks import is_clean
 from firkin.host.syscalls import open_tree
@@ -74,6 +76,7 @@ class NamespacesDriver:
         self._disks = state_dir / "disks"
         self._sockets = _RUN / self._label
         self._bases = BaseDisks(self._disks)
+        self._volumes = VolumeDisks(state_dir / "volumes")
         self._firewall = Firewall()
         self._leases = SlotLeases(self._label, _in_use)
         self._slots = SlotPool(self._leases, depth=self._options.ready_slots)
@@ -99,6 +102,10 @@ class NamespacesDriver:
         return NAME
 
     @property
+    def volumes(self) -> VolumeDisks:
+        return self._volumes
+
+    @property
     def launcher_pid(self) -> int | None:
         return self._launcher.pid if self._launcher else None
 
@@ -112,6 +119,7 @@ class NamespacesDriver:
         for folder in (self._disks, self._sockets, self._state / "launcher"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
+        await self._volumes.start()
         await asyncio.to_thread(self._install_firewall)
         program = await asyncio.to_thread(cached_filter, self._state / "cache")
         self._launcher = Launcher(
@@ -121,7 +129,7 @@ class NamespacesDriver:
                 "disks": str(self._disks),
                 "scratch": str(self._state / "launcher"),
                 "filter": str(program),
-                "detached": not self._options.attached_layers and preflight.detached_layers(),
+                "detached": not self._options.attached_layers and takes_descriptors(),
             }
         )
         await self._launcher.start()
@@ -148,7 +156,8 @@ class NamespacesDriver:
         for attempt in range(_ATTEMPTS):
             slot = await slots.take(online=plan.network.internet)
             try:
-                return await self._boot_in(plan, slot)
+                async with self._volumes.mounted(plan.volumes) as mounts:
+                    return await self._boot_in(plan, slot, mounts)
             except BaseException as error:
                 await finish(self._undo(plan, slot), within_s=_UNDO_WITHIN_S)
                 if attempt + 1 < _ATTEMPTS and _worth_another_try(error):
@@ -160,7 +169,7 @@ class NamespacesDriver:
                 raise
         raise AssertionError("the loop returns or raises")
 
-    async def _boot_in(self, plan: BootPlan, slot: Slot) -> NamespacesInstance:
+    async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int]) -> NamespacesInstance:
         assert self._launcher is not None, "start() comes first"
         image = await self._image(plan)
         path = str(self._sockets / plan.sandbox_id)
@@ -173,7 +182,7 @@ class NamespacesDriver:
             fds[:0] = [listener.detach(), said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
             fds += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
             async with asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S):
-                launched = await self._launcher.fork(self._order(plan, slot), fds)
+                launched = await self._launcher.fork(self._order(plan, slot), [*fds, *volumes])
                 _close(fds, borrowed=borrowed)
                 await read_report(report)
         except BaseException:
@@ -224,6 +233,7 @@ class NamespacesDriver:
             hardened=plan.hardened,
             shared=list(plan.root.shared),
             hidden=list(plan.root.hidden),
+            volumes=[(volume.path, volume.read_only) for volume in plan.volumes],
         )
 
     def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, path: str) -> InstanceRef:
@@ -359,6 +369,7 @@ class NamespacesDriver:
             await self._slots.aclose()
         await asyncio.to_thread(self._around.sockets.close)
         self._around.disk_threads.close()
+        await self._volumes.aclose()
         self._leases.release(keep={instance.slot.numbers.slot for instance in self._instances.values()})
         await asyncio.to_thread(self._leave_host)
 

@@ -10,13 +10,14 @@ from contextlib import suppress
 from typing import Any
 
 from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
-from firkin.drivers.namespaces.orders import Failure, LaunchOrder
-from firkin.law.errors import BackendFailure, HostDiskFull, RetryClass
+from firkin.drivers.namespaces.orders import VOLUMES, Failure, LaunchOrder
+from firkin.law.errors import BackendFailure, HostDiskFull, InvalidReason, InvalidSpec, RetryClass
 from firkin.lifetimes import Children
 
 _ZYGOTE = "firkin.drivers.namespaces.zygote"
 _NAME = "namespaces"
 _DISK = "disk"
+_UNFIT = (errno.ENOTDIR, errno.ELOOP, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOENT)  # as mount points
 
 
 class LaunchFailed(BackendFailure):
@@ -127,6 +128,9 @@ async def read_report(report: int) -> None:
         raise LaunchFailed("start", 0, "the process ended before it became the agent")
     if said != b"+":
         failure = Failure.decode(said)
+        if failure.step == VOLUMES and failure.code in _UNFIT:
+            detail = f"a volume cannot be mounted there: {failure.text.partition('] ')[2] or failure.text}"
+            raise InvalidSpec("create sandbox", InvalidReason.INVALID_PATH, detail)
         if failure.step == _DISK and failure.code in (errno.ENOSPC, errno.EDQUOT):
             raise HostDiskFull("create sandbox")
         raise LaunchFailed(failure.step, failure.code, failure.text)

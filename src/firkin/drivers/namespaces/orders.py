@@ -1,7 +1,8 @@
 """What the server tells the launcher about one sandbox, and what comes back.
 
 One SEQPACKET message each way; descriptors travel beside it in the order of
-`DESCRIPTORS`, then the `layers` above the base, then the shared directories'. Both ends are ours and trust each
+`DESCRIPTORS`, then the `layers` above the base, then the shared directories', at last the
+volumes'. Both ends are ours and trust each
 other; nothing here comes from a guest. Lean: the launcher imports it.
 """
 
@@ -11,6 +12,7 @@ import json
 from typing import Any
 
 DESCRIPTORS = ("listener", "report", "user_namespace", "idmap_namespace", "network_namespace", "base", "image")
+VOLUMES = "volumes"  # the step that attaches them: its failures may be the request's fault
 
 
 class LaunchOrder:
@@ -19,6 +21,7 @@ class LaunchOrder:
     The descriptor ``image`` is the disk to copy; with `continues` it is the
     sandbox's own, used as it is. `restored`: the files were another sandbox's.
     `weighed`: the sandbox's control group has a share of the processors of its own.
+    Each of `volumes` is a path inside and whether it is read-only.
     """
 
     __slots__ = (
@@ -39,6 +42,7 @@ class LaunchOrder:
         "shared",
         "slot",
         "vcpus",
+        "volumes",
         "weighed",
     )
 
@@ -60,6 +64,7 @@ class LaunchOrder:
     hostname: str
     hardened: bool
     shared: list[str]
+    volumes: list[tuple[str, bool]]
 
     def __init__(self, **facts: Any) -> None:  # one field each of __slots__, checked here
         for name in self.__slots__:

@@ -27,8 +27,8 @@ import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from firkin.drivers.namespaces import confinement, storage, view
-from firkin.drivers.namespaces.orders import DESCRIPTORS, Failure, LaunchOrder
+from firkin.drivers.namespaces import confinement, storage, view, volume_mounts
+from firkin.drivers.namespaces.orders import DESCRIPTORS, VOLUMES, Failure, LaunchOrder
 from firkin.guest import identity
 from firkin.guest.agent import Agent
 from firkin.guest.spawn import SpawnPlan
@@ -206,6 +206,8 @@ def _set_up(
 ) -> SpawnPlan:
     """The whole road from host root to an empty room, in order; `step` names where we are."""
     trees = workshop.trees
+    first_volume = order.layers + len(order.shared)
+    layers, shared, volumes = beside[: order.layers], beside[order.layers : first_volume], beside[first_volume:]
     step[0] = "limits"
     trees.make(order.sandbox_id, cgroups.Limits(order.memory_bytes, order.pids, order.vcpus))
     trees.join_box(order.sandbox_id)
@@ -217,14 +219,17 @@ def _set_up(
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
     syscalls.sethostname(order.hostname)
     step[0] = "overlay"
-    lowers = [given["base"], *beside[: order.layers]]
+    lowers = [given["base"], *layers]
     root = storage.overlay(lowers, disk, given["idmap_namespace"], detached=workshop.detached)
     step[0] = "mounts"
     view.assemble(root, order.first_uid)
-    for tree, path in zip(beside[order.layers :], order.shared, strict=True):
+    for tree, path in zip(shared, order.shared, strict=True):
         view.share(storage.idmapped(tree, given["idmap_namespace"]), path)
     for path in order.hidden:
         view.empty(path)
+    step[0] = VOLUMES
+    for tree, (path, read_only) in zip(volumes, order.volumes, strict=True):
+        volume_mounts.attach(tree, path, given["idmap_namespace"], read_only=read_only)
     step[0] = "agent's group"
     trees.join_agent(order.sandbox_id)
     enter, leave = trees.doors(order.sandbox_id)

@@ -1,0 +1,249 @@
+"""The control plane's calls about templates that are there: lists, names, tags, publishing, deleting."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+import msgspec
+
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.build_requests import bad
+from firkin.e2b.descriptions import Describer, timestamp
+from firkin.e2b.directory import SandboxDirectory
+from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.models import Template, allow_query, parse, query_int
+from firkin.e2b.settings import ServerSettings
+from firkin.e2b.snapshot_calls import find_snapshot
+from firkin.e2b.snapshot_names import check_tag
+from firkin.e2b.template_names import TemplateNames, builds_of, missing, names_of, tag_of
+from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildStatus, NamedTemplate, Tagging
+from firkin.law.errors import NotFound, WrongState
+from firkin.law.resources import MIB, SandboxResources
+from firkin.law.templates import TemplateState
+
+_TAGS_OF = uuid.UUID("6f0b8f0e-3f0a-5a55-9d0c-7e5bb5f3a1d2")
+_MOST_GROUPS = 100
+
+
+class AssignTags(msgspec.Struct, forbid_unknown_fields=True):
+    target: str
+    tags: list[str]
+
+
+class RemoveTags(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    tags: list[str]
+
+
+class UpdateTemplate(msgspec.Struct, forbid_unknown_fields=True):
+    public: bool | None = None
+
+
+class TemplateCalls:
+    """Each method answers one kind of request of one tenant; `path` holds the path's variable parts."""
+
+    def __init__(self, directory: SandboxDirectory, settings: ServerSettings) -> None:
+        self._directory = directory
+        self._backend = directory.backend
+        self._settings = settings
+        self._describe = Describer(settings, directory.mint)
+        self._names = TemplateNames(directory.backend)
+
+    @property
+    def _builds(self) -> BuildControl:
+        return builds_of(self._backend)
+
+    async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """The tenant's own, and the operator's, which every tenant may use; ``teamID`` changes nothing."""
+        allow_query(exchange, "teamID")
+        own = [named for named in await self._names.all() if named.owner == tenant.name]
+        shown = [await self._described(named) for named in own]
+        for info in await self._backend.templates.list():
+            if info.state is not TemplateState.DELETED and not await self._names.is_build(info.id):
+                shown.append(self._describe.template(info))
+        await exchange.answer_json(200, shown)
+
+    async def get(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        allow_query(exchange, "limit", "nextToken")
+        named = await self._names.visible(tenant, path[0])
+        if named is not None:
+            builds = await self._builds.builds(named.id) if named.owner == tenant.name else []
+            described = msgspec.to_builtins(await self._described(named))
+            await exchange.answer_json(200, {**described, "builds": [self._build(build) for build in builds]})
+            return
+        info = await self._names.operators(path[0])
+        if info is None:
+            raise missing(path[0])
+        await exchange.answer_json(200, {**msgspec.to_builtins(self._describe.template(info)), "builds": []})
+
+    async def alias(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """404 when nothing has the name; 403 when it is another tenant's alone."""
+        named = await self._names.visible(tenant, path[0])
+        if named is not None:
+            if tag_of(path[0]) != DEFAULT_TAG and tag_of(path[0]) not in named.tags:
+                raise missing(path[0])
+            await exchange.answer_json(200, {"templateID": named.id, "public": named.public})
+            return
+        info = await self._names.operators(path[0])
+        if info is None:
+            raise missing(path[0])
+        await exchange.answer_json(200, {"templateID": info.id, "public": True})
+
+    async def delete(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """``DELETE /templates/{id}``: a template of the tenant's, or a snapshot, which is one to clients."""
+        named = await self._names.visible(tenant, path[0])
+        if named is not None:
+            await self._delete(tenant, path[0])
+        elif not await self._snapshot_deleted(tenant, path[0]):
+            info = await self._names.operators(path[0])
+            if info is None:
+                raise missing(path[0])
+            message = f"template '{info.id}' belongs to the operator of this server: firkin template delete {info.id}"
+            raise Refused(403, message, should_retry=False)
+        await exchange.answer(204)
+
+    async def _delete(self, tenant: ApiKey, text: str) -> None:
+        named = await self._names.own(tenant, text)
+        try:
+            await self._builds.delete(named.id)
+        except WrongState:
+            raise bad(f"cannot delete template '{named.name}': sandboxes that run or are paused use it") from None
+        except NotFound:  # another caller was first
+            raise missing(text) from None
+
+    async def _snapshot_deleted(self, tenant: ApiKey, text: str) -> bool:
+        info = await find_snapshot(self._directory, tenant, text)
+        if info is None:
+            return False
+        try:
+            await self._backend.snapshots.delete(info.id)
+        except NotFound as error:  # another caller was first
+            raise missing(text) from error
+        return True
+
+    async def update(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        asked = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", UpdateTemplate)
+        named = await self._names.own(tenant, path[0])
+        if asked.public is not None:
+            named = await self._builds.publish(named.id, public=asked.public)
+        await exchange.answer_json(200, {"names": names_of(named)})
+
+    async def tag(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        asked = parse(await exchange.body(self._settings.max_json_bytes), AssignTags)
+        name, colon, tag = asked.target.partition(":")
+        if not name or (colon and not tag) or not asked.tags:
+            raise bad("target must be NAME or NAME:TAG, and tags must not be empty")
+        named = await self._names.own(tenant, asked.target)
+        build = await self._names.tagged(named, tag_of(asked.target))
+        tags = [check_tag(one) for one in asked.tags]
+        await self._builds.tag(named.id, build.id, tags)
+        await exchange.answer_json(201, {"tags": tags, "buildID": build.id})
+
+    async def untag(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        asked = parse(await exchange.body(self._settings.max_json_bytes), RemoveTags)
+        named = await self._names.own(tenant, asked.name)
+        if DEFAULT_TAG in asked.tags:
+            raise bad("the tag 'default' cannot be removed")
+        absent = [tag for tag in asked.tags if tag not in named.tags]
+        if absent:
+            raise Refused(404, f"tag '{absent[0][:128]}' does not exist for template '{named.name}'")
+        await self._builds.untag(named.id, asked.tags)
+        await exchange.answer(204)
+
+    async def tags(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        named = await self._names.own(tenant, path[0])
+        rows = [{"tag": tag, "buildID": to.build_id, "createdAt": timestamp(to.at)} for tag, to in _latest(named)]
+        await exchange.answer_json(200, rows)
+
+    async def tag_exists(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        allow_query(exchange, "tag")
+        named = await self._names.own(tenant, path[0])
+        tag = check_tag(exchange.query.get("tag") or DEFAULT_TAG)
+        await exchange.answer_json(200, {"exists": tag in named.tags, "normalizedTag": tag})
+
+    async def tag_count(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        allow_query(exchange, "search")
+        named = await self._names.own(tenant, path[0])
+        wanted = exchange.query.get("search", "")
+        await exchange.answer_json(200, {"total": sum(wanted in tag for tag in named.tags)})
+
+    async def tag_groups(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """Each tag with the build that it points to; what it pointed to before is not kept."""
+        allow_query(exchange, "tagsCursor", "tagsLimit", "assignmentsLimit", "search", "sort")
+        named = await self._names.own(tenant, path[0])
+        first = query_int(exchange, "tagsCursor", default=0, least=0, most=1 << 31) or 0
+        limit = query_int(exchange, "tagsLimit", default=_MOST_GROUPS, least=1, most=_MOST_GROUPS) or _MOST_GROUPS
+        found = [(tag, to) for tag, to in _latest(named) if exchange.query.get("search", "") in tag]
+        shown = found[first : first + limit]
+        groups = [
+            {"tag": tag, "assignments": [await self._assignment(named, tag, to)], "hasMore": False} for tag, to in shown
+        ]
+        following = first + len(shown)
+        await exchange.answer_json(
+            200, {"tags": groups, "nextCursor": str(following) if following < len(found) else None}
+        )
+
+    async def tag_assignments(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        allow_query(exchange, "cursor", "limit")
+        named = await self._names.own(tenant, path[0])
+        to = named.tags.get(path[1])
+        if to is None:
+            raise Refused(404, f"tag '{path[1][:128]}' does not exist for template '{named.name}'")
+        await exchange.answer_json(200, {"data": [await self._assignment(named, path[1], to)], "nextCursor": None})
+
+    async def _assignment(self, named: NamedTemplate, tag: str, to: Tagging) -> dict[str, object]:
+        build = await self._builds.get(to.build_id)
+        return {
+            "assignmentId": str(uuid.uuid5(_TAGS_OF, f"{named.id}:{tag}:{to.build_id}:{to.at.isoformat()}")),
+            "buildId": build.id,
+            "assignedAt": timestamp(to.at),
+            "buildCreatedAt": timestamp(build.created_at),
+            "buildFinishedAt": _when(build.finished_at),
+        }
+
+    async def _described(self, named: NamedTemplate) -> Template:
+        builds = await self._builds.builds(named.id)
+        ready = next((build for build in builds if build.status is BuildStatus.READY), None)
+        shown = ready or (builds[0] if builds else None)
+        resources = shown.resources if shown else SandboxResources()
+        return Template(
+            templateID=named.id,
+            buildID=shown.id if shown else str(uuid.UUID(int=0)),
+            cpuCount=resources.vcpus,
+            memoryMB=resources.memory_bytes // MIB,
+            diskSizeMB=resources.disk_bytes // MIB,
+            public=named.public,
+            aliases=[named.name],
+            names=names_of(named),
+            createdAt=timestamp(named.created_at),
+            updatedAt=timestamp(named.updated_at),
+            createdBy=None,
+            lastSpawnedAt=_when(named.last_spawned_at),
+            spawnCount=named.spawned,
+            buildCount=len(builds),
+            envdVersion=self._settings.envd_version,
+            buildStatus=builds[0].status.value if builds else BuildStatus.WAITING.value,
+        )
+
+    def _build(self, build: Build) -> dict[str, object]:
+        finished = {} if build.finished_at is None else {"finishedAt": timestamp(build.finished_at)}
+        return {
+            "buildID": build.id,
+            "status": build.status.value,
+            "createdAt": timestamp(build.created_at),
+            "updatedAt": timestamp(build.updated_at),
+            "cpuCount": build.resources.vcpus,
+            "memoryMB": build.resources.memory_bytes // MIB,
+            "diskSizeMB": build.resources.disk_bytes // MIB,
+            "envdVersion": self._settings.envd_version,
+            **finished,
+        }
+
+
+def _latest(named: NamedTemplate) -> list[tuple[str, Tagging]]:
+    return sorted(named.tags.items(), key=lambda pair: pair[1].at, reverse=True)
+
+
+def _when(instant: datetime | None) -> str | None:
+    return None if instant is None else timestamp(instant)

@@ -1,0 +1,180 @@
+"""Named templates: builds in the background, tags that move, files behind them that go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from firkin.engine.builds import LocalBuilds
+from firkin.law.build_steps import BuildStep, RunStep
+from firkin.law.builds import Build, BuildStatus, NamedTemplate
+from firkin.law.errors import NotFound, WrongState
+from firkin.law.processes import Shell
+from firkin.law.resources import SandboxResources
+from firkin.law.sandboxes import DeleteOptions, SandboxSpec
+from firkin.law.templates import TemplateBase, TemplateSpec
+from tests.engine.conftest import TEMPLATE, Engine, engine_over
+
+SIZE = SandboxResources()
+
+
+@pytest.fixture
+def builds(engine: Engine) -> LocalBuilds:
+    found = engine.backend.builds
+    assert found is not None
+    return found
+
+
+def run(text: str) -> RunStep:
+    return RunStep(command=Shell(text), shown=text)
+
+
+def spec(*steps: BuildStep) -> TemplateSpec:
+    return TemplateSpec(source=TemplateBase(TEMPLATE), steps=steps)
+
+
+async def finished(builds: LocalBuilds, build_id: str) -> Build:
+    async with asyncio.timeout(20):
+        while (build := await builds.get(build_id)).finished_at is None:  # noqa: ASYNC110 — as clients do
+            await asyncio.sleep(0.01)
+    return build
+
+
+async def made(builds: LocalBuilds, name: str, *tags: str, text: str = "true") -> tuple[NamedTemplate, Build]:
+    named, build = await builds.request("alice", name, tags, SIZE)
+    await builds.start(build.id, spec(run(text)))
+    return named, await finished(builds, build.id)
+
+
+async def tags_of(builds: LocalBuilds, template_id: str) -> dict[str, str]:
+    named = next(named for named in await builds.templates() if named.id == template_id)
+    return {tag: to.build_id for tag, to in named.tags.items()}
+
+
+async def test_a_build_is_asked_for_started_and_found_under_its_tags(builds: LocalBuilds, engine: Engine) -> None:
+    named, build = await made(builds, "app", "v1", "stable")
+    assert build.status is BuildStatus.READY
+    assert await tags_of(builds, named.id) == {"v1": build.id, "stable": build.id}
+    assert build.prepared is not None
+    info = await engine.backend.sandboxes.create(SandboxSpec.from_template(build.prepared))
+    assert info.resources == SIZE
+
+
+async def test_another_build_of_a_name_moves_its_tags_and_the_old_files_go(builds: LocalBuilds, engine: Engine) -> None:
+    named, first = await made(builds, "app")
+    again, second = await made(builds, "app", text="echo other")
+    assert again.id == named.id
+    assert await tags_of(builds, named.id) == {"default": second.id}
+    assert (await builds.get(first.id)).prepared is None
+    assert first.prepared is not None
+    with pytest.raises(NotFound):
+        await engine.backend.templates.get(first.prepared)
+
+
+async def test_what_a_sandbox_uses_stays_when_its_tag_moves(builds: LocalBuilds, engine: Engine) -> None:
+    _, first = await made(builds, "app")
+    assert first.prepared is not None
+    await engine.backend.sandboxes.create(SandboxSpec.from_template(first.prepared))
+    await made(builds, "app", text="echo other")
+    assert (await builds.get(first.id)).prepared == first.prepared
+
+
+async def test_a_failed_build_says_why_and_where_and_no_tag_moves(builds: LocalBuilds) -> None:
+    named, first = await made(builds, "app")
+    _, bad = await made(builds, "app", text="exit 9")
+    assert (bad.status, bad.failed_step) == (BuildStatus.ERROR, "1")
+    assert bad.failure == "failed to run command 'exit 9': exit status 9"
+    assert await tags_of(builds, named.id) == {"default": first.id}
+    assert (await builds.entries(bad.id))[-1].line.message == bad.failure
+
+
+async def test_output_is_told_while_it_comes(builds: LocalBuilds) -> None:
+    _, build = await builds.request("alice", "app", [], SIZE)
+    await builds.start(build.id, spec(run("echo early; sleep 1000")))
+    async with asyncio.timeout(10):
+        while "early" not in [  # noqa: ASYNC110 — as clients do
+            entry.line.message for entry in await builds.entries(build.id)
+        ]:
+            await asyncio.sleep(0.01)
+    assert (await builds.get(build.id)).status is BuildStatus.BUILDING
+    await builds.cancel(build.id)
+    ended = await builds.get(build.id)
+    assert (ended.status, ended.failure) == (BuildStatus.ERROR, "it was cancelled")
+
+
+async def test_a_build_is_started_once(builds: LocalBuilds) -> None:
+    _, build = await builds.request("alice", "app", [], SIZE)
+    await builds.start(build.id, spec())
+    with pytest.raises(WrongState):
+        await builds.start(build.id, spec())
+    await finished(builds, build.id)
+    with pytest.raises(WrongState):
+        await builds.start(build.id, spec())
+
+
+async def test_tags_are_set_and_removed(builds: LocalBuilds) -> None:
+    named, build = await made(builds, "app")
+    await builds.tag(named.id, build.id, ["prod"])
+    await builds.untag(named.id, ["default"])
+    assert await tags_of(builds, named.id) == {"prod": build.id}
+    _, bad = await made(builds, "app", "bad", text="exit 1")
+    with pytest.raises(WrongState):
+        await builds.tag(named.id, bad.id, ["prod"])
+
+
+async def test_a_deleted_template_takes_its_builds_along_unless_they_are_used(
+    builds: LocalBuilds, engine: Engine
+) -> None:
+    named, build = await made(builds, "app")
+    assert build.prepared is not None
+    info = await engine.backend.sandboxes.create(SandboxSpec.from_template(build.prepared))
+    with pytest.raises(WrongState):
+        await builds.delete(named.id)
+    assert await tags_of(builds, named.id) == {"default": build.id}, "a refused deletion changes nothing"
+    await engine.backend.sandboxes.delete(info.id, DeleteOptions(force=True))
+    _, running = await builds.request("alice", "app", [], SIZE)
+    await builds.start(running.id, spec(run("sleep 1000")))
+    await builds.delete(named.id)
+    assert list(await builds.templates()) == []
+    for gone in (build, running):
+        with pytest.raises(NotFound):
+            await builds.get(gone.id)
+
+
+async def test_everything_is_there_after_a_restart_but_what_was_going_on(tmp_path: Path) -> None:
+    async with engine_over(tmp_path / "state") as engine:
+        builds = engine.backend.builds
+        assert builds is not None
+        named, build = await made(builds, "app")
+        await builds.publish(named.id, public=True)
+        _, waiting = await builds.request("alice", "app", [], SIZE)
+    async with engine_over(tmp_path / "state", driver=engine.driver) as engine:
+        builds = engine.backend.builds
+        assert builds is not None
+        assert [(one.name, one.public) for one in await builds.templates()] == [("app", True)]
+        assert await builds.get(build.id) == build
+        assert [entry.line.message for entry in await builds.entries(build.id)][-1] == "the template is ready"
+        assert (await builds.get(waiting.id)).failure == "the server ended while it was built"
+
+
+async def test_uploads_are_whole_or_not_there(builds: LocalBuilds) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise ConnectionResetError
+
+    with pytest.raises(OSError):  # noqa: PT011 — whatever the sender met
+        await builds.put_files("alice", "d" * 64, broken())
+    assert await builds.files("alice", "d" * 64) is None
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield b"all"
+        yield b" of it"
+
+    await builds.put_files("alice", "d" * 64, whole())
+    path = await builds.files("alice", "d" * 64)
+    assert path is not None
+    assert Path(path).read_bytes() == b"all of it"
+    assert await builds.files("bob", "d" * 64) is None, "another tenant has not sent it"
