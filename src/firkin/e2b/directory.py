@@ -142,13 +142,13 @@ class SandboxDirectory:
         """`call` gets the id of every sandbox whose memory is gone: it has ended, or was paused without it."""
         self._when_over.append(call)
 
-    async def stopped(self, sandbox_id: SandboxId) -> None:
-        """The sandbox no longer runs: reset everybody who is connected to it."""
+    async def stopped(self, sandbox_id: SandboxId, *, paused: bool) -> None:
+        """The sandbox no longer runs, having been `paused` or ended: reset everybody who is connected to it."""
         for connection in self._held.pop(sandbox_id, ()):
             connection.reset()
         for key in [key for key in self._users if key[0] == sandbox_id]:
             del self._users[key]
-        over = [] if await self._lives_on(sandbox_id) else self._when_over
+        over = [] if paused and await self._lives_on(sandbox_id) else self._when_over
         for call in (*self._when_stopped, *over):
             call(sandbox_id)
 
@@ -184,7 +184,7 @@ class SandboxDirectory:
             async for event in stream:
                 match event.kind:
                     case LifecycleChanged(sandbox_id, state) if state not in _STILL_SERVED:
-                        await self.stopped(sandbox_id)
+                        await self.stopped(sandbox_id, paused=state is SandboxState.PAUSED)
         finally:
             await stream.aclose()
 
