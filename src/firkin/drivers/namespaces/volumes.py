@@ -135,8 +135,11 @@ class VolumeDisks:
             self._close(held.root)
 
     def _close(self, mount: int) -> None:
-        """The last descriptor of a mount unmounts, which may wait for the disk: in a thread."""
-        self._threads.submit(os.close, mount)
+        """The last descriptor of a mount unmounts, which may wait for the disk: in a thread, while there are any."""
+        try:
+            self._threads.submit(os.close, mount)
+        except RuntimeError:
+            os.close(mount)
 
     async def _mount(self, volume_id: VolumeId) -> int:
         lock = self._binding.setdefault(volume_id, threading.Lock())
