@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from firkin.engine.assembly import VOLUME_THREADS
 from firkin.law.errors import (
     AlreadyExists,
     BackendFailure,
@@ -22,7 +25,15 @@ from firkin.law.policies import Capacity, Policies
 from firkin.law.resources import MIB
 from firkin.law.sandboxes import DeleteOptions, SandboxInfo
 from firkin.law.snapshots import ForkOptions, PauseOptions
-from firkin.law.volumes import BootVolume, VolumeControl, VolumeInfo, VolumeMount, VolumeSpec
+from firkin.law.volumes import (
+    BootVolume,
+    VolumeAttributes,
+    VolumeControl,
+    VolumeInfo,
+    VolumeMount,
+    VolumePath,
+    VolumeSpec,
+)
 from tests.engine.conftest import POLICIES, SPEC, Engine, engine_over
 from tests.volumes_in_folders import DriverWithVolumes
 
@@ -196,3 +207,33 @@ async def test_a_driver_without_volumes_refuses_them(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedCapability, match="keeps no volumes"):
             await engine.backend.sandboxes.create(WITH_DATA)
         assert await engine.leftovers() == []
+
+
+async def test_whoever_goes_before_his_turn_leaves_no_descriptor(engine: Engine) -> None:
+    volume = await made(engine)
+    files = volumes(engine).files
+    before = len(os.listdir("/proc/self/fd"))
+    gate = threading.Event()
+    busy = [engine.node.volume_threads.submit(gate.wait) for _ in range(VOLUME_THREADS)]
+    loop = asyncio.get_running_loop()
+    path = VolumePath("/x")
+    waiting = [
+        loop.create_task(files.make_directory(volume.id, path, VolumeAttributes())),
+        loop.create_task(files.write(volume.id, path, nothing(), VolumeAttributes())),
+        loop.create_task(files.import_tar(volume.id, path, nothing())),
+        loop.create_task(files.read(volume.id, path)),
+    ]
+    await asyncio.sleep(0.01)  # each is in the queue by then; earlier would be as well
+    for task in waiting:
+        task.cancel()
+    assert [type(end) for end in await asyncio.gather(*waiting, return_exceptions=True)] == [asyncio.CancelledError] * 4
+    gate.set()
+    await asyncio.gather(*(asyncio.wrap_future(one) for one in busy))
+    async with asyncio.timeout(5):
+        while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110 — threads tell nobody
+            await asyncio.sleep(0.001)
+
+
+async def nothing() -> AsyncIterator[bytes]:
+    for piece in ():
+        yield piece

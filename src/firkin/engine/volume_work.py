@@ -44,7 +44,9 @@ class VolumeWork:
         self._threads = threads
 
     async def __call__(self, work: Callable[..., T], *arguments: object) -> T:
-        return await self.now(self._with_tree(work, *arguments))
+        """It is done in any case, also when the caller goes before its turn: only then is its tree closed."""
+        working = self._threads.submit(self._with_tree(work, *arguments))
+        return await asyncio.shield(asyncio.wrap_future(working))
 
     async def keeping(self, make: Callable[..., C], *arguments: object) -> C:
         """As calling it, for something that must be closed: should the caller be gone by then, it is closed here."""
@@ -59,8 +61,11 @@ class VolumeWork:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments))
 
     def later(self, work: Callable[[], None]) -> None:
-        """In its turn, without anybody waiting: also when the caller is being cancelled."""
-        self._threads.submit(work)
+        """In its turn, without anybody waiting: also when the caller is being cancelled, or the engine has closed."""
+        try:
+            self._threads.submit(work)
+        except RuntimeError:
+            work()
 
     def _with_tree(self, work: Callable[..., T], *arguments: object) -> Callable[[], T]:
         tree = ConfinedTree(os.dup(self._root))

@@ -24,6 +24,7 @@ from firkin.testing.driver_identity_obligations import (
 )
 from firkin.testing.driver_layer_obligations import LayerObligations
 from firkin.testing.driver_suite import ENDS_WITHIN_S, DriverSuite
+from firkin.testing.driver_volume_obligations import DriverVolumeObligations
 from firkin.wire.frames import CHUNK, PROTOCOL, WINDOW
 
 USAGE_KEYS = {"cpu_us", "memory_bytes", "memory_cache_bytes", "disk_used_bytes", "oom_kills"}
@@ -219,5 +220,6 @@ class DriverContract(
     CaptureObligations,
     ContinuationObligations,
     LayerObligations,
+    DriverVolumeObligations,
 ):
     """Supply what `firkin.testing.driver_suite.DriverSuite` asks for."""

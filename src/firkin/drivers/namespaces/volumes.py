@@ -12,12 +12,12 @@ import os
 import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from firkin.host.volume_disks import mount_volume, remove_unbound_devices
 from firkin.host.volume_images import format_volume, sync_folder
-from firkin.law.errors import BackendFailure, NotFound, ResourceKind
+from firkin.law.errors import BackendFailure, InvalidSpec, NotFound, ResourceKind
 from firkin.law.ids import VolumeId
 from firkin.law.volumes import BootVolume
 
@@ -80,7 +80,11 @@ class VolumeDisks:
     def _kept(self) -> set[VolumeId]:
         for path in self._folder.glob("*.new"):
             _unlink(path)
-        return {VolumeId(path.stem) for path in self._folder.glob("*.img")}
+        kept = set()
+        for path in self._folder.glob("*.img"):
+            with suppress(InvalidSpec):  # somebody else's file
+                kept.add(VolumeId(path.stem))
+        return kept
 
     @asynccontextmanager
     async def mounted(self, volumes: Sequence[BootVolume]) -> AsyncIterator[list[int]]:
@@ -135,8 +139,11 @@ class VolumeDisks:
             self._close(held.root)
 
     def _close(self, mount: int) -> None:
-        """The last descriptor of a mount unmounts, which may wait for the disk: in a thread."""
-        self._threads.submit(os.close, mount)
+        """The last descriptor of a mount unmounts, which may wait for the disk: in a thread, while there are any."""
+        try:
+            self._threads.submit(os.close, mount)
+        except RuntimeError:
+            os.close(mount)
 
     async def _mount(self, volume_id: VolumeId) -> int:
         lock = self._binding.setdefault(volume_id, threading.Lock())
