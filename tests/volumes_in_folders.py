@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -43,11 +43,8 @@ class FolderVolumes:
     async def remove(self, volume_id: VolumeId) -> None:
         shutil.rmtree(self.folder / volume_id, ignore_errors=True)
 
-    async def sweep(self, keep: Collection[VolumeId]) -> Sequence[str]:
-        left = [path for path in self.folder.iterdir() if path.name not in keep]
-        for path in left:
-            shutil.rmtree(path)
-        return [path.name for path in left]
+    async def kept(self) -> Collection[VolumeId]:
+        return {VolumeId(path.name) for path in self.folder.iterdir()}
 
 
 class DriverWithVolumes(MemoryDriver):

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from firkin.law.sandboxes import At, Never, SandboxFilter, SandboxInfo, SandboxSpec, Timeout
     from firkin.law.states import EndCause, SandboxState
     from firkin.law.templates import TemplateSpec
+    from firkin.law.volumes import VolumeMount
     from firkin.runtime.processes import Process
     from firkin.runtime.runtime import Runtime
     from firkin.runtime.sandbox import Sandbox
@@ -102,6 +103,7 @@ _HOMES = {
     "firkin.law.sandboxes": ("At", "Never", "SandboxFilter", "SandboxInfo", "SandboxSpec", "Timeout"),
     "firkin.law.states": ("EndCause", "SandboxState"),
     "firkin.law.templates": ("TemplateSpec",),
+    "firkin.law.volumes": ("VolumeMount",),
     "firkin.runtime.processes": ("Process",),
     "firkin.runtime.runtime": ("Runtime",),
     "firkin.runtime.sandbox": ("Sandbox",),
@@ -164,6 +166,7 @@ __all__ = [
     "TemplateSpec",
     "Timeout",
     "UnsupportedCapability",
+    "VolumeMount",
     "WrongState",
     "__version__",
     "open_runtime",

@@ -62,7 +62,7 @@ class Settings:
     default_timeout_s: float | None = 300.0
     max_timeout_s: float | None = 86400.0
     sandbox_vcpus: int = 2
-    sandbox_memory_mb: int = 512
+    sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 10240
     sandbox_pids: int = 4096
     volume_disk_mb: int = 10240

@@ -22,7 +22,7 @@ def read(tmp_path: Path, toml: str = "", env: dict[str, str] | None = None, **gi
 def test_defaults_hold_when_nothing_is_said(tmp_path: Path) -> None:
     settings = read(tmp_path)
     assert (settings.host, settings.port, settings.driver) == ("127.0.0.1", 3000, "namespaces")
-    assert settings.policies().default_resources.memory_bytes == 512 * MIB
+    assert settings.policies().default_resources.memory_bytes == 1024 * MIB
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:

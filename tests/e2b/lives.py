@@ -72,6 +72,41 @@ class TestPauses:
             assert sandbox.commands.list() == []
             assert sandbox.commands.run("echo $WHO").stdout == "me\n"
 
+    def test_a_watcher_goes_on_after_a_pause_and_tells_what_came_before_it(self, sandbox: Sandbox) -> None:
+        sandbox.files.make_dir("/tmp/watched")
+        watcher = sandbox.files.watch_dir("/tmp/watched")
+        sandbox.files.write("/tmp/watched/before", "x")
+        sandbox.pause()
+        sandbox.connect(timeout=60)
+        sandbox.files.write("/tmp/watched/after", "x")
+        created = [event.name for event in watcher.get_new_events() if event.type.value == "create"]
+        assert created == ["before", "after"]
+        watcher.stop()
+
+    def test_a_watcher_goes_on_when_traffic_wakes_its_sandbox(self, sdk: Options) -> None:
+        with made(sdk, lifecycle={"on_timeout": "pause", "auto_resume": True}) as sandbox:
+            watcher = sandbox.files.watch_dir("/tmp")
+            sandbox.files.write("/tmp/before", "x")
+            sandbox.set_timeout(0)
+            until(lambda: sandbox.get_info().state.value == "paused")
+            assert "before" in [event.name for event in watcher.get_new_events()]
+            sandbox.files.write("/tmp/after", "x")
+            assert "after" in [event.name for event in watcher.get_new_events()]
+
+    def test_a_watcher_ends_with_the_memory(self, sdk: Options) -> None:
+        for at_pause in (True, False):
+            with made(sdk) as sandbox:
+                watcher = sandbox.files.watch_dir("/tmp")
+                sandbox.pause(keep_memory=not at_pause)
+                httpx.post(
+                    f"{sdk['api_url']}/v2/sandboxes/{sandbox.sandbox_id}/connect",
+                    json={"timeout": 60, "memory": False},
+                    headers={"X-API-Key": sdk["api_key"]},
+                )
+                for _ in range(2):
+                    with pytest.raises(NotFoundException, match="watcher with id"):
+                        watcher.get_new_events()
+
     def test_memory_can_be_left_behind_at_the_resumption(self, sdk: Options) -> None:
         with made(sdk) as sandbox:
             sandbox.files.write("/home/user/kept", "kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -12,9 +13,11 @@ from firkin.e2b.connect_codec import (
     Code,
     EnvelopeReader,
     RpcError,
-    check_headers,
+    check_version,
     end_of_stream,
     envelope,
+    gunzip,
+    is_gzip,
     timeout_s,
 )
 
@@ -87,9 +90,36 @@ def test_a_malformed_deadline_is_refused(header: bytes) -> None:
 
 
 def test_an_unknown_version_or_compression_is_refused() -> None:
-    check_headers(b"1", b"identity")
-    check_headers(None, None)
+    check_version(b"1")
+    check_version(None)
+    assert [is_gzip(encoding) for encoding in (None, b"", b"identity", b"gzip")] == [False, False, False, True]
     with pytest.raises(RpcError):
-        check_headers(b"2", None)
+        check_version(b"2")
     with pytest.raises(RpcError):
-        check_headers(None, b"gzip")
+        is_gzip(b"br")
+
+
+def test_packed_and_plain_messages_may_be_mixed_where_gzip_was_announced() -> None:
+    data = envelope(gzip.compress(b'{"a":1}'), 1) + envelope(b"{}") + envelope(b"", 1)
+    reader = EnvelopeReader(1000, gzip=True)
+    assert [one.payload for one in reader.feed(data)] == [b'{"a":1}', b"{}", b""]
+
+
+BOMB = gzip.compress(bytes(10_000_000))
+
+
+@pytest.mark.parametrize(
+    ("packed", "code"),
+    [
+        (b"plain", Code.INVALID_ARGUMENT),
+        (gzip.compress(b"x" * 99)[:-9], Code.INVALID_ARGUMENT),
+        (gzip.compress(b"x") * 2, Code.INVALID_ARGUMENT),
+        (gzip.compress(b"x" * 101), Code.RESOURCE_EXHAUSTED),
+        (BOMB, Code.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_what_is_no_gzip_or_too_much_of_it_is_refused(packed: bytes, code: Code) -> None:
+    assert gunzip(gzip.compress(b"x" * 100), 100) == b"x" * 100
+    with pytest.raises(RpcError) as refused:
+        gunzip(packed, 100)
+    assert refused.value.code is code

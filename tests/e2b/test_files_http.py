@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from email import message_from_bytes
 
 import pytest
 
@@ -63,7 +64,20 @@ def test_a_range_that_cannot_be_served_says_how_much_there_is(client: RawClient)
         assert (status, headers["content-range"]) == (416, f"bytes */{len(DATA)}")
         assert headers["content-type"].startswith("text/plain")
         assert body.startswith(b"invalid range")
-    assert get(client, Range="bytes=0-1,5-6")[:2] == (200, DATA)
+
+
+def test_several_parts_come_in_one_answer(client: RawClient) -> None:
+    status, body, headers = get(client, Range="bytes=0-1,5-6,-3")
+    kind, _, _ = headers["content-type"].partition("; boundary=")
+    assert (status, kind, headers["content-length"]) == (206, "multipart/byteranges", str(len(body)))
+    parsed = message_from_bytes(b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + body)
+    size = len(DATA)
+    assert [(part["content-range"], part.get_payload(decode=True)) for part in parsed.get_payload()] == [
+        (f"bytes 0-1/{size}", DATA[:2]),
+        (f"bytes 5-6/{size}", DATA[5:7]),
+        (f"bytes {size - 3}-{size - 1}/{size}", DATA[-3:]),
+    ]
+    assert get(client, Range="bytes=0-,0-")[:2] == (200, DATA)
 
 
 def test_the_gzip_form_has_a_tag_of_its_own(client: RawClient) -> None:

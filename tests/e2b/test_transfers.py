@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_range
+from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_ranges
 from firkin.e2b.encodings import accepts_gzip, check_content_encoding, gunzipped, gzipped
 from firkin.e2b.exchange import Refused
 from firkin.e2b.multipart import MultipartUpload
@@ -22,27 +22,29 @@ async def chunked(data: bytes, step: int) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     ("header", "found"),
     [
-        (None, None),
-        ("bytes=0-9", ByteRange(0, 10)),
-        ("bytes=90-", ByteRange(90, 10)),
-        ("bytes=90-1000", ByteRange(90, 10)),
-        ("bytes=-5", ByteRange(95, 5)),
-        ("bytes=-500", ByteRange(0, 100)),
-        ("bytes=0-", ByteRange(0, 100)),
-        ("bytes= 3 - 4 ", ByteRange(3, 2)),
-        ("bytes=0-1,500-", ByteRange(0, 2)),
-        ("bytes=0-1,5-6", None),
-        ("bytes=", None),
+        (None, []),
+        ("bytes=0-9", [ByteRange(0, 10)]),
+        ("bytes=90-", [ByteRange(90, 10)]),
+        ("bytes=90-1000", [ByteRange(90, 10)]),
+        ("bytes=-5", [ByteRange(95, 5)]),
+        ("bytes=-500", [ByteRange(0, 100)]),
+        ("bytes=0-", [ByteRange(0, 100)]),
+        ("bytes= 3 - 4 ", [ByteRange(3, 2)]),
+        ("bytes=0-1,500-", [ByteRange(0, 2)]),
+        ("bytes=0-1,5-6,-1", [ByteRange(0, 2), ByteRange(5, 2), ByteRange(99, 1)]),
+        ("bytes=0-59,40-99", []),
+        ("bytes=" + ",".join(["0-0"] * 101), []),
+        ("bytes=", []),
     ],
 )
-def test_one_range_is_read_and_several_are_the_whole_file(header: str | None, found: ByteRange | None) -> None:
-    assert read_range(header, 100) == found
+def test_ranges_are_read_and_too_many_are_the_whole_file(header: str | None, found: list[ByteRange]) -> None:
+    assert read_ranges(header, 100) == found
 
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=-0", "bytes=100-,200-300"])
 def test_a_range_behind_the_end_cannot_be_served(header: str) -> None:
     with pytest.raises(Unsatisfiable, match="overlap"):
-        read_range(header, 100)
+        read_ranges(header, 100)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +52,12 @@ def test_a_range_behind_the_end_cannot_be_served(header: str) -> None:
 )
 def test_what_is_no_range_is_refused(header: str) -> None:
     with pytest.raises(Unsatisfiable, match="invalid"):
-        read_range(header, 100)
+        read_ranges(header, 100)
 
 
 @pytest.mark.parametrize("header", ["bytes=0-", "bytes=5-9", "bytes=-5"])
 def test_of_an_empty_file_any_range_is_the_whole(header: str) -> None:
-    assert read_range(header, 0) is None
+    assert read_ranges(header, 0) == []
 
 
 def test_conditions_compare_tag_and_time() -> None:
@@ -160,3 +162,18 @@ async def test_gzip_gives_the_bytes_back_and_spends_no_time_on_what_does_not_shr
     packed = b"".join([chunk async for chunk in gzipped(chunked(data, 65536))])
     assert gzip.decompress(packed) == data
     assert (len(packed) < len(data) / 2) is smaller
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ("filename*=UTF-8''%2Ftmp%2Fst%C3%A4r.txt", "/tmp/stär.txt"),
+        ("filename=\"plain\"; filename*=utf-8'en'better", "better"),
+        ("filename=\"; filename*=utf-8''no\"", "; filename*=utf-8''no"),
+        ("filename=\"plain\"; filename*=koi8-r''x", "plain"),
+    ],
+)
+async def test_the_extended_name_of_a_file_is_decoded(options: str, name: str) -> None:
+    body = f'--b\r\nContent-Disposition: form-data; name="file"; {options}\r\n\r\nx\r\n--b--\r\n'.encode()
+    parts = MultipartUpload(chunked(body, 7), "multipart/form-data; boundary=b").parts()
+    assert [part.filename async for part in parts] == [name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import stat
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, quote, urlencode
@@ -25,10 +26,12 @@ from firkin.law.errors import (
 )
 from firkin.law.files import FileEntry, FileType, SandboxPath
 from firkin.law.ids import SandboxId
-from firkin.law.processes import Ended, Exited, Signaled, Stdout
+from firkin.law.processes import Ended, Exited, PtyOutput, Signaled, Stdout
 from firkin.law.resources import SandboxResources
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.states import SandboxState
+
+from .raw import messages
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -42,6 +45,16 @@ def sandbox(name: str, seconds: int, **fields: object) -> SandboxInfo:
         resources=SandboxResources(),
         **fields,  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize(("kind", "field", "most"), [(Stdout, "stdout", 32768), (PtyOutput, "pty", 16384)])
+def test_output_comes_in_messages_of_bounded_size(kind: type[Stdout | PtyOutput], field: str, most: int) -> None:
+    data = bytes(range(256)) * 300
+    encoded = encode_event(kind(data))
+    assert encoded is not None
+    pieces = [base64.b64decode(message["event"]["data"][field]) for message in messages(encoded)]
+    assert b"".join(pieces) == data
+    assert {len(piece) for piece in pieces[:-1]} == {most}
 
 
 @pytest.mark.parametrize("values", [{"a": "b"}, {"k&=": "v&w=x+y %25", "ü": "é"}, {}])

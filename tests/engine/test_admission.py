@@ -55,7 +55,7 @@ async def test_room_comes_back_when_a_sandbox_is_deleted(tmp_path: Path) -> None
     [
         (Capacity(max_sandboxes=2), "sandboxes", 0),
         (Capacity(max_vcpus=5), "vcpus", 1),
-        (Capacity(max_memory_bytes=GIB + 100 * MIB), "memory", 100 * MIB),
+        (Capacity(max_memory_bytes=2 * GIB + 100 * MIB), "memory", 100 * MIB),
     ],
 )
 def test_refusal_names_what_is_short_and_how_much_is_left(capacity: Capacity, short: str, available: int) -> None:

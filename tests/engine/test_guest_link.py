@@ -215,11 +215,13 @@ async def test_an_event_outside_the_watched_directory_is_not_believed(name: str)
     async with conversation() as (link, agent):
         watching = asyncio.create_task(GuestFiles(link).watch(SandboxPath("/x"), WatchOptions()))
         stream = await agent.hear_request()
-        await agent.say(EVENT, stream, {})
+        await agent.say(EVENT, stream, {"watch": 7})
         watch = await watching
-        await agent.say(EVENT, stream, {"events": [{"kind": "create", "name": name}]})
+        asking = asyncio.create_task(anext(watch))
+        answer = {"events": [{"kind": "create", "name": name}], "left": 0}
+        await agent.say(RESULT, await agent.hear_request(), answer)
         with pytest.raises(SandboxUnavailable):
-            await anext(watch)
+            await asking
         await watch.aclose()
 
 

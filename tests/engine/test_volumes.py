@@ -77,12 +77,40 @@ async def test_records_outlive_the_server(tmp_path: Path, driver: DriverWithVolu
             await volumes(engine).delete(volume.id)
 
 
-async def test_what_nobody_knows_is_swept_away(tmp_path: Path, driver: DriverWithVolumes) -> None:
+async def test_a_volume_without_a_record_is_left_alone(
+    tmp_path: Path, driver: DriverWithVolumes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever loses the records must not lose the data as well."""
+    (driver.keeper.folder / "vstranger").mkdir()
+    async with engine_over(tmp_path / "state", driver=driver) as engine:
+        assert await volumes(engine).list() == []
+    assert [path.name for path in driver.keeper.folder.iterdir()] == ["vstranger"]
+    assert "no record of it" in caplog.text
+
+
+async def test_a_record_without_a_volume_is_of_something_interrupted(tmp_path: Path, driver: DriverWithVolumes) -> None:
     async with engine_over(tmp_path / "state", driver=driver) as engine:
         volume = await made(engine)
-    (driver.keeper.folder / "vorphan").mkdir()
+        (driver.keeper.folder / volume.id).rmdir()
     async with engine_over(tmp_path / "state", driver=driver) as engine:
-        assert [path.name for path in driver.keeper.folder.iterdir()] == [volume.id]
+        assert await volumes(engine).list() == []
+        await made(engine)  # its name is free again
+
+
+async def test_a_delete_that_fails_leaves_it_as_it_was(
+    engine: Engine, driver: DriverWithVolumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await made(engine)
+
+    async def refuse(volume_id: object) -> None:
+        raise BackendFailure("delete a volume", "the test", "no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(driver.keeper, "remove", refuse)
+        with pytest.raises(BackendFailure):
+            await volumes(engine).delete(volume.id)
+    assert await volumes(engine).list() == [volume]
+    await volumes(engine).delete(volume.id)
 
 
 async def test_a_create_that_fails_leaves_neither_record_nor_name(engine: Engine, driver: DriverWithVolumes) -> None:

@@ -253,6 +253,11 @@ async def test_a_terminal_has_the_size_asked_for(processes: GuestProcesses) -> N
     await stream.aclose()
 
 
+async def test_a_terminal_may_be_of_no_known_size(processes: GuestProcesses) -> None:
+    output = await processes.run(shell("stty size", pty=PtySize(rows=0, cols=0)))
+    assert output.stdout == b"0 0\r\n"
+
+
 async def test_ctrl_c_interrupts_what_runs_on_a_terminal(processes: GuestProcesses) -> None:
     stream = await processes.stream(shell("echo go; exec sleep 60", pty=PtySize()))
     await text_of(stream, b"go")

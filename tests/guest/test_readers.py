@@ -94,6 +94,19 @@ async def test_an_ended_program_can_be_waited_for_again(processes: GuestProcesse
     assert (once.status, once.stdout, once.stderr, once.truncated) == (Exited(0), b"out\n", b"err\n", False)
 
 
+async def test_how_a_program_ended_is_kept_whatever_ends_after_it(processes: GuestProcesses) -> None:
+    first = await processes.start(Command(mode=Shell("echo out; exit 9"), tag=ProcessTag("first")))
+    await processes.wait(ById(first.id))
+    for _ in range(40):  # each leaves as much as is kept of one
+        await processes.run(Command.shell("head -c 300000 /dev/zero"))
+    for _ in range(11):
+        await asyncio.gather(*(processes.run(Command(mode=Argv("true"))) for _ in range(100)))
+    output = await processes.wait(ByTag(ProcessTag("first")))
+    assert (output.status, output.stdout, output.truncated) == (Exited(9), b"", True)
+    again = await processes.connect(ById(first.id))
+    assert [event async for event in again][1:] == [Ended(Exited(9))]
+
+
 async def test_a_slow_reader_gets_every_byte_in_bounded_memory(processes: GuestProcesses, agent: RunningAgent) -> None:
     total = 100_000_000
     before = resident(agent.pid)

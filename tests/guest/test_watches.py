@@ -185,6 +185,96 @@ async def test_a_burst_that_many_watch_is_told_to_all_of_them(
     await output.aclose()
 
 
+async def change(link: GuestLink, names: tuple[str, str], times: int) -> None:
+    """So many changes, of two files in turn: the kernel tells of a second one to the same only once."""
+    for done in range(times):
+        os.chmod(names[done % 2], 0o600)
+        if done % 1000 == 999:
+            await link.call("ping")  # the kernel's queue is short: let the agent have a turn
+
+
+async def test_sixty_thousand_changes_wait_until_they_are_asked_for(
+    files: GuestFiles, link: GuestLink, box: SandboxPath
+) -> None:
+    names = box.below("a"), box.below("b")
+    for name in names:
+        os.mknod(name)
+    watch = await files.watch(box, WatchOptions(include_entry=True))
+    await change(link, names, 60_000)
+    first, left = await watch.page()
+    assert (len(first) + left, len(first) <= 500) == (60_000, True)
+    os.mknod(box.below("later"))
+    events = first + await watch.drain()
+    assert told(events) == ["chmod a", "chmod b"] * 30_000 + ["create later"]
+    assert all(event.entry is not None for event in events)
+    assert await watch.drain() == []
+    await watch.aclose()
+
+
+async def test_what_is_too_much_is_told_as_a_loss_after_what_was_kept(
+    files: GuestFiles, link: GuestLink, box: SandboxPath
+) -> None:
+    names = box.below("a" * 240), box.below("b" * 240)
+    for name in names:
+        os.mknod(name)
+    watch = await files.watch(box, WatchOptions())
+    await change(link, names, 100_000)
+    other = await files.watch(box, WatchOptions())
+    assert 80_000 < len(await watch.drain()) < 100_000
+    for _ in range(2):
+        with pytest.raises(FilesystemFailure) as caught:
+            await watch.drain()
+        assert caught.value.fault is FileFault.LIMIT
+    os.mknod(box.below("more"))
+    assert told(await other.drain()) == ["create more"]
+    await watch.aclose()
+    await other.aclose()
+
+
+async def test_a_file_uploaded_into_directories_made_for_it_is_told_as_written(
+    files: GuestFiles, box: SandboxPath
+) -> None:
+    watch = await files.watch(box, RECURSIVE)
+    for name, size in (("small", 1), ("big", 5_000_000)):
+        await files.write(box.below(f"{name}/deep/file"), bytes(size), WriteOptions())
+        seen = [event for event in told(await watch.drain()) if not event.startswith("chmod")]
+        assert seen[:3] == [f"create {name}", f"create {name}/deep", f"create {name}/deep/file"]
+        assert set(seen[3:]) == {f"write {name}/deep/file"}
+    await watch.aclose()
+
+
+async def test_a_held_watch_outlives_its_connection(agent: RunningAgent, box: SandboxPath) -> None:
+    links = [await agent.link()]
+
+    async def reach() -> GuestLink:
+        return links[-1]
+
+    watch = await GuestFiles(links[0]).watch_held(box, WatchOptions(held=True), reach)
+    os.mknod(box.below("a"))
+    await links[0].aclose()
+    os.mknod(box.below("b"))
+    links.append(await agent.link())
+    assert told(await watch.drain()) == ["create a", "create b"]
+    await watch.aclose()
+    with pytest.raises(NotFound):
+        await watch.drain()
+    await links[1].aclose()
+
+
+async def test_a_change_is_not_lost_with_the_one_who_waited_for_it(files: GuestFiles, box: SandboxPath) -> None:
+    watch = await files.watch(box, WatchOptions())
+    for i in range(50):
+        waiting = asyncio.create_task(anext(watch))
+        await asyncio.sleep(0)
+        os.mknod(box.below(str(i)))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        event = await anext(watch) if i % 2 else (await watch.drain())[0]
+        assert told([event]) == [f"create {i}"]
+    await watch.aclose()
+
+
 async def test_only_directories_are_watched(files: GuestFiles, box: SandboxPath) -> None:
     os.mknod(box.below("file"))
     with pytest.raises(FilesystemFailure) as caught:

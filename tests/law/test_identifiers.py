@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.files import MAX_PATH_BYTES, SandboxPath
-from firkin.law.ids import MAX_ID_LENGTH, Identifier, ProcessId, SandboxId, TemplateId
+from firkin.law.ids import MAX_ID_LENGTH, Identifier, ProcessId, ProcessTag, SandboxId, TemplateId
 from firkin.law.ports import Port
 
 
@@ -71,3 +71,14 @@ def test_a_port_outside_the_range_is_refused(number: int) -> None:
     with pytest.raises(InvalidSpec) as caught:
         Port(number)
     assert caught.value.reason is InvalidReason.INVALID_PORT
+
+
+@pytest.mark.parametrize("text", ["my tag", "é/…", "999", ".", "t" * 1024])
+def test_a_process_tag_is_free_text(text: str) -> None:
+    assert ProcessTag(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", "a\0", "\x7f", "\x85", "t" * 1025])
+def test_a_process_tag_has_no_control_characters(text: str) -> None:
+    with pytest.raises(InvalidSpec, match="process tag"):
+        ProcessTag(text)

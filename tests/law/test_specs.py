@@ -124,10 +124,6 @@ def test_a_working_directory_and_a_timeout_are_checked() -> None:
         {"": "x"},
         {"A=B": "x"},
         {"A\0": "x"},
-        {"A B": "x"},
-        {"A\n": "x"},
-        {"A\x1b[m": "x"},
-        {"A\x9f": "x"},
         {"A": "x\0"},
         {"A": "x" * 131_072},
         {str(n): "x" * 99_000 for n in range(11)},
@@ -141,7 +137,12 @@ def test_an_environment_no_process_can_have_is_refused(env: dict[str, str]) -> N
         SandboxSpec.from_template("t", env=env)
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(0, 80), (24, 0), (65536, 1), (-1, 5)])
+def test_whatever_the_kernel_takes_may_be_a_variable() -> None:
+    env = {"A B": "x", "1": "", "-": "x", "A\n": "\x1b", "ä": "ö"}
+    assert Command(mode=Shell("x"), env=env).env == env
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(65536, 1), (1, 65536), (-1, 5)])
 def test_a_terminal_of_impossible_size_is_refused(rows: int, cols: int) -> None:
     with pytest.raises(InvalidSpec):
         PtySize(rows, cols)

@@ -18,7 +18,7 @@ from firkin.host import cgroups
 from firkin.law.capabilities import CapabilityName
 from firkin.law.errors import BackendFailure, PortFailure, SandboxUnavailable
 from firkin.law.states import EndCause
-from firkin.testing.driver_suite import becomes, begun, said
+from firkin.testing.driver_suite import becomes, begun, said, talking
 from tests.namespaces.alone import SIZE, Alone, driver_alone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -89,6 +89,22 @@ async def test_what_does_not_stop_in_time_runs_on(alone: Alone, monkeypatch: pyt
             await instance.freeze()
     assert not instance._freezer.frozen
     assert await said(instance, "echo well") == "well\n"
+    await instance.destroy()
+
+
+async def test_a_commands_deadline_stands_still_with_it(alone: Alone) -> None:
+    instance = await alone.boot("deadline")
+    async with talking(instance) as talk:
+        begin = {"argv": ["sleep", "60"], "env": {}, "cwd": "", "user": "", "stdin": False, "pty": None}
+        stream = await talk.request("start", **begin, timeout_ms=3000)
+        assert await talk.event(stream)
+        await instance.freeze()
+        await asyncio.sleep(4)  # longer than the deadline
+        await instance.thaw()
+        thawed_at = asyncio.get_running_loop().time()
+        answer = await talk.finished(stream)
+        assert answer.result == {"signal": 9, "timed_out": True}
+        assert asyncio.get_running_loop().time() - thawed_at > 1.5
     await instance.destroy()
 
 

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from firkin import Runtime, Sandbox
-from firkin.law.errors import FilesystemFailure
-from firkin.law.files import FileEventKind
+from firkin.law.errors import FileFault, FilesystemFailure
+from firkin.law.files import FileEventKind, SandboxPath, WriteOptions
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.sandboxes import SandboxSpec
 
@@ -73,3 +73,27 @@ async def test_watchers_learn_of_uploads_as_of_ordinary_writes(sandbox: Sandbox)
     assert (FileEventKind.CREATE, "old") not in found
     assert (FileEventKind.CREATE, "new") in found
     assert (FileEventKind.WRITE, "new") in found
+
+
+async def test_all_the_metadata_that_a_file_may_have_is_kept(runtime: Runtime, sandbox: Sandbox) -> None:
+    files, path = runtime.backend.filesystems, SandboxPath("/home/user/described")
+    assert files is not None
+    many = {f"k{number:03}": "v" * 10 for number in range(100)}
+    for metadata in ({"a": "v" * 4095}, dict.fromkeys("abcd", "v" * 1023), many):
+        written = await files.write(sandbox.id, path, b"x", WriteOptions(user="user", metadata=metadata))
+        assert written.metadata == metadata
+        assert (await sandbox.fs.stat(path)).metadata == metadata
+    assert (await sandbox.exec("cp -a described copied && mv copied moved")).ok
+    assert (await sandbox.fs.stat("/home/user/moved")).metadata == many
+
+
+async def test_metadata_of_too_many_parts_is_told_as_that_and_not_as_a_full_disk(
+    runtime: Runtime, sandbox: Sandbox
+) -> None:
+    files, path = runtime.backend.filesystems, SandboxPath("/home/user/kept")
+    assert files is not None
+    await files.write(sandbox.id, path, b"keep", WriteOptions(user="user"))
+    with pytest.raises(FilesystemFailure, match="metadata") as caught:
+        await files.write(sandbox.id, path, b"x", WriteOptions(metadata={str(n): "" for n in range(1300)}))
+    assert caught.value.fault is FileFault.LIMIT
+    assert await sandbox.fs.read(path) == b"keep"

@@ -57,3 +57,13 @@ def pairs(words: Sequence[str], option: str) -> dict[str, str]:
             raise click.UsageError(f"{option} takes NAME=VALUE; got {word!r}")
         found[name] = value
     return found
+
+
+def volume_mount(text: str) -> dict[str, Any]:
+    """``NAME:PATH`` or ``NAME:PATH:ro`` as a create request has it. The server says what is wrong with a path."""
+    name, _, path = text.partition(":")
+    read_only = path.endswith(":ro")
+    if not name or not path.startswith("/"):
+        raise click.UsageError(f"--volume takes NAME:PATH or NAME:PATH:ro, the path absolute; got {text!r}")
+    mount: dict[str, Any] = {"name": name, "path": path.removesuffix(":ro")}
+    return {**mount, "readOnly": True} if read_only else mount

@@ -8,7 +8,7 @@ import click
 
 from firkin.cli.explanation import explain
 from firkin.cli.failures import one_sentence
-from firkin.cli.options import pairs, server_options
+from firkin.cli.options import pairs, server_options, volume_mount
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.cli.sandbox_lives import COMMANDS
 from firkin.cli.talking import call, talk
@@ -47,6 +47,7 @@ def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: boo
 @click.option("--timeout", type=click.IntRange(1), default=300, show_default=True, help="Seconds until it is killed.")
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for every process inside; repeatable.")
 @click.option("--metadata", multiple=True, help="NAME=VALUE kept with the record; repeatable.")
+@click.option("--volume", "volumes", multiple=True, help="NAME:PATH[:ro], a volume to mount; repeatable.")
 @click.option("--internet/--no-internet", default=False, help="Allow connections to public addresses.")
 @server_options
 @json_option
@@ -55,6 +56,7 @@ def create(
     timeout: int,
     env: tuple[str, ...],
     metadata: tuple[str, ...],
+    volumes: tuple[str, ...],
     internet: bool,
     as_json: bool,
     **where: Any,
@@ -67,6 +69,7 @@ def create(
         "envVars": pairs(env, "--env"),
         "metadata": pairs(metadata, "--metadata"),
         "allow_internet_access": internet,
+        "volumeMounts": [volume_mount(text) for text in volumes],
     }
     made = call(where, "POST", "/sandboxes", body=body)
     if as_json:

@@ -23,7 +23,8 @@ _MIB = 1024 * 1024
 def volume() -> None:
     """Volumes: disks that outlive sandboxes. VOLUME is a volume's name or its id.
 
-    Mount one in a sandbox when that is created, through the SDK: volume_mounts={"/data": "NAME"}.
+    Mount one in a sandbox when that is created: firkin sandbox create --volume NAME:/data, or
+    volume_mounts={"/data": "NAME"} in the SDK.
     """
 
 

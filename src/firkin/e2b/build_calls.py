@@ -16,7 +16,7 @@ from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import equal
 from firkin.e2b.snapshot_names import check_tag, namespace_of, stored_name
-from firkin.e2b.template_names import TemplateNames, names_of
+from firkin.e2b.template_names import TemplateNames, builds_of, names_of
 from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildEntry, BuildStatus, NamedTemplate
 from firkin.law.errors import InvalidSpec, NotFound, WrongState
 from firkin.law.ids import TemplateId
@@ -41,9 +41,7 @@ class BuildCalls:
 
     @property
     def _builds(self) -> BuildControl:
-        if self._backend.builds is None:
-            raise bad("templates are not built on this server: its driver makes no layers")
-        return self._backend.builds
+        return builds_of(self._backend)
 
     async def request(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         asked = parse(await exchange.body(self._settings.max_json_bytes), NewBuild)

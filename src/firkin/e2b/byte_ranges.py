@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 
+_MOST_RANGES = 100
 _SPAN = re.compile(r"([0-9]{0,19})\s*-\s*([0-9]{0,19})")
 
 
@@ -29,14 +30,14 @@ class Unsatisfiable(Exception):
     """The answer is 416; `str()` says why: no range of bytes, or one behind the end of the file."""
 
 
-def read_range(header: str | None, size: int) -> ByteRange | None:
-    """The one range asked for. Raises `Unsatisfiable`.
+def read_ranges(header: str | None, size: int) -> list[ByteRange]:
+    """The ranges asked for. Raises `Unsatisfiable`.
 
-    None: the whole file, which is also the answer to several ranges at once, and
-    to any range of an empty file.
+    None of them: the whole file, which is also the answer to any range of an empty
+    file, and to ranges that together are more than the file or very many.
     """
     if not header:
-        return None
+        return []
     unit, equals, text = header.partition("=")
     if unit != "bytes" or not equals:
         raise Unsatisfiable("invalid range")
@@ -45,7 +46,8 @@ def read_range(header: str | None, size: int) -> ByteRange | None:
     within = [each for each in found if each is not None]
     if not within and found and size:
         raise Unsatisfiable("invalid range: failed to overlap")
-    return within[0] if len(within) == 1 else None
+    too_much = len(within) > _MOST_RANGES or sum(each.length for each in within) > size
+    return [] if too_much else within
 
 
 def _read_span(span: str, size: int) -> ByteRange | None:

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
-
 from firkin.e2b.connect_codec import (
     HTTP_STATUS,
     STREAM_TYPE,
@@ -19,12 +17,15 @@ from firkin.e2b.connect_codec import (
     Code,
     EnvelopeReader,
     RpcError,
-    check_headers,
+    check_version,
+    gunzip,
+    is_gzip,
     timeout_s,
 )
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import JSON, ClientGone, Exchange, Header, Refused
 from firkin.e2b.json_text import encode
+from firkin.e2b.proto_json import Message, decode
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import FilesystemControl, ProcessControl
 from firkin.law.ids import SandboxId
@@ -32,7 +33,7 @@ from firkin.law.processes import GuestUser
 from firkin.law.sandboxes import SandboxInfo
 from firkin.lifetimes import children
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Message)
 STREAM_HEADERS: tuple[Header, ...] = ((b"content-type", STREAM_TYPE),)
 DEADLINE_PASSED = "the deadline of the call has passed"
 _DEFAULT_KEEPALIVE_S = 90
@@ -40,7 +41,7 @@ _DEFAULT_KEEPALIVE_S = 90
 
 @dataclass(frozen=True, slots=True)
 class RpcCall:
-    """`user` None is the sandbox's default user. `deadline_s` None is no deadline."""
+    """`user` None is the sandbox's default user. `deadline_s` None is no deadline. `gzip`: its messages may be that."""
 
     exchange: Exchange
     info: SandboxInfo
@@ -49,6 +50,7 @@ class RpcCall:
     user: str | None
     deadline_s: float | None
     keepalive_s: int
+    gzip: bool
 
     @property
     def sandbox_id(self) -> SandboxId:
@@ -76,19 +78,26 @@ class RpcCall:
         """The account that asks. Raises the law's `NotFound` for an unknown one."""
         return await self.directory.user(self.info, self.username)
 
-    async def unary_request(self, decoder: msgspec.json.Decoder[T]) -> T:
+    async def unary_request(self, kind: type[T]) -> T:
         """The request of a unary call."""
-        return decode(await self.exchange.body(self.settings.max_rpc_bytes) or b"{}", decoder)
+        body = await self.exchange.body(self.settings.max_rpc_bytes)
+        if body and self.gzip:
+            body = await asyncio.to_thread(gunzip, body, self.settings.max_rpc_bytes)
+        return decode(body or b"{}", kind)
 
-    async def stream_request(self, decoder: msgspec.json.Decoder[T]) -> T:
+    def envelopes(self) -> EnvelopeReader:
+        """What reads the messages of a streamed request."""
+        return EnvelopeReader(self.settings.max_rpc_bytes, gzip=self.gzip)
+
+    async def stream_request(self, kind: type[T]) -> T:
         """The one request message of a call whose answer is a stream."""
-        reader = EnvelopeReader(self.settings.max_rpc_bytes)
+        reader = self.envelopes()
         messages = reader.feed(await self.exchange.body(self.settings.max_rpc_bytes + 64))
         reader.finish()
         requests = [message for message in messages if not message.ends_stream]
         if len(requests) != 1:
             raise RpcError(Code.INVALID_ARGUMENT, f"expected one request message, got {len(requests)}")
-        return decode(requests[0].payload, decoder)
+        return decode(requests[0].payload, kind)
 
     async def while_connected(self, work: Coroutine[Any, Any, None]) -> None:
         """`work`, which may wait for a program in the sandbox; given up when the client leaves (`ClientGone`)."""
@@ -116,9 +125,12 @@ class RpcCall:
         await self.exchange.answer(200, value if isinstance(value, bytes) else encode(value), [JSON])
 
 
-def read_call(exchange: Exchange, info: SandboxInfo, directory: SandboxDirectory, settings: ServerSettings) -> RpcCall:
+def read_call(
+    exchange: Exchange, info: SandboxInfo, directory: SandboxDirectory, settings: ServerSettings, *, streaming: bool
+) -> RpcCall:
     """The call's headers. Raises `RpcError`."""
-    check_headers(exchange.header(b"connect-protocol-version"), _encoding(exchange))
+    check_version(exchange.header(b"connect-protocol-version"))
+    encoding = exchange.header(b"connect-content-encoding" if streaming else b"content-encoding")
     return RpcCall(
         exchange,
         info,
@@ -127,11 +139,8 @@ def read_call(exchange: Exchange, info: SandboxInfo, directory: SandboxDirectory
         user=user_of(exchange.header(b"authorization")),
         deadline_s=timeout_s(exchange.header(b"connect-timeout-ms")),
         keepalive_s=_keepalive(exchange.header(b"keepalive-ping-interval")),
+        gzip=is_gzip(encoding),
     )
-
-
-def _encoding(exchange: Exchange) -> bytes | None:
-    return exchange.header(b"connect-content-encoding") or exchange.header(b"content-encoding")
 
 
 def _keepalive(header: bytes | None) -> int:
@@ -158,13 +167,6 @@ def check_content_type(exchange: Exchange, *, streaming: bool) -> None:
     given = (exchange.header(b"content-type") or b"").partition(b";")[0].strip().lower()
     if given != wanted:
         raise Refused(415, f"the content type must be {wanted.decode()}", should_retry=False)
-
-
-def decode(payload: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    try:
-        return decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RpcError(Code.INVALID_ARGUMENT, f"the request does not fit: {error}") from None
 
 
 async def answer_rpc_error(exchange: Exchange, error: RpcError) -> None:

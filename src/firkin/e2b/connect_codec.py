@@ -7,6 +7,7 @@ length of four bytes and a JSON text, the last of them the end-of-stream message
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -82,11 +83,15 @@ class Envelope:
 
 
 class EnvelopeReader:
-    """Feed it what arrived; get back the envelopes that became complete. Raises `RpcError`."""
+    """Feed it what arrived; get back the envelopes that became complete. Raises `RpcError`.
 
-    def __init__(self, limit: int) -> None:
+    No message is larger than `limit`, packed or not. `gzip`: a message that says so is packed.
+    """
+
+    def __init__(self, limit: int, *, gzip: bool = False) -> None:
         self._pending = bytearray()
         self._limit = limit
+        self._gzip = gzip
 
     def feed(self, data: bytes) -> list[Envelope]:
         self._pending += data
@@ -104,8 +109,8 @@ class EnvelopeReader:
         if len(self._pending) < _HEADER.size:
             return None
         flags, length = _HEADER.unpack_from(self._pending)
-        if flags & _COMPRESSED:
-            raise RpcError(Code.UNIMPLEMENTED, "compressed messages are not supported; use identity")
+        if flags & _COMPRESSED and not self._gzip:
+            raise RpcError(Code.UNIMPLEMENTED, "a compressed message without a Connect-Content-Encoding")
         if length > self._limit:
             raise RpcError(Code.RESOURCE_EXHAUSTED, f"a message of {length} bytes; at most {self._limit} are allowed")
         end = _HEADER.size + length
@@ -113,7 +118,9 @@ class EnvelopeReader:
             return None
         payload = bytes(self._pending[_HEADER.size : end])
         del self._pending[:end]
-        return Envelope(flags, payload)
+        if flags & _COMPRESSED and payload:
+            payload = gunzip(payload, self._limit)
+        return Envelope(flags & ~_COMPRESSED, payload)
 
 
 def envelope(payload: bytes, flags: int = 0) -> bytes:
@@ -134,9 +141,28 @@ def timeout_s(header: bytes | None) -> float | None:
     return int(header) / 1000 or None
 
 
-def check_headers(version: bytes | None, encoding: bytes | None) -> None:
-    """Refuse a protocol version or a compression that is not spoken here. Raises `RpcError`."""
+def check_version(version: bytes | None) -> None:
+    """Raises `RpcError` for a version of the protocol that is not spoken here."""
     if version not in (None, b"1"):
         raise RpcError(Code.INVALID_ARGUMENT, "connect-protocol-version must be 1")
-    if encoding not in (None, b"", b"identity"):
-        raise RpcError(Code.UNIMPLEMENTED, "unknown compression; supported encodings are identity")
+
+
+def is_gzip(encoding: bytes | None) -> bool:
+    """Raises `RpcError` for a compression that is not spoken here."""
+    if encoding not in (None, b"", b"identity", b"gzip"):
+        raise RpcError(Code.UNIMPLEMENTED, "unknown compression; supported encodings are gzip and identity")
+    return encoding == b"gzip"
+
+
+def gunzip(data: bytes, limit: int) -> bytes:
+    """At most `limit` bytes out of `data`. Raises `RpcError`."""
+    stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        unpacked = stream.decompress(data, limit + 1)
+    except zlib.error:
+        raise RpcError(Code.INVALID_ARGUMENT, "a message is not gzip, though it says so") from None
+    if len(unpacked) > limit:
+        raise RpcError(Code.RESOURCE_EXHAUSTED, f"a message of more than {limit} bytes, which is the limit")
+    if not stream.eof or stream.unused_data:
+        raise RpcError(Code.INVALID_ARGUMENT, "a gzip message ends too early, or goes on after its end")
+    return unpacked

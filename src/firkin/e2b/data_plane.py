@@ -16,7 +16,7 @@ from firkin.e2b.envd_uploads import Upload, compose
 from firkin.e2b.envd_watch import Watching
 from firkin.e2b.error_map import as_file_refusal, as_rpc_error, dead_sandbox, is_gone
 from firkin.e2b.exchange import ClientGone, Exchange, Refused
-from firkin.e2b.file_access import FileCaller, check_file_access, check_query, check_token, may_wake, signed_link
+from firkin.e2b.file_access import FileCaller, check_file_access, check_token, may_wake, signed_link
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import FilesystemControl
 from firkin.law.errors import FirkinError
@@ -77,7 +77,7 @@ class DataPlane:
         check_token(exchange, info, self._directory)
         check_content_type(exchange, streaming=streaming)
         try:
-            call = read_call(exchange, info, self._directory, self._settings)
+            call = read_call(exchange, info, self._directory, self._settings, streaming=streaming)
             if streaming:
                 await handler(call)  # a stream says itself that its deadline has passed
             else:
@@ -106,10 +106,10 @@ class DataPlane:
                 check_token(exchange, info, self._directory)
                 await self._answer_metrics(exchange, info)
             case _:
+                check_token(exchange, info, self._directory)  # first: what is here is not everybody's to find out
                 raise Refused(404, f"there is no {exchange.method} {exchange.path[:128]!r} here", should_retry=False)
 
     async def _answer_files(self, exchange: Exchange, info: SandboxInfo) -> None:
-        check_query(exchange)
         check_file_access(exchange, info, self._directory)
         name = exchange.query.get("username") or info.default_user
         try:

@@ -24,7 +24,7 @@ from firkin.law.errors import InvalidSpec, NotFound, UnsupportedCapability
 from firkin.law.events import EventFilter, LifecycleChanged
 from firkin.law.ids import SandboxId
 from firkin.law.processes import GuestUser
-from firkin.law.sandboxes import SandboxFilter, SandboxInfo
+from firkin.law.sandboxes import PauseMode, SandboxFilter, SandboxInfo
 from firkin.law.states import ALIVE, SandboxState
 
 LABEL_SECURE = "e2b.secure"
@@ -52,7 +52,8 @@ class SandboxDirectory:
         self._waker = Waker(backend, settings, quotas)
         self._held: dict[str, set[ClientConnection]] = {}
         self._users: dict[tuple[str, str | None], tuple[float, GuestUser]] = {}
-        self._when_ended: list[Callable[[str], None]] = []
+        self._when_stopped: list[Callable[[str], None]] = []
+        self._when_over: list[Callable[[str], None]] = []
 
     async def owned(self, tenant: ApiKey, text: str) -> SandboxInfo:
         """A tenant's own sandbox, running or paused; everything else is missing alike."""
@@ -133,18 +134,31 @@ class SandboxDirectory:
             if not held and self._held.get(sandbox_id) is held:
                 del self._held[sandbox_id]
 
-    def when_ended(self, call: Callable[[str], None]) -> None:
-        """`call` gets the id of every sandbox that ends."""
-        self._when_ended.append(call)
+    def when_stopped(self, call: Callable[[str], None]) -> None:
+        """`call` gets the id of every sandbox that stops running: it is paused, or has ended."""
+        self._when_stopped.append(call)
 
-    def ended(self, sandbox_id: str) -> None:
+    def when_over(self, call: Callable[[str], None]) -> None:
+        """`call` gets the id of every sandbox whose memory is gone: it has ended, or was paused without it."""
+        self._when_over.append(call)
+
+    async def stopped(self, sandbox_id: SandboxId) -> None:
         """The sandbox no longer runs: reset everybody who is connected to it."""
         for connection in self._held.pop(sandbox_id, ()):
             connection.reset()
         for key in [key for key in self._users if key[0] == sandbox_id]:
             del self._users[key]
-        for call in self._when_ended:
+        over = [] if await self._lives_on(sandbox_id) else self._when_over
+        for call in (*self._when_stopped, *over):
             call(sandbox_id)
+
+    async def _lives_on(self, sandbox_id: SandboxId) -> bool:
+        """Whether its memory is still there. One that runs again by now counts as such, even if it had to boot."""
+        try:
+            info = await self.backend.sandboxes.inspect(sandbox_id)
+        except NotFound:
+            return False
+        return info.state in VISIBLE and info.pause_mode is not PauseMode.FILESYSTEM
 
     async def reads_as_dead(self, sandbox_id: SandboxId, *, within_s: float | None = None) -> bool:
         """Wait, for a bounded time, until the sandbox no longer reads as running."""
@@ -170,7 +184,7 @@ class SandboxDirectory:
             async for event in stream:
                 match event.kind:
                     case LifecycleChanged(sandbox_id, state) if state not in _STILL_SERVED:
-                        self.ended(sandbox_id)
+                        await self.stopped(sandbox_id)
         finally:
             await stream.aclose()
 

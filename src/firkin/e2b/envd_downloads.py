@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_range
+from firkin.e2b.byte_ranges import ByteRange, Conditions, Unsatisfiable, etag, http_date, read_ranges
 from firkin.e2b.content_types import content_type
 from firkin.e2b.encodings import accepts_gzip, gzipped
 from firkin.e2b.error_map import as_file_refusal, is_gone
@@ -23,10 +24,10 @@ _VARY: Header = (b"vary", b"Accept-Encoding")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
-    """How the file is sent: `part` of its plain bytes, or else all of it, plain or gzip."""
+    """How the file is sent: `parts` of its plain bytes, or else all of it, plain or gzip."""
 
     gzip: bool = False
-    part: ByteRange | None = None
+    parts: Sequence[ByteRange] = ()
 
 
 class Download:
@@ -45,10 +46,13 @@ class Download:
             form = await self._form(entry, body)
             if form is None:
                 return
-            part = form.part
-            if part is not None and part.length != entry.size_bytes:
+            if len(form.parts) > 1:
                 await _close(body)
-                entry, body = await self._open(ReadOptions(offset=part.offset, length=part.length))
+                await self._send_parts(entry, form.parts)
+                return
+            if form.parts and form.parts[0].length != entry.size_bytes:
+                await _close(body)
+                entry, body = await self._open_part(form.parts[0])
             await self._send(entry, body, form)
         except FirkinError as error:
             if self._exchange.started or is_gone(error):
@@ -57,6 +61,9 @@ class Download:
 
     async def _open(self, options: ReadOptions) -> tuple[FileEntry, AsyncIterator[bytes]]:
         return await self._files.open_read(self._caller.info.id, self._path, options)
+
+    async def _open_part(self, part: ByteRange) -> tuple[FileEntry, AsyncIterator[bytes]]:
+        return await self._open(ReadOptions(offset=part.offset, length=part.length))
 
     async def _form(self, entry: FileEntry, body: AsyncIterator[bytes]) -> _Form | None:
         """What to send; None when a condition or a bad range has been answered already."""
@@ -73,7 +80,7 @@ class Download:
             await self._exchange.answer(status, headers=[_VARY, *_validators(entry, tag)])
             return None
         try:
-            return _Form(gzip=gzip, part=read_range(wanted, size) if ranged else None)
+            return _Form(gzip=gzip, parts=read_ranges(wanted, size) if ranged else ())
         except Unsatisfiable as error:
             await _close(body)
             total = (b"content-range", b"bytes */%d" % size)
@@ -83,19 +90,51 @@ class Download:
     async def _send(self, entry: FileEntry, body: AsyncIterator[bytes], form: _Form) -> None:
         tag = etag(entry.size_bytes, entry.modified_at_ns, gzip=form.gzip)
         headers = [*self._headers(entry), *_validators(entry, tag)]
-        if form.part is not None:
-            headers.append((b"content-range", form.part.content_range(entry.size_bytes)))
+        part = form.parts[0] if form.parts else None
+        if part is not None:
+            headers.append((b"content-range", part.content_range(entry.size_bytes)))
         # A file of no known size (under /proc, say) is sent until it ends.
-        length = None if form.gzip else (form.part.length if form.part else entry.size_bytes) or None
+        length = None if form.gzip else (part.length if part else entry.size_bytes) or None
         if form.gzip:
             headers.append((b"content-encoding", b"gzip"))
         elif length:
             headers.append((b"content-length", b"%d" % length))
         try:
-            await self._exchange.start(200 if form.part is None else 206, headers)
+            await self._exchange.start(200 if part is None else 206, headers)
             if self._exchange.method != "HEAD":
                 await self._copy(gzipped(body) if form.gzip else body, length)
             await self._exchange.write(b"", more=False)
+        finally:
+            await _close(body)
+
+    async def _send_parts(self, entry: FileEntry, parts: Sequence[ByteRange]) -> None:
+        """Several ranges, each behind a head of its own (``multipart/byteranges``)."""
+        boundary = secrets.token_hex(16).encode()
+        size, kind = entry.size_bytes, content_type(self._path).encode()
+        heads = [
+            b"\r\n--%s\r\nContent-Type: %s\r\nContent-Range: %s\r\n\r\n" % (boundary, kind, part.content_range(size))
+            for part in parts
+        ]
+        heads[0] = heads[0].removeprefix(b"\r\n")
+        end = b"\r\n--%s--\r\n" % boundary
+        length = sum(map(len, heads)) + sum(part.length for part in parts) + len(end)
+        plain = [header for header in self._headers(entry) if header[0] != b"content-type"]
+        headers = [*plain, *_validators(entry, etag(size, entry.modified_at_ns))]
+        headers.append((b"content-type", b"multipart/byteranges; boundary=" + boundary))
+        await self._exchange.start(206, [*headers, (b"content-length", b"%d" % length)])
+        if self._exchange.method != "HEAD":
+            for head, part in zip(heads, parts, strict=True):
+                await self._exchange.write(head)
+                await self._send_part(entry, part)
+            await self._exchange.write(end)
+        await self._exchange.write(b"", more=False)
+
+    async def _send_part(self, entry: FileEntry, part: ByteRange) -> None:
+        found, body = await self._open_part(part)
+        try:
+            if (found.size_bytes, found.modified_at_ns) != (entry.size_bytes, entry.modified_at_ns):
+                raise FilesystemFailure("read", FileFault.OTHER, "the file was changed while it was read")
+            await self._copy(body, part.length)
         finally:
             await _close(body)
 

@@ -5,50 +5,44 @@ from __future__ import annotations
 import stat
 from datetime import UTC, datetime
 
-import msgspec
-
 from firkin.e2b.calls import RpcCall
 from firkin.e2b.connect_codec import Code, RpcError
 from firkin.e2b.guest_paths import resolve
+from firkin.e2b.proto_json import Message
 from firkin.law.errors import FileFault, FilesystemFailure, NotFound, ResourceKind
 from firkin.law.files import FileEntry, FileType, ListOptions, SandboxPath
 
 _TYPES = {FileType.FILE: "FILE_TYPE_FILE", FileType.DIRECTORY: "FILE_TYPE_DIRECTORY"}
 _SPECIAL = {stat.S_IFIFO: "p", stat.S_IFSOCK: "S", stat.S_IFBLK: "D", stat.S_IFCHR: "D"}
-_MAX_DEPTH = 1_000_000
+_MAX_DEPTH = (1 << 32) - 1
 
 
-class _Path(msgspec.Struct, forbid_unknown_fields=True):
+class _Path(Message):
     path: str = ""
 
 
-class _ListDir(msgspec.Struct, forbid_unknown_fields=True):
+class _ListDir(Message):
     path: str = ""
     depth: int = 0
 
 
-class _Move(msgspec.Struct, forbid_unknown_fields=True):
+class _Move(Message):
     source: str = ""
     destination: str = ""
 
 
-_PATH = msgspec.json.Decoder(_Path)
-_LIST_DIR = msgspec.json.Decoder(_ListDir, strict=False)
-_MOVE = msgspec.json.Decoder(_Move)
-
-
 async def path_of(call: RpcCall, text: str) -> SandboxPath:
     """The absolute path that the caller's user means by `text`."""
-    return resolve(text, await call.guest_user(), call.info.default_workdir)
+    return resolve(text, await call.guest_user(), call.info)
 
 
 async def stat_entry(call: RpcCall) -> None:
-    path = await path_of(call, (await call.unary_request(_PATH)).path)
+    path = await path_of(call, (await call.unary_request(_Path)).path)
     await call.answer({"entry": entry_json(await call.files.stat(call.sandbox_id, path))})
 
 
 async def list_dir(call: RpcCall) -> None:
-    request = await call.unary_request(_LIST_DIR)
+    request = await call.unary_request(_ListDir)
     if not 0 <= request.depth <= _MAX_DEPTH:
         raise RpcError(Code.INVALID_ARGUMENT, f"depth must be from 0 to {_MAX_DEPTH}")
     path = await path_of(call, request.path)
@@ -62,7 +56,7 @@ async def list_dir(call: RpcCall) -> None:
 
 
 async def make_dir(call: RpcCall) -> None:
-    path = await path_of(call, (await call.unary_request(_PATH)).path)
+    path = await path_of(call, (await call.unary_request(_Path)).path)
     try:
         entry = await call.files.mkdir(call.sandbox_id, path, parents=True, user=call.username)
     except FilesystemFailure as error:
@@ -74,7 +68,7 @@ async def make_dir(call: RpcCall) -> None:
 
 
 async def move(call: RpcCall) -> None:
-    request = await call.unary_request(_MOVE)
+    request = await call.unary_request(_Move)
     source, target = await path_of(call, request.source), await path_of(call, request.destination)
     entry = await call.files.rename(call.sandbox_id, source, target, user=call.username)
     await call.answer({"entry": entry_json(entry)})
@@ -82,7 +76,7 @@ async def move(call: RpcCall) -> None:
 
 async def remove(call: RpcCall) -> None:
     """Remove a file or a whole directory. What is not there is fine."""
-    path = await path_of(call, (await call.unary_request(_PATH)).path)
+    path = await path_of(call, (await call.unary_request(_Path)).path)
     try:
         await call.files.remove(call.sandbox_id, path, recursive=True)
     except NotFound as error:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 
-import msgspec
-
-from firkin.e2b.calls import STREAM_HEADERS, RpcCall, decode
-from firkin.e2b.connect_codec import Code, EnvelopeReader, RpcError, end_of_stream, envelope
+from firkin.e2b.calls import STREAM_HEADERS, RpcCall
+from firkin.e2b.connect_codec import Code, RpcError, end_of_stream, envelope
 from firkin.e2b.event_streams import EventStream
 from firkin.e2b.guest_paths import needs_home, resolve
 from firkin.e2b.json_text import encode
+from firkin.e2b.proto_json import Message, decode, read_bytes
 from firkin.e2b.signal_names import describe_signal
-from firkin.law.errors import ProcessFailure, ProcessFault
 from firkin.law.ids import ProcessId, ProcessTag
 from firkin.law.processes import (
     Argv,
@@ -34,6 +32,8 @@ from firkin.law.processes import (
 
 _KEEPALIVE = envelope(b'{"event":{"keepalive":{}}}')
 _DATA_END = b'"}}}'
+_PIPE_CHUNK = 32 * 1024
+_PTY_CHUNK = 16 * 1024
 _STREAM_IDLE_S = 3600.0  # a person may type into it, and not every client sends keepalives
 _SIGNALS: dict[str | int, Signal] = {
     "SIGNAL_SIGTERM": Signal.TERM,
@@ -43,71 +43,67 @@ _SIGNALS: dict[str | int, Signal] = {
 }
 
 
-class _Message(msgspec.Struct, forbid_unknown_fields=True):
-    """A protobuf message in JSON. Fields that nobody knows are refused by name."""
-
-
-class _Config(_Message):
+class _Config(Message):
     cmd: str = ""
     args: list[str] | None = None
     envs: dict[str, str] | None = None
     cwd: str | None = None
 
 
-class _Size(_Message):
+class _Size(Message):
     cols: int = 0
     rows: int = 0
 
 
-class _Pty(_Message):
+class _Pty(Message):
     size: _Size | None = None
 
 
-class _Start(_Message):
+class _Start(Message):
     process: _Config | None = None
     pty: _Pty | None = None
     tag: str | None = None
     stdin: bool | None = None
 
 
-class _Selector(_Message):
+class _Selector(Message):
     pid: int | None = None
     tag: str | None = None
 
 
-class _Selected(_Message):
+class _Selected(Message):
     process: _Selector | None = None
 
 
-class _Nothing(_Message):
+class _Nothing(Message):
     pass
 
 
-class _Input(_Message):
-    stdin: bytes | None = None
-    pty: bytes | None = None
+class _Input(Message):
+    stdin: str | None = None
+    pty: str | None = None
 
 
-class _SendInput(_Message):
+class _SendInput(Message):
     process: _Selector | None = None
     input: _Input | None = None
 
 
-class _SendSignal(_Message):
+class _SendSignal(Message):
     process: _Selector | None = None
     signal: str | int | None = None
 
 
-class _Update(_Message):
+class _Update(Message):
     process: _Selector | None = None
     pty: _Pty | None = None
 
 
-class _InputData(_Message):
+class _InputData(Message):
     input: _Input | None = None
 
 
-class _StreamInput(_Message):
+class _StreamInput(Message):
     """One of these. A ``oneof`` leaves no trace in the JSON: its cases are fields of the message."""
 
     start: _Selected | None = None
@@ -115,36 +111,17 @@ class _StreamInput(_Message):
     keepalive: _Nothing | None = None
 
 
-_START = msgspec.json.Decoder(_Start, strict=False)
-_SELECTED = msgspec.json.Decoder(_Selected, strict=False)
-_NOTHING = msgspec.json.Decoder(_Nothing)
-_SEND_INPUT = msgspec.json.Decoder(_SendInput, strict=False)
-_SEND_SIGNAL = msgspec.json.Decoder(_SendSignal, strict=False)
-_UPDATE = msgspec.json.Decoder(_Update, strict=False)
-_STREAM_INPUT = msgspec.json.Decoder(_StreamInput, strict=False)
-
-
 async def start(call: RpcCall) -> None:
     """Start a program and stream what it says. The client's deadline is the program's too."""
-    request = await call.stream_request(_START)
-    stream = await _started(call, await _command(call, request))
-    await _stream(call, stream)
-
-
-async def _started(call: RpcCall, command: Command) -> ProcessStream:
-    try:
-        return await call.processes.stream(call.sandbox_id, command)
-    except ProcessFailure as error:
-        if error.fault is ProcessFault.CWD_MISSING:
-            raise RpcError(Code.INVALID_ARGUMENT, f"cwd '{command.cwd}' does not exist") from error
-        raise
+    request = await call.stream_request(_Start)
+    await _stream(call, await call.processes.stream(call.sandbox_id, await _command(call, request)))
 
 
 async def _command(call: RpcCall, request: _Start) -> Command:
     config = request.process or _Config()
     cwd = config.cwd or None
     if cwd is not None and needs_home(cwd):
-        cwd = resolve(cwd, await call.guest_user(), call.info.default_workdir)
+        cwd = resolve(cwd, await call.guest_user(), call.info)
     pty = None if request.pty is None else _pty_size(request.pty)
     return Command(
         mode=Argv(config.cmd, tuple(config.args or ())),
@@ -164,7 +141,7 @@ def _pty_size(pty: _Pty) -> PtySize:
 
 async def connect(call: RpcCall) -> None:
     """New output of a program that runs; what it said before is not repeated."""
-    request = await call.stream_request(_SELECTED)
+    request = await call.stream_request(_Selected)
     await _stream(call, await call.processes.connect(call.sandbox_id, _selector(request.process)))
 
 
@@ -185,17 +162,24 @@ def _started_event(info: ProcessInfo) -> bytes:
 
 
 def encode_event(event: ProcessEvent) -> bytes | None:
-    """One event as an envelope; None for the start, which is sent apart. Raises `RpcError` for a deadline's kill."""
+    """One event as envelopes; None for the start, which is sent apart. Raises `RpcError` for a deadline's kill."""
     match event:
         case Stdout(data):
-            return envelope(b'{"event":{"data":{"stdout":"' + base64.b64encode(data) + _DATA_END)
+            return _data(b"stdout", data, _PIPE_CHUNK)
         case Stderr(data):
-            return envelope(b'{"event":{"data":{"stderr":"' + base64.b64encode(data) + _DATA_END)
+            return _data(b"stderr", data, _PIPE_CHUNK)
         case PtyOutput(data):
-            return envelope(b'{"event":{"data":{"pty":"' + base64.b64encode(data) + _DATA_END)
+            return _data(b"pty", data, _PTY_CHUNK)
         case Ended():
             return _end_event(event)
     return None
+
+
+def _data(field: bytes, data: bytes, most: int) -> bytes:
+    """Messages of at most `most` bytes of output each, as E2B's own service sends them."""
+    head = b'{"event":{"data":{"' + field + b'":"'
+    pieces = (data[at : at + most] for at in range(0, len(data), most))
+    return b"".join([envelope(head + base64.b64encode(piece) + _DATA_END) for piece in pieces])
 
 
 def _end_event(event: Ended) -> bytes:
@@ -211,7 +195,7 @@ def _end_event(event: Ended) -> bytes:
 
 
 async def list_processes(call: RpcCall) -> None:
-    await call.unary_request(_NOTHING)
+    await call.unary_request(_Nothing)
     found = await call.processes.list(call.sandbox_id)
     await call.answer({"processes": [_described(info) for info in found]})
 
@@ -223,7 +207,7 @@ def _described(info: ProcessInfo) -> dict[str, object]:
 
 
 async def send_input(call: RpcCall) -> None:
-    request = await call.unary_request(_SEND_INPUT)
+    request = await call.unary_request(_SendInput)
     selector, given = _selector(request.process), _read_input(request.input)
     await _write(call, await _recipient(call, selector), *given)
     await call.answer(b"{}")
@@ -232,9 +216,9 @@ async def send_input(call: RpcCall) -> None:
 def _read_input(given: _Input | None) -> tuple[bytes, bool]:
     """The bytes, and whether they are for a terminal."""
     if given is not None and given.stdin is not None:
-        return given.stdin, False
+        return read_bytes(given.stdin), False
     if given is not None and given.pty is not None:
-        return given.pty, True
+        return read_bytes(given.pty), True
     raise RpcError(Code.INVALID_ARGUMENT, "input needs stdin or pty")
 
 
@@ -263,12 +247,12 @@ async def stream_input(call: RpcCall) -> None:
 
 
 async def _take_stream(call: RpcCall) -> None:
-    reader = EnvelopeReader(call.settings.max_rpc_bytes)
+    reader = call.envelopes()
     recipient: ProcessInfo | None = None
     async for chunk in call.exchange.chunks(idle_s=_STREAM_IDLE_S):
         for message in reader.feed(chunk):
             if not message.ends_stream:
-                recipient = await _take_input(call, decode(message.payload, _STREAM_INPUT), recipient)
+                recipient = await _take_input(call, decode(message.payload, _StreamInput), recipient)
     reader.finish()
 
 
@@ -283,7 +267,7 @@ async def _take_input(call: RpcCall, event: _StreamInput, recipient: ProcessInfo
 
 
 async def send_signal(call: RpcCall) -> None:
-    request = await call.unary_request(_SEND_SIGNAL)
+    request = await call.unary_request(_SendSignal)
     selector = _selector(request.process)
     signal = _SIGNALS.get(request.signal) if request.signal is not None else None
     if signal is None:
@@ -293,14 +277,14 @@ async def send_signal(call: RpcCall) -> None:
 
 
 async def close_stdin(call: RpcCall) -> None:
-    request = await call.unary_request(_SELECTED)
+    request = await call.unary_request(_Selected)
     await call.processes.close_stdin(call.sandbox_id, _selector(request.process))
     await call.answer(b"{}")
 
 
 async def update(call: RpcCall) -> None:
     """Resize a terminal."""
-    request = await call.unary_request(_UPDATE)
+    request = await call.unary_request(_Update)
     selector = _selector(request.process)
     if request.pty is not None and request.pty.size is not None:
         await call.processes.resize_pty(call.sandbox_id, selector, _pty_size(request.pty))

@@ -25,7 +25,7 @@ _MAX_METADATA_BYTES = 4096
 _MAX_SOURCES = 1000
 
 
-class Compose(msgspec.Struct, forbid_unknown_fields=True):
+class Compose(msgspec.Struct):
     """Join `source_paths`, in order, into `destination`, and remove them."""
 
     source_paths: list[str]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-import msgspec
-
 from firkin.e2b.calls import RpcCall
 from firkin.e2b.connect_codec import Code, RpcError, envelope
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.envd_filesystem import entry_json, path_of
 from firkin.e2b.event_streams import EventStream
+from firkin.e2b.exchange import JSON
 from firkin.e2b.json_text import encode
-from firkin.law.errors import FileFault, FilesystemFailure, NotFound
+from firkin.e2b.proto_json import Message
+from firkin.law.errors import FileFault, FilesystemFailure, NotFound, ResourceKind
 from firkin.law.files import FileEvent, FileEventKind, FileEventStream, WatchOptions
 
 _KEEPALIVE = envelope(b'{"keepalive":{}}')
@@ -21,7 +21,7 @@ _STARTED = envelope(b'{"start":{}}')
 _WITH_ENTRY = frozenset({FileEventKind.CREATE, FileEventKind.WRITE, FileEventKind.CHMOD})
 
 
-class _Watch(msgspec.Struct, forbid_unknown_fields=True):
+class _Watch(Message):
     """Protobuf's JSON allows both spellings of a field."""
 
     path: str = ""
@@ -31,21 +31,22 @@ class _Watch(msgspec.Struct, forbid_unknown_fields=True):
     allowNetworkMounts: bool = False
     allow_network_mounts: bool = False
 
-    def options(self) -> WatchOptions:
+    def options(self, *, held: bool) -> WatchOptions:
         return WatchOptions(
+            held=held,
             recursive=self.recursive,
             include_entry=self.includeEntry or self.include_entry,
             allow_network_mounts=self.allowNetworkMounts or self.allow_network_mounts,
         )
 
 
-class _Watcher(msgspec.Struct, forbid_unknown_fields=True):
+class _Watcher(Message):
     watcherId: str = ""
     watcher_id: str = ""
 
-
-_WATCH = msgspec.json.Decoder(_Watch)
-_WATCHER = msgspec.json.Decoder(_Watcher)
+    @property
+    def id(self) -> str:
+        return self.watcherId or self.watcher_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +56,62 @@ class _Held:
 
 
 class Watching:
-    """The watch calls, and the watchers that clients hold by id."""
+    """The watch calls, and the watchers that clients hold by id.
+
+    A watcher lives as long as its sandbox does, and on through a pause that keeps the memory.
+    """
 
     def __init__(self, directory: SandboxDirectory, limit: int) -> None:
         self._held: dict[str, _Held] = {}
         self._limit = limit
-        directory.when_ended(self._forget)
+        directory.when_over(self._forget)
 
     async def watch_dir(self, call: RpcCall) -> None:
-        request = await call.stream_request(_WATCH)
-        stream = await _open(call, request)
+        request = await call.stream_request(_Watch)
+        stream = await _open(call, request, held=False)
         answer: EventStream[FileEvent] = EventStream(call, stream, first=_STARTED, keepalive=_KEEPALIVE, encode=_encode)
         await answer.run()
 
     async def create(self, call: RpcCall) -> None:
-        request = await call.unary_request(_WATCH)
+        request = await call.unary_request(_Watch)
         if sum(held.sandbox_id == call.sandbox_id for held in self._held.values()) >= self._limit:
             raise RpcError(Code.RESOURCE_EXHAUSTED, f"a sandbox may have {self._limit} watchers at once")
-        stream = await _open(call, request)
+        stream = await _open(call, request, held=True)
         watcher_id = secrets.token_hex(12)
         self._held[watcher_id] = _Held(call.sandbox_id, stream)
         await call.answer({"watcherId": watcher_id})
 
     async def events(self, call: RpcCall) -> None:
-        """All changes that were complete before the question."""
-        held = self._find(call, await call.unary_request(_WATCHER))
-        await call.answer({"events": [event_json(event) for event in await held.stream.drain()]})
+        """All changes that were complete before the question, page by page: there may be very many."""
+        request = await call.unary_request(_Watcher)
+        stream = self._find(call, request).stream
+        try:
+            events, left = await stream.page()
+        except NotFound as error:
+            if error.resource is not ResourceKind.FILE:
+                raise
+            self._held.pop(request.id, None)  # it belonged to an earlier life of the sandbox
+            raise _missing(request.id) from error
+        exchange, before = call.exchange, b'{"events":['
+        await exchange.start(200, [JSON])
+        while events:
+            await exchange.write(before + b",".join(encode(event_json(event)) for event in events))
+            before = b","
+            events = (await stream.page())[0] if left > 0 else []
+            left -= len(events)
+        await exchange.write((b"" if before == b"," else before) + b"]}", more=False)
 
     async def remove(self, call: RpcCall) -> None:
-        request = await call.unary_request(_WATCHER)
+        request = await call.unary_request(_Watcher)
         held = self._find(call, request)
-        del self._held[request.watcherId or request.watcher_id]
+        del self._held[request.id]
         await held.stream.aclose()
         await call.answer(b"{}")
 
     def _find(self, call: RpcCall, request: _Watcher) -> _Held:
-        watcher_id = request.watcherId or request.watcher_id
-        held = self._held.get(watcher_id)
+        held = self._held.get(request.id)
         if held is None or held.sandbox_id != call.sandbox_id:
-            raise RpcError(Code.NOT_FOUND, f"watcher with id {watcher_id[:64]} not found")
+            raise _missing(request.id)
         return held
 
     def _forget(self, sandbox_id: str) -> None:
@@ -106,10 +124,14 @@ class Watching:
             await one.stream.aclose()
 
 
-async def _open(call: RpcCall, request: _Watch) -> FileEventStream:
+def _missing(watcher_id: str) -> RpcError:
+    return RpcError(Code.NOT_FOUND, f"watcher with id {watcher_id[:64]} not found")
+
+
+async def _open(call: RpcCall, request: _Watch, *, held: bool) -> FileEventStream:
     path = await path_of(call, request.path)
     try:
-        return await call.files.watch(call.sandbox_id, path, request.options())
+        return await call.files.watch(call.sandbox_id, path, request.options(held=held))
     except NotFound as error:
         raise RpcError(Code.NOT_FOUND, f"path {path} not found: {error}") from error
     except FilesystemFailure as error:

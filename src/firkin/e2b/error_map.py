@@ -24,6 +24,7 @@ from firkin.law.errors import (
     UnsupportedCapability,
     WrongState,
 )
+from firkin.law.ids import ProcessTag
 
 _STATUS: tuple[tuple[type[FirkinError], int], ...] = (
     (InvalidSpec, 400),
@@ -143,7 +144,7 @@ def _of_missing(error: NotFound) -> RpcError:
         case ResourceKind.USER:
             return RpcError(Code.UNAUTHENTICATED, f"invalid username: '{error.id}'")
         case ResourceKind.PROCESS:
-            kind = "pid" if error.id.isdigit() else "tag"
+            kind = "tag" if isinstance(error.id, ProcessTag) else "pid"
             return RpcError(Code.NOT_FOUND, f"process with {kind} {error.id} not found")
         case ResourceKind.FILE:
             return RpcError(Code.NOT_FOUND, f"file not found: {error.id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from firkin.law.sandboxes import SandboxInfo
 
 TOKEN_HEADER = b"x-access-token"
 UNAUTHORIZED = "unauthorized access, please provide a valid access token or method signing if supported"
-_QUERY = ("path", "username", "signature", "signature_expiration")
+_SECONDS = re.compile(r"[+-]?[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,9 @@ class FileCaller:
 
     def path(self, text: str) -> SandboxPath:
         try:
-            return resolve(text, self.user, self.info.default_workdir)
+            return resolve(text, self.user, self.info)
         except InvalidSpec as error:
             raise Refused(400, str(error), should_retry=False) from error
-
-
-def check_query(exchange: Exchange) -> None:
-    unknown = [name for name in exchange.query if name not in _QUERY]
-    if unknown:
-        raise Refused(400, f"unknown query field {unknown[0][:64]!r}", should_retry=False)
 
 
 def signed_link(exchange: Exchange) -> SignedLink | None:
@@ -46,7 +41,7 @@ def signed_link(exchange: Exchange) -> SignedLink | None:
     if "signature" not in query:
         return None
     expiry = query.get("signature_expiration", "")
-    if expiry and (not expiry.isascii() or not expiry.isdigit() or len(expiry) > 15):
+    if expiry and _SECONDS.fullmatch(expiry) is None:
         raise Refused(400, "signature_expiration must be a Unix time in seconds", should_retry=False)
     return SignedLink(
         path=query.get("path", ""),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
+from urllib.parse import unquote
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -13,6 +15,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from firkin.e2b.exchange import Refused
 
 _MAX_PARTS = 10_000
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_EXTENDED_NAME = re.compile(r";\s*filename\*\s*=\s*(?:utf-8|us-ascii)'[^';]*'([^\s;\"]+)", re.IGNORECASE)
 
 
 class _Mark(Enum):
@@ -32,11 +36,16 @@ class Part:
 
     @property
     def filename(self) -> str:
-        return self._option(b"filename")
+        """The extended form (RFC 5987, ``filename*=UTF-8''a%20b``) counts before the plain one."""
+        found = _EXTENDED_NAME.search(_QUOTED.sub('""', self._disposition))
+        return unquote(found[1], errors="surrogateescape") if found else self._option(b"filename")
+
+    @property
+    def _disposition(self) -> str:
+        return self.headers.get(b"content-disposition", b"").decode("latin-1")
 
     def _option(self, name: bytes) -> str:
-        text = self.headers.get(b"content-disposition", b"").decode("latin-1")
-        return parse_options_header(text)[1].get(name, b"").decode("utf-8", "surrogateescape")
+        return parse_options_header(self._disposition)[1].get(name, b"").decode("utf-8", "surrogateescape")
 
 
 class MultipartUpload:

@@ -46,7 +46,7 @@ class PortProxy:
         self._passing: Counter[str] = Counter()
         self._in_all = 0
         self._most = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * MOST_OF_THE_DESCRIPTORS / 2)
-        directory.when_ended(self._pool.forget)
+        directory.when_stopped(self._pool.forget)
 
     def close(self) -> None:
         """Close what is kept for later requests."""

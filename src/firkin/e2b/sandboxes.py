@@ -82,7 +82,7 @@ class SandboxCalls:
     async def kill(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         info = await self._directory.owned(tenant, path[0])
         await self._sandboxes.delete(info.id, DeleteOptions(force=True, actor=f"key {tenant.name}"))
-        self._directory.ended(info.id)
+        await self._directory.stopped(info.id)
         await exchange.answer(204)
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
@@ -156,7 +156,7 @@ class SandboxCalls:
             raise Refused(409, message, should_retry=False) from error
         except SandboxUnavailable as error:
             raise Refused(503, str(error), should_retry=True, retry_after_s=1) from error
-        self._directory.ended(info.id)
+        await self._directory.stopped(info.id)
         await exchange.answer(204)
 
     async def _connect(self, exchange: Exchange, tenant: ApiKey, sandbox_id: str, request: ConnectSandbox) -> None:

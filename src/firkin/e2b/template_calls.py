@@ -16,7 +16,7 @@ from firkin.e2b.models import Template, allow_query, parse, query_int
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_calls import find_snapshot
 from firkin.e2b.snapshot_names import check_tag
-from firkin.e2b.template_names import TemplateNames, missing, names_of, tag_of
+from firkin.e2b.template_names import TemplateNames, builds_of, missing, names_of, tag_of
 from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildStatus, NamedTemplate, Tagging
 from firkin.law.errors import NotFound, WrongState
 from firkin.law.resources import MIB, SandboxResources
@@ -52,9 +52,7 @@ class TemplateCalls:
 
     @property
     def _builds(self) -> BuildControl:
-        if self._backend.builds is None:
-            raise bad("templates are not built on this server: its driver makes no layers")
-        return self._backend.builds
+        return builds_of(self._backend)
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """The tenant's own, and the operator's, which every tenant may use; ``teamID`` changes nothing."""

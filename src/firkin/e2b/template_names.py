@@ -14,7 +14,7 @@ from firkin.e2b.auth import ApiKey
 from firkin.e2b.exchange import Refused
 from firkin.e2b.snapshot_names import DEFAULT_TAG, is_called, namespace_of
 from firkin.law.backend import SandboxBackend
-from firkin.law.builds import Build, NamedTemplate
+from firkin.law.builds import Build, BuildControl, NamedTemplate
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxSource
@@ -104,6 +104,13 @@ class TemplateNames:
 
     async def all(self) -> list[NamedTemplate]:
         return [] if self._backend.builds is None else list(await self._backend.builds.templates())
+
+
+def builds_of(backend: SandboxBackend) -> BuildControl:
+    """Raises `Refused` (400) where nothing is built."""
+    if backend.builds is None:
+        raise Refused(400, "templates are not built on this server: its driver makes no layers", should_retry=False)
+    return backend.builds
 
 
 def names_of(named: NamedTemplate) -> list[str]:

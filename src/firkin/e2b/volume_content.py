@@ -7,7 +7,8 @@ code here, not a number.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -15,7 +16,8 @@ import msgspec
 from firkin.e2b.auth import presented_key
 from firkin.e2b.descriptions import timestamp
 from firkin.e2b.error_map import as_volume_refusal
-from firkin.e2b.exchange import Exchange, Header, Refused
+from firkin.e2b.exchange import JSON, Exchange, Header, Refused
+from firkin.e2b.json_text import encode
 from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.signatures import TokenMint, equal
 from firkin.e2b.volume_calls import volumes_of
@@ -106,7 +108,8 @@ class VolumeContent:
         path = _path(exchange, "depth")
         depth = query_int(exchange, "depth", default=1, least=0, most=_MOST)
         found = await files.list(volume_id, path, depth=1 if depth is None else depth)
-        await exchange.answer_json(200, [entry_json(entry) for entry in found])
+        body = await asyncio.to_thread(_listing, found)  # it may be long
+        await exchange.answer(200, body, [JSON])
 
     async def _make_directory(self, exchange: Exchange, files: VolumeFiles, volume_id: VolumeId) -> None:
         path, wishes, force = _wanted(exchange)
@@ -145,6 +148,10 @@ async def close(body: AsyncIterator[bytes]) -> None:
     aclose = getattr(body, "aclose", None)
     if aclose is not None:
         await aclose()
+
+
+def _listing(entries: Sequence[VolumeEntry]) -> bytes:
+    return encode([entry_json(entry) for entry in entries])
 
 
 def entry_json(entry: VolumeEntry) -> dict[str, object]:

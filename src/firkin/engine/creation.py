@@ -43,6 +43,7 @@ from firkin.lifetimes import finish
 BOOT_WITHIN_S = 60.0
 COPY_WITHIN_S = 600.0
 UNDO_WITHIN_S = 90.0
+READY_WITHIN_S = 60.0  # of a template that was ready when it was built; somebody waits
 _CREATE = "create a sandbox"
 
 
@@ -150,8 +151,9 @@ async def started_up(operation: str, inside: Inside, resident: Resident) -> None
     if not origin.startup:
         return
     around = Surroundings(user=info.default_user, workdir=info.default_workdir, env=inside.env)
+    startup = replace(origin.startup, ready_within_s=min(READY_WITHIN_S, origin.startup.ready_within_s))
     try:
-        await start_up(inside.processes, origin.startup, around)
+        await start_up(inside.processes, startup, around)
     except TemplatePrepareFailure as failure:
         raise BackendFailure(operation, f"template {info.template_id}", str(failure)) from failure
 

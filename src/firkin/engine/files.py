@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from pathlib import Path
 
 from firkin.engine.guest_files import GuestFiles
+from firkin.engine.guest_link import GuestLink
 from firkin.engine.node import Node
 from firkin.law.capabilities import CapabilityName
 from firkin.law.events import FileChanged
@@ -23,6 +24,7 @@ from firkin.law.files import FileEventKind as _Change
 from firkin.law.ids import SandboxId
 
 _C = CapabilityName
+_WATCH = "watch files"
 
 
 class LocalFiles:
@@ -84,7 +86,14 @@ class LocalFiles:
         await (await self._enter(sandbox_id, "copy out", _C.FILESYSTEM_COPY_OUT)).copy_out(guest, host, options)
 
     async def watch(self, sandbox_id: SandboxId, path: SandboxPath, options: WatchOptions) -> FileEventStream:
-        return await (await self._enter(sandbox_id, "watch files", _C.FILESYSTEM_WATCH)).watch(path, options)
+        files = await self._enter(sandbox_id, _WATCH, _C.FILESYSTEM_WATCH)
+        if not options.held:
+            return await files.watch(path, options)
+
+        async def reach() -> GuestLink:
+            return (await self._node.links.enter(sandbox_id, _WATCH, _C.FILESYSTEM_WATCH)).link
+
+        return await files.watch_held(path, options, reach)
 
     def _changed(self, sandbox_id: SandboxId, path: SandboxPath, change: _Change) -> None:
         self._node.events.publish(FileChanged(sandbox_id, path, change))

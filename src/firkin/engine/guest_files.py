@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
 from firkin.engine.guest_copies import GuestCopies
-from firkin.engine.guest_entries import read_entries, read_entry, read_events
+from firkin.engine.guest_entries import read_entries, read_entry
 from firkin.engine.guest_faults import file_errors
 from firkin.engine.guest_link import CALL_S, GuestLink, LinkStream
+from firkin.engine.guest_watches import Reach, begin_watch, hold_watch
 from firkin.law.errors import FileFault, FilesystemFailure
 from firkin.law.files import (
     CopyOptions,
     FileEntry,
-    FileEvent,
     FileEventStream,
     ListOptions,
     ReadOptions,
@@ -54,38 +53,6 @@ class GuestFileBytes:
             raise self._link.distrust(f"frame kind {kind} came where a file's bytes were due")
         data: bytes = value
         return data
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-class GuestFileEvents:
-    """A `FileEventStream` over a link."""
-
-    def __init__(self, link: GuestLink, stream: LinkStream, path: str) -> None:
-        self._link = link
-        self._stream = stream
-        self._path = path
-        self._ready: deque[FileEvent] = deque()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> FileEvent:
-        while not self._ready:
-            with file_errors("watch directory", self._link.sandbox_id, self._path):
-                event = await self._stream.event(None)
-            self._ready.extend(_checked(self._link, read_events, event))
-        return self._ready.popleft()
-
-    async def drain(self) -> list[FileEvent]:
-        with file_errors("watch directory", self._link.sandbox_id, self._path):
-            await self._link.call("drain", {"watch": self._stream.id})
-            for event in self._stream.take_ready():
-                self._ready.extend(_checked(self._link, read_events, event))
-        drained = list(self._ready)
-        self._ready.clear()
-        return drained
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -182,20 +149,11 @@ class GuestFiles:
         await self._copies.copy_out(guest, host, options)
 
     async def watch(self, path: SandboxPath, options: WatchOptions) -> FileEventStream:
-        args: Object = {
-            "path": path,
-            "recursive": options.recursive,
-            "entry": options.include_entry,
-            "network": options.allow_network_mounts,
-        }
-        with file_errors("watch directory", self.sandbox_id, path):
-            stream = self._link.stream("watch", args)
-            try:
-                await stream.event(CALL_S)
-            except BaseException:
-                await stream.aclose()
-                raise
-        return GuestFileEvents(self._link, stream, path)
+        return await begin_watch(self._link, path, options)
+
+    async def watch_held(self, path: SandboxPath, options: WatchOptions, reach: Reach) -> FileEventStream:
+        """A watch that outlives this connection; `reach` gives the one of the day."""
+        return await hold_watch(self._link, path, options, reach)
 
     async def _entry(self, operation: str, path: SandboxPath, args: Object) -> FileEntry:
         with file_errors(operation, self.sandbox_id, path, str(args.get("user", ""))):

@@ -36,8 +36,7 @@ async def reconcile(node: Node) -> None:
     for resident in residents:
         resident.template = node.templates.hold(resident.origin)
     await node.snapshots.load()
-    for removed in await node.volumes.load():
-        _log.warning("removed leftover=%s", removed)
+    await node.volumes.load()
     gone = EndCause.HOST_RESTARTED if await _host_restarted(node) else EndCause.LOST
     gate = asyncio.Semaphore(AT_ONCE)
     await asyncio.gather(*(_take_up(node, resident, gate, gone) for resident in residents))

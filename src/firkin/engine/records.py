@@ -156,6 +156,10 @@ class Records:
         """A job of a module that keeps rows of its own."""
         return await self._database.run(job)
 
+    async def settle(self) -> None:
+        """Let what was recorded so far outlive a power cut."""
+        await self._database.settle()
+
     async def forget_ended(self, before: datetime) -> int:
         """Remove deleted sandboxes that ended before then, with their journal; how many there were."""
         return await self._database.run(lambda connection: _forget(connection, before.timestamp()))

@@ -16,6 +16,8 @@ def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> None:
     """`UnsupportedCapability` for each wish that nobody here would honour."""
     if isinstance(spec.source, FromSnapshot):
         offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
+    if spec.network.is_finer:
+        offer.require(_CREATE, CapabilityName.NETWORK_POLICY)
     if spec.isolation not in (Isolation.DRIVER_DEFAULT, driver):
         reason = Permanent(f"this runtime isolates by {driver!r}, not by {spec.isolation.value!r}")
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)

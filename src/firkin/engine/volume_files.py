@@ -21,7 +21,7 @@ from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind
 from firkin.law.ids import VolumeId
 from firkin.law.volumes import VolumeAttributes, VolumeEntry, VolumePath
 
-MOST_ENTRIES = 100_000
+MOST_ENTRIES = 50_000
 DEEPEST = 256
 
 

@@ -7,6 +7,7 @@ are one step of the event loop, and so are looking and leaving this registry.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from firkin.law.volumes import BootVolume, VolumeInfo, VolumeKeeper, VolumeMount
 NO_VOLUMES = Permanent("the driver of this runtime keeps no volumes")
 _MOUNTING = (SandboxState.CREATING, SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPING)
 _Row = tuple[str, str, str, int, float]
+_log = logging.getLogger("firkin.engine")
 
 
 class VolumeRegistry:
@@ -43,17 +45,29 @@ class VolumeRegistry:
         self._known: dict[VolumeId, VolumeInfo] = {}
         self._arriving: set[tuple[str, str]] = set()
 
-    async def load(self) -> Sequence[str]:
-        """Take up what an earlier server left; say what was removed because nobody knows it."""
+    async def load(self) -> None:
+        """Take up what an earlier server left.
+
+        A record is written before its image is made, and goes after it: one without an
+        image is of a create or a delete that was interrupted. An image without a record is
+        somebody's data whose records were lost: it is left alone.
+        """
         if self._keeper is None:
-            return ()
+            return
         rows: list[_Row] = await self._records.run(
             lambda connection: connection.execute(
                 "SELECT id, owner, name, size_bytes, created_at FROM volumes"
             ).fetchall()
         )
-        self._known = {info.id: info for info in map(_info, rows)}
-        return await self._keeper.sweep(self._known)
+        kept = await self._keeper.kept()
+        for info in map(_info, rows):
+            if info.id in kept:
+                self._known[info.id] = info
+            else:
+                _log.warning("removed leftover=record of volume %s name=%s", info.id, info.name)
+                await self.forget(info.id)
+        for stranger in sorted(set(kept) - set(self._known)):
+            _log.error("there is no record of it, so nobody can use it volume=%s", stranger)
 
     @property
     def keeper(self) -> VolumeKeeper:
@@ -98,7 +112,8 @@ class VolumeRegistry:
         finally:
             self._arriving.discard((owner, name))
 
-    async def add(self, info: VolumeInfo) -> None:
+    async def note(self, info: VolumeInfo) -> None:
+        """Record it, to outlive a power cut. Nobody finds it before `add`."""
         row: _Row = (info.id, info.owner, info.name, info.size_bytes, info.created_at.timestamp())
         try:
             await self._records.run(
@@ -106,23 +121,22 @@ class VolumeRegistry:
             )
         except sqlite3.IntegrityError:
             raise AlreadyExists("create a volume", ResourceKind.VOLUME, info.name) from None
+        await self._records.settle()
+
+    def add(self, info: VolumeInfo) -> None:
         self._known[info.id] = info
 
-    async def drop(self, operation: str, volume_id: VolumeId) -> None:
+    def take_out(self, operation: str, volume_id: VolumeId) -> VolumeInfo:
         """From here on nobody can mount it. `WrongState` while somebody has it mounted."""
         info = self.get(operation, volume_id)
         users = self.users(info)
         if users:
             more = f" and {len(users) - 1} more" if len(users) > 1 else ""
             raise WrongState(operation, ResourceKind.VOLUME, info.name, f"mounted in sandbox {users[0]}{more}")
-        del self._known[volume_id]
-        try:
-            await self._records.run(
-                lambda connection: connection.execute("DELETE FROM volumes WHERE id = ?", (volume_id,))
-            )
-        except BaseException:
-            self._known[volume_id] = info
-            raise
+        return self._known.pop(volume_id)
+
+    async def forget(self, volume_id: VolumeId) -> None:
+        await self._records.run(lambda connection: connection.execute("DELETE FROM volumes WHERE id = ?", (volume_id,)))
 
     def users(self, info: VolumeInfo) -> list[SandboxId]:
         """The sandboxes that have it mounted, will have when they are resumed, or are just being made with it."""

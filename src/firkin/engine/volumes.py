@@ -52,12 +52,13 @@ class LocalVolumes:
             created_at=self._node.clock.now(),
         )
         with self._registry.naming(_CREATE, spec.owner, spec.name):
-            await self._registry.keeper.make(info.id, size)
+            await self._registry.note(info)
             try:
-                await self._registry.add(info)
+                await self._registry.keeper.make(info.id, size)
             except BaseException:
-                await finish(self._registry.keeper.remove(info.id), within_s=UNDO_WITHIN_S)
+                await finish(self._registry.forget(info.id), within_s=UNDO_WITHIN_S)
                 raise
+            self._registry.add(info)
         return info
 
     async def get(self, volume_id: VolumeId) -> VolumeInfo:
@@ -78,6 +79,11 @@ class LocalVolumes:
         await self._node.acts.run(self._delete(volume_id), name=f"delete volume {volume_id}")
 
     async def _delete(self, volume_id: VolumeId) -> None:
-        """The record goes first: an image that nobody knows is removed at the next start."""
-        await self._registry.drop(_DELETE, volume_id)
-        await self._registry.keeper.remove(volume_id)
+        """The record goes last: what is interrupted here is finished at the next start."""
+        info = self._registry.take_out(_DELETE, volume_id)
+        try:
+            await self._registry.keeper.remove(volume_id)
+        except BaseException:
+            self._registry.add(info)
+            raise
+        await self._registry.forget(volume_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -153,7 +154,21 @@ def _add_metadata(entry: Object, where: str | int) -> None:
 
 
 def set_metadata(fd: int, metadata: dict[str, str]) -> None:
-    """Replace all of a file's metadata."""
+    """Replace all of a file's metadata. Raises OSError, and `Refused` for more than the file system has room for."""
+    try:
+        _set_metadata(fd, metadata)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE) or _is_full(fd):
+            raise
+        raise Refused("limit", "the metadata takes more room than the file system has for that of one file") from None
+
+
+def _is_full(fd: int) -> bool:
+    disk = os.fstatvfs(fd)
+    return disk.f_bavail == 0 or (disk.f_files > 0 and disk.f_favail == 0)
+
+
+def _set_metadata(fd: int, metadata: dict[str, str]) -> None:
     kept = {METADATA_PREFIX + name: os.fsencode(value) for name, value in metadata.items()}
     for name in os.listxattr(fd):
         if name.startswith(METADATA_PREFIX) and name not in kept:

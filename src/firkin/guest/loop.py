@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 _EVENTS_A_TURN = 64
-_TICK_S = 5.0
+_TICK_S = 1.0
 _FROZEN_S = 1.0
 
 
@@ -85,11 +85,11 @@ class Loop:
     """Calls back what is ready. A callback that raises loses its descriptor, never the agent.
 
     Its time stands still while the sandbox is frozen, which the kernel's monotonic
-    clock does not: a wait that took much longer than asked for was a pause. Waits are
-    cut into ticks, so that what a pause can cost a timer is less than one tick.
+    clock does not: a turn that took much longer than its wait was asked to was a pause.
+    Waits are cut into ticks, so that what a pause can cost a timer is at most a second.
     """
 
-    __slots__ = ("_callbacks", "_ends", "_epoll", "_frozen_s", "_interest", "_jobs", "_timers")
+    __slots__ = ("_callbacks", "_ends", "_epoll", "_frozen_s", "_interest", "_jobs", "_timers", "_woke_at")
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[int], None]] = {}
@@ -98,10 +98,12 @@ class Loop:
         self._jobs: deque[Job] = deque()
         self._ends: list[Callable[[], None]] = []
         self._frozen_s = 0.0
+        self._woke_at = monotonic()
 
     def begin(self) -> None:
         """Open the descriptor; nothing can be watched before."""
         self._epoll = select.epoll()
+        self._woke_at = monotonic()
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback` while any of `events` holds; 0 is deaf, also to hang-ups."""
@@ -127,7 +129,7 @@ class Loop:
             self._epoll.unregister(fd)
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
-        timer = Timer(self._now() + seconds, call)
+        timer = Timer(self.now() + seconds, call)
         heapq.heappush(self._timers, timer)
         return timer
 
@@ -150,13 +152,15 @@ class Loop:
         for end in ends:
             self._attempt(end)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on a clock that stands still with the sandbox."""
         return monotonic() - self._frozen_s
 
     def _wait(self) -> list[tuple[int, int]]:
-        patience, began = self._patience(), monotonic()
+        patience = self._patience()
         ready = self._epoll.poll(patience, _EVENTS_A_TURN)
-        late = monotonic() - began - patience
+        before, self._woke_at = self._woke_at, monotonic()
+        late = self._woke_at - before - patience
         if patience >= 0 and late > _FROZEN_S:
             self._frozen_s += late
         return ready
@@ -167,13 +171,13 @@ class Loop:
         timers = self._timers
         while timers and not timers[0].wanted:
             heapq.heappop(timers)
-        return min(_TICK_S, max(0.0, timers[0].at - self._now())) if timers else -1
+        return min(_TICK_S, max(0.0, timers[0].at - self.now())) if timers else -1
 
     def _run_timers(self) -> None:
         timers = self._timers
         if not timers:
             return
-        now = self._now()
+        now = self._woke_at - self._frozen_s  # not later: a freeze during this turn shows in the next wait
         while timers and (timers[0].at <= now or not timers[0].wanted):
             self._attempt(heapq.heappop(timers).run)
 

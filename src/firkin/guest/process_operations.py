@@ -62,7 +62,7 @@ class ProcessOperations:
         self._loop = loop
         self._accounts = accounts
         self._spawner = spawner
-        self.table = Processes()
+        self.table = Processes(loop)
         self.closing = False
 
     def operations(self) -> dict[str, Callable[[Stream, Object], None]]:
@@ -177,9 +177,9 @@ class ProcessOperations:
 def _size(value: object) -> tuple[int, int]:
     if isinstance(value, list) and len(value) == 2:
         rows, cols = value
-        if isinstance(rows, int) and isinstance(cols, int) and 0 < rows < 65536 and 0 < cols < 65536:
+        if isinstance(rows, int) and isinstance(cols, int) and 0 <= rows < 65536 and 0 <= cols < 65536:
             return rows, cols
-    raise WireError("a terminal has rows and columns of 1…65535")
+    raise WireError("a terminal has rows and columns of 0…65535")
 
 
 def end_all(table: Processes, number: int) -> None:

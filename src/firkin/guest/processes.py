@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from time import monotonic
 
 from firkin.guest.connections import Taker
 from firkin.guest.outputs import Output, Retained
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
     from firkin.wire.codec import Object
 
 _SIGKILL = 9
-_MOST_ENDED = 1024
+_MOST_ENDED = 65_536
 _MOST_ENDED_BYTES = 8 << 20
+_NOTHING_KEPT, _LOST = Retained(), Retained()
+_LOST.truncated = True
 
 
 class Reader(Taker, Feeder):
@@ -61,7 +62,11 @@ class Reader(Taker, Feeder):
 
 
 class Process:
-    """One started program, until `EXIT_KEPT_S` after its end."""
+    """One started program, until `EXIT_KEPT_S` after its end.
+
+    How it ended is kept all that time. What it wrote and how it was started may
+    take a megabyte and more, so that is kept only while there is room (`shed`).
+    """
 
     __slots__ = (
         "_cut",
@@ -105,6 +110,16 @@ class Process:
     @property
     def alive(self) -> bool:
         return self._result is None
+
+    def weight(self) -> int:
+        """How many bytes `shed` would set free, about."""
+        words = sum(map(len, self.argv)) + sum(len(name) + len(value) for name, value in self.env.items())
+        return len(self.retained) + words
+
+    def shed(self) -> None:
+        """Keep of an ended program only that it was there, and how it ended."""
+        self.retained = _LOST if len(self.retained) else _NOTHING_KEPT
+        self.argv, self.env = [], {}
 
     def describe(self) -> Object:
         facts: Object = {"pid": self.pid, "tag": self.tag, "argv": self.argv, "cwd": self.cwd, "env": self.env}
@@ -212,7 +227,7 @@ class Process:
     def _settle(self) -> None:
         if self._result is None or self._outputs or self.ended_at:
             return
-        self.ended_at = monotonic()
+        self.ended_at = self._table.now()
         if self._timer is not None:
             self._timer.cancel()
         readers, self._readers = self._readers, []
@@ -224,13 +239,19 @@ class Process:
 class Processes:
     """All of them, by pid and by tag, and the reaping."""
 
-    __slots__ = ("_by_pid", "_by_tag", "_ended", "_ended_bytes")
+    __slots__ = ("_by_pid", "_by_tag", "_ended", "_expiring", "_full", "_full_bytes", "_loop")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
         self._by_pid: dict[int, Process] = {}
         self._by_tag: dict[str, Process] = {}
         self._ended: dict[int, Process] = {}  # oldest first
-        self._ended_bytes = 0
+        self._full: dict[int, int] = {}  # those of them that have not been shed, oldest first, and their weight
+        self._full_bytes = 0
+        self._expiring = False
+
+    def now(self) -> float:
+        return self._loop.now()
 
     def add(self, process: Process) -> None:
         self._forget(self._by_pid.get(process.pid))
@@ -265,23 +286,41 @@ class Processes:
 
     def ended(self, process: Process) -> None:
         self._ended[process.pid] = process
-        self._ended_bytes += len(process.retained)
-        while len(self._ended) > _MOST_ENDED or self._ended_bytes > _MOST_ENDED_BYTES:
+        self._full[process.pid] = process.weight()
+        self._full_bytes += process.weight()
+        while self._full_bytes > _MOST_ENDED_BYTES:
+            oldest = next(iter(self._full))
+            self._full_bytes -= self._full.pop(oldest)
+            self._ended[oldest].shed()
+        while len(self._ended) > _MOST_ENDED:
             self._forget(next(iter(self._ended.values())))
+        self._expire_later()
 
     def expire(self) -> None:
-        limit = monotonic() - EXIT_KEPT_S
+        limit = self.now() - EXIT_KEPT_S
         while self._ended:
             oldest = next(iter(self._ended.values()))
             if oldest.ended_at > limit:
                 return
             self._forget(oldest)
 
+    def _expire_later(self) -> None:
+        """Also what lets the loop notice a freeze: without a timer it does not look at the clock."""
+        if self._ended and not self._expiring:
+            self._expiring = True
+            oldest = next(iter(self._ended.values()))
+            self._loop.after(oldest.ended_at + EXIT_KEPT_S - self.now(), self._expire_now)
+
+    def _expire_now(self) -> None:
+        self._expiring = False
+        self.expire()
+        self._expire_later()
+
     def _forget(self, process: Process | None) -> None:
         if process is None:
             return
         if self._ended.pop(process.pid, None) is not None:
-            self._ended_bytes -= len(process.retained)
+            self._full_bytes -= self._full.pop(process.pid, 0)
         if self._by_pid.get(process.pid) is process:
             del self._by_pid[process.pid]
         if process.tag is not None and self._by_tag.get(process.tag) is process:

@@ -4,9 +4,9 @@ Instances are scarce on a host (128 by default) and shared by all sandboxes, so
 one must do. The kernel gives one number per directory, whoever watches it;
 `_places` says which watches it stands for and under which name.
 
-One change is told to every watch that covers it, so a burst can be much more
-than a connection takes at once: changes are left in the kernel's queue until
-there is room. A queue that runs over is told as a loss.
+The kernel's queue is short and the same for all, so it is emptied at once; what
+was in it is kept with each watch that covers it until the host asks. A queue or
+a watch that runs over is told as a loss, after what was kept.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from contextlib import suppress
 from struct import Struct
 
 from firkin.guest import syscalls
-from firkin.guest.connections import Taker
+from firkin.guest.changes import Room
 from firkin.guest.faults import Refused, refusal
 from firkin.guest.loop import READ
 from firkin.guest.replacing import UPLOAD_PREFIX
+from firkin.guest.watch import LOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from firkin.guest.connections import Connection, Stream
     from firkin.guest.entries import Entries
     from firkin.guest.loop import Loop
+    from firkin.guest.watch import Watch
     from firkin.wire.codec import Object
 
 _MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO = 0x2, 0x4, 0x40, 0x80
@@ -48,72 +49,37 @@ _KINDS = (
     (_MODIFY, "write"),
     (_DELETE | _DELETE_SELF, "remove"),
 )
-_WITH_ENTRY = ("create", "chmod", "write")
 _HEAD = Struct("iIII")
 _READ_SIZE = 64 * 1024
-_LEAST_READ = 4096  # an event with the longest name fits
-_READS_A_STEP = 16
+_READS_A_STEP = 4
 _COUNT = Struct("i")
-_EVENTS_A_FRAME = 200
 _DIRECTORIES_A_STEP = 100
 _MOVE_PATIENCE_S = 0.1
-
-
-class Watch(Taker):
-    """One directory that one stream wants to hear of."""
-
-    __slots__ = ("_events", "_watches", "entry", "established", "places", "recursive", "root", "stream")
-
-    def __init__(self, watches: Watches, stream: Stream, root: str, *, recursive: bool, entry: bool) -> None:
-        self._watches = watches
-        self.stream = stream
-        self.root = root
-        self.recursive = recursive
-        self.entry = entry
-        self.established = False
-        self.places: dict[int, str] = {}  # kernel's number → name relative to the root, "" for the root
-        self._events: list[Object] = []
-
-    def resume(self) -> None:
-        self._watches.resume()
-
-    def cancelled(self) -> None:
-        self._watches.drop(self)
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.root, name) if name else self.root
-
-    def add(self, kind: str, name: str, entries: Entries) -> None:
-        event: Object = {"kind": kind, "name": name or "."}
-        if self.entry and kind in _WITH_ENTRY:
-            with suppress(Refused):  # gone already: told without
-                event["entry"] = entries.of(self.path(name))
-        self._events.append(event)
-
-    def tell(self) -> None:
-        events, self._events = self._events, []
-        for start in range(0, len(events), _EVENTS_A_FRAME):
-            self.stream.event({"events": events[start : start + _EVENTS_A_FRAME]})
 
 
 class Watches:
     """The inotify instance and who listens to it."""
 
-    __slots__ = ("_count", "_departed", "_entries", "_fd", "_loop", "_paused", "_places", "_replaced", "_scanned")
+    __slots__ = ("_departed", "_entries", "_fd", "_loop", "_places", "_replaced", "_scanned", "room")
 
     def __init__(self, loop: Loop, entries: Entries) -> None:
         self._loop = loop
         self._entries = entries
         self._fd = -1
-        self._count = 0
-        self._paused = False
         self._places: dict[int, list[Watch]] = {}
         self._scanned: set[tuple[Watch, str]] = set()
         self._replaced: set[int] = set()  # cookies of uploads that are about to get their name
         self._departed: dict[int, tuple[int, str]] = {}  # cookie → the directory it left, and its name there
+        self.room = Room()
+
+    def entry_of(self, path: str) -> Object | None:
+        try:
+            return self._entries.of(path)
+        except Refused:  # gone already: told without
+            return None
 
     def establish(self, watch: Watch) -> Iterator[bool]:
-        """Steps that put `watch` in force and say so. Raises `Refused`."""
+        """Steps that put `watch` in force. Raises `Refused`."""
         if self._fd < 0:
             self._open()
         try:
@@ -129,11 +95,6 @@ class Watches:
             done += 1
             if done % _DIRECTORIES_A_STEP == 0:
                 yield True
-        watch.stream.event({})
-        watch.stream.taker = watch
-        watch.established = True
-        self._count += 1
-        self.resume()
 
     def _open(self) -> None:
         try:
@@ -166,17 +127,19 @@ class Watches:
     def _children(self, watch: Watch, name: str) -> list[tuple[str, bool]]:
         try:
             with os.scandir(watch.path(name)) as found:
-                return sorted((os.path.join(name, e.name), e.is_dir(follow_symlinks=False)) for e in found)
+                shown = [e for e in found if not e.name.startswith(UPLOAD_PREFIX)]
+                return sorted((os.path.join(name, e.name), e.is_dir(follow_symlinks=False)) for e in shown)
         except OSError:
             return []
 
     def drop(self, watch: Watch) -> None:
-        if watch.established:
-            watch.established = False
-            self._count -= 1
+        self.leave_all(watch)
+        watch.end()
+
+    def leave_all(self, watch: Watch) -> None:
+        """The kernel need not tell of it any more."""
         for number in list(watch.places):
             self._leave(watch, number)
-        self.resume()
 
     def _leave(self, watch: Watch, number: int) -> None:
         watch.places.pop(number, None)
@@ -189,35 +152,22 @@ class Watches:
             del self._places[number]
             syscalls.inotify_remove(self._fd, number)
 
-    def resume(self) -> None:
-        """There may be room on a connection again."""
-        if self._paused:
-            self._paused = False
-            self._loop.watch(self._fd, READ, self._ready)
-
     def _ready(self, _events: int) -> None:
         for _ in range(_READS_A_STEP):
-            size, roomy = self._pass_on()
-            if not roomy:
-                self._paused = True
-                self._loop.forget(self._fd)
-                return
-            if not size:
+            if not self._pass_on():
                 return
 
-    def drain(self, connection: Connection) -> Iterator[bool]:
-        """Steps that tell every change that is complete at the first of them, as `connection` has room."""
+    def catch_up(self) -> Iterator[bool]:
+        """Steps that take in every change that is complete at the first of them."""
         left = self._queued()
         reads = 0
         while left > 0:
-            size, _ = self._pass_on()
+            size = self._pass_on()
             if not size:
                 return
             left -= size
             reads += 1
-            if not connection.roomy:
-                yield False
-            elif reads % _READS_A_STEP == 0:
+            if reads % _READS_A_STEP == 0:
                 yield True
 
     def _queued(self) -> int:
@@ -227,15 +177,15 @@ class Watches:
         (size,) = _COUNT.unpack(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(_COUNT.size)))
         return int(size)
 
-    def _pass_on(self) -> tuple[int, bool]:
-        """Tell the next few changes: how many bytes they were, and whether those who were told have room for more."""
+    def _pass_on(self) -> int:
+        """Take in the next few changes: how many bytes they were."""
         try:
-            data = os.read(self._fd, max(_LEAST_READ, _READ_SIZE // max(1, self._count)))
+            data = os.read(self._fd, _READ_SIZE)
         except OSError:
             data = b""
         if not data:
             self._scanned.clear()
-            return 0, True
+            return 0
         told: dict[Watch, None] = {}
         offset = 0
         while offset < len(data):
@@ -246,11 +196,11 @@ class Watches:
             self._take(number, mask, cookie, name, told)
         for watch in told:
             watch.tell()
-        return len(data), all(watch.stream.closed or watch.stream.connection.roomy for watch in told)
+        return len(data)
 
     def _take(self, number: int, mask: int, cookie: int, name: str, told: dict[Watch, None]) -> None:
         if mask & _OVERFLOW:
-            self._lost()
+            self._lost(told)
             return
         if name.startswith(UPLOAD_PREFIX):
             if mask & _MOVED_FROM:
@@ -268,8 +218,7 @@ class Watches:
             try:
                 self._tell(watch, number, mask, cookie, name)
             except Refused as refused:
-                self.drop(watch)
-                watch.stream.error(refused)
+                watch.fail(refused)
         if mask & _IGNORED:
             for watch in self._places.pop(number, ()):
                 watch.places.pop(number, None)
@@ -286,7 +235,7 @@ class Watches:
             return
         for bits, kind in _KINDS:
             if mask & bits:
-                watch.add(kind, full, self._entries)
+                watch.add(kind, full)
         appeared = watch.recursive and mask & _ISDIR and mask & (_CREATE | _MOVED_TO)
         if appeared and not (mask & _MOVED_TO and self._renamed(watch, cookie, full)):
             self._appeared(watch, full, report=bool(mask & _CREATE))
@@ -312,10 +261,21 @@ class Watches:
                 continue
             for child, is_directory in self._children(watch, name):
                 if report:
-                    self._scanned.add((watch, child))
-                    watch.add("create", child, self._entries)
+                    self._found(watch, child)
                 if is_directory:
                     todo.append(child)
+
+    def _found(self, watch: Watch, child: str) -> None:
+        """Something in a new directory that may have come before the watch. A file with bytes in it has been written.
+
+        If that is told by the kernel as well, it is told twice: it may have been written twice.
+        """
+        self._scanned.add((watch, child))
+        watch.add("create", child)
+        with suppress(OSError):
+            status = os.lstat(watch.path(child))
+            if stat.S_ISREG(status.st_mode) and status.st_size:
+                watch.add("write", child)
 
     def _gone(self, cookie: int) -> None:
         """A directory left and did not come back: its places are no longer below any watch."""
@@ -326,11 +286,10 @@ class Watches:
                 if known == old or known.startswith(old + "/"):
                     self._leave(watch, place)
 
-    def _lost(self) -> None:
+    def _lost(self, told: dict[Watch, None]) -> None:
         for watch in {watch for holders in self._places.values() for watch in holders}:
-            self.drop(watch)
-            watch.tell()
-            watch.stream.error(Refused("limit", "changes came faster than they could be told; some are lost"))
+            told[watch] = None
+            watch.fail(Refused("limit", LOST, watch.root))
 
 
 def check_watchable(path: str, *, network: bool) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 from firkin.host.disks import UPPER, WORK
 from firkin.law.errors import BackendFailure
 
-_MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-I", "256", "-G", "128")
+# ea_inode (Linux 4.13, e2fsprogs 1.44): else all extended attributes of a file share one block of 4 KiB with their
+# names, and the 4,096 bytes of metadata that a file may have do not fit. Small disks would have blocks of 1 KiB.
+_FEATURES = "^has_journal,^resize_inode,ea_inode"
+_MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-O", _FEATURES, "-I", "256", "-G", "128")
 _REPAIR_WITHIN_S = 300.0
 _EXTENDED = "root_owner=0:0,lazy_itable_init=1,nodiscard,packed_meta_blocks=1"  # few extents: quickly copied
 

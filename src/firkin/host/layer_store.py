@@ -21,7 +21,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from firkin.host.directories import remove_tree
@@ -159,18 +159,14 @@ class LayerStore:
     async def settle(self) -> None:
         """Make durable what is not yet. Costs a sync of the whole file system; call it in the background."""
         async with self._settling:
-            for key in sorted(self._unsettled):
-                await self._settle_one(key)
-
-    async def _settle_one(self, key: str) -> None:
-        layer = self.directory / key
-        try:
-            await asyncio.to_thread(_settle, layer)
-        except FileNotFoundError:  # collected meanwhile
-            pass
-        except OSError as error:
-            raise _failure("keep a layer in", layer, error) from error
-        self._unsettled.discard(key)
+            keys = sorted(self._unsettled)
+            if not keys:
+                return
+            try:
+                await asyncio.to_thread(_settle, self.directory, keys)
+            except OSError as error:
+                raise _failure("keep layers in", self.directory, error) from error
+            self._unsettled.difference_update(keys)
 
     async def collect(self, in_use: Collection[str], *, unused_for_s: float) -> int:
         """Remove every layer whose files' path is not among `in_use`, unless it was used lately. Returns how many.
@@ -225,11 +221,13 @@ def _make_aside(aside: Path) -> None:
         raise _failure("make a layer in", aside, error) from error
 
 
-def _settle(layer: Path) -> None:
-    fd = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _settle(directory: Path, keys: Collection[str]) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_filesystem(fd)
-        os.close(os.open(_SETTLED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=fd))
+        for key in keys:
+            with suppress(FileNotFoundError):  # collected meanwhile
+                os.close(os.open(f"{key}/{_SETTLED}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=fd))
     finally:
         os.close(fd)
 

@@ -18,6 +18,11 @@ def is_clean(image: int) -> bool:
     return _state(os.pread(image, _SIZE, _AT)) & (_VALID | _ERRORS) == _VALID
 
 
+def has_met_errors(image: int) -> bool:
+    """Whether the ext4 in the open file `image` says that the kernel found it damaged."""
+    return bool(_state(os.pread(image, _SIZE, _AT)) & _ERRORS)
+
+
 def mark_clean(image: int) -> None:
     """Say of a copy of a mounted ext4 without a journal that it is in order.
 

@@ -21,7 +21,7 @@ from firkin.law.volumes import VolumeEntry, VolumePath
 
 _BLOCK = 512
 _PIECE = 1 << 20
-_MOST_REMEMBERED = 100_000
+_MOST_REMEMBERED = 20_000
 _DEEP = 4096
 
 

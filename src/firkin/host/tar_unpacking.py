@@ -23,7 +23,7 @@ from firkin.law.volumes import VolumeAttributes, VolumePath
 _BLOCK = 512
 _PIECE = 1 << 20
 _MOST_EXTENSION = 1 << 20
-_MOST_REMEMBERED = 100_000
+_MOST_REMEMBERED = 20_000
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _OUR_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
 

@@ -11,15 +11,20 @@ import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 
 from firkin.host.confined import ConfinedTree
 from firkin.law.errors import InvalidSpec
 from firkin.law.files import FileType
 from firkin.law.volumes import VolumeAttributes, VolumeEntry, VolumePath
 
+MOST_NAMES = 200_000
 _DEEPEST = 64
+_AT_ONCE = 1000
+_REMOVED_WITHIN_S = 300.0
 _KINDS = {stat.S_IFREG: FileType.FILE, stat.S_IFDIR: FileType.DIRECTORY, stat.S_IFLNK: FileType.SYMLINK}
 _NOTHING = VolumeAttributes()
 
@@ -80,37 +85,40 @@ def entries_below(tree: ConfinedTree, path: VolumePath, *, depth: int, most: int
 
 
 def walk(tree: ConfinedTree, path: VolumePath, *, depth: int) -> Iterator[VolumeEntry]:
-    """Depth first. What vanishes or becomes something else meanwhile is left out."""
+    """A directory's names in order, then those of the directories in it. What vanishes meanwhile is left out."""
     waiting = [(path, depth)]
-    first = True
     while waiting:
         folder, left = waiting.pop()
+        below: list[tuple[VolumePath, int]] = []
         try:
-            inside = _inside(tree, folder)
+            for entry in _inside(tree, folder):
+                yield entry
+                if left > 1 and entry.file_type is FileType.DIRECTORY:
+                    below.append((entry.path, left - 1))
         except (FileNotFoundError, NotADirectoryError):
-            if first:
+            if folder == path:
                 raise
-            continue
-        first = False
-        if left > 1:
-            yield from _deeper(inside, waiting, left)
-        else:
-            yield from inside
+        waiting += reversed(below)
 
 
-def _deeper(inside: list[VolumeEntry], waiting: list[tuple[VolumePath, int]], left: int) -> Iterator[VolumeEntry]:
-    below = [(entry.path, left - 1) for entry in inside if entry.file_type is FileType.DIRECTORY]
-    waiting += reversed(below)
-    yield from inside
-
-
-def _inside(tree: ConfinedTree, folder: VolumePath) -> list[VolumeEntry]:
+def _inside(tree: ConfinedTree, folder: VolumePath) -> Iterator[VolumeEntry]:
     fd = tree.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        names = sorted(os.listdir(fd))
-        return [entry for name in names if (entry := _named(fd, folder, name)) is not None]
+        names = _names(fd, MOST_NAMES + 1)
+        if len(names) > MOST_NAMES:
+            raise OSError(errno.EFBIG, f"there are more than {MOST_NAMES} names in one directory", folder)
+        for name in sorted(names):
+            entry = _named(fd, folder, name)
+            if entry is not None:
+                yield entry
     finally:
         os.close(fd)
+
+
+def _names(fd: int, most: int) -> list[str]:
+    """The first names in a directory: it may hold more than this process has room for."""
+    with os.scandir(fd) as entries:
+        return [entry.name for entry in islice(entries, most)]
 
 
 def _named(fd: int, folder: VolumePath, name: str) -> VolumeEntry | None:
@@ -221,21 +229,29 @@ def _unlinked(fd: int, name: str) -> bool:
 
 def _empty_all(top: int) -> None:
     """Directories that lie too deep for our stack are moved up to `top` first, and go in the next round."""
-    while os.listdir(top):
-        _empty(top, top, 0)
+    until = time.monotonic() + _REMOVED_WITHIN_S
+    while _names(top, 1):
+        _empty(top, top, 0, until)
 
 
-def _empty(fd: int, top: int, level: int) -> None:
-    for name in os.listdir(fd):
-        with suppress(FileNotFoundError):
-            if _unlinked(fd, name):
-                continue
-            if level == _DEEPEST:
-                os.rename(name, secrets.token_hex(16), src_dir_fd=fd, dst_dir_fd=top)
-                continue
-            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                _empty(inner, top, level + 1)
-            finally:
-                os.close(inner)
-            os.rmdir(name, dir_fd=fd)
+def _empty(fd: int, top: int, level: int, until: float) -> None:
+    while names := _names(fd, _AT_ONCE):
+        if time.monotonic() > until:  # somebody inside puts in more than is taken out
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        for name in names:
+            with suppress(FileNotFoundError):
+                _remove_one(fd, name, top, level, until)
+
+
+def _remove_one(fd: int, name: str, top: int, level: int, until: float) -> None:
+    if _unlinked(fd, name):
+        return
+    if level == _DEEPEST:
+        os.rename(name, secrets.token_hex(16), src_dir_fd=fd, dst_dir_fd=top)
+        return
+    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        _empty(inner, top, level + 1, until)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=fd)

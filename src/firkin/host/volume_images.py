@@ -14,7 +14,7 @@ from firkin.law.errors import BackendFailure, HostDiskFull
 
 _MKFS = (
     *("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-I", "256", "-i", "16384", "-G", "128"),
-    *("-O", "has_journal,^resize_inode"),
+    *("-e", "remount-ro", "-O", "has_journal,^resize_inode"),
 )
 _EXTENDED = "root_owner={owner}:{owner},lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1"
 _OWNER = 1000  # the default user inside, who can then write without being root

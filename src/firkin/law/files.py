@@ -124,9 +124,12 @@ class CopyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchOptions:
+    """`held`: the watch outlives pauses that keep the memory, so it must be closed even after one."""
+
     recursive: bool = False
     include_entry: bool = False
     allow_network_mounts: bool = False
+    held: bool = False
 
 
 class FileEventKind(StrEnum):
@@ -150,7 +153,11 @@ class FileEvent:
 
 
 class FileEventStream(Protocol):
-    """Events until `aclose`. The watch is in force when the stream is returned."""
+    """Events until `aclose`. The watch is in force when the stream is returned.
+
+    What nobody asks for waits in the sandbox, up to a limit. What comes after that
+    is lost, and told as a `FilesystemFailure` (`LIMIT`) after all that was kept.
+    """
 
     def __aiter__(self) -> Self: ...
 
@@ -158,6 +165,10 @@ class FileEventStream(Protocol):
 
     async def drain(self) -> list[FileEvent]:
         """Every event of changes that were complete before this call, without waiting for more."""
+        ...
+
+    async def page(self) -> tuple[list[FileEvent], int]:
+        """As `drain`, but no more than a few hundred at once, and how many are left."""
         ...
 
     async def aclose(self) -> None: ...

@@ -2,7 +2,8 @@
 
 An identifier is a `str` that has passed its rule, so a function that receives
 one never checks it again. Identifiers become file and cgroup names, which is
-why `.` and `..` are refused although the character set would allow them.
+why `.` and `..` are refused although the character set would allow them. (Not
+so the tags of processes, which are E2B's free text.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Identifier(str):
 
     __slots__ = ()
     kind: ClassVar[str] = "id"
-    rule: ClassVar[re.Pattern[str]] = re.compile(r"[A-Za-z0-9_.-]+")
+    rule: ClassVar[re.Pattern[str]] = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.-]+")
     rule_text: ClassVar[str] = "letters, digits, '_', '-' and '.'"
     max_length: ClassVar[int] = MAX_ID_LENGTH
 
@@ -32,7 +33,7 @@ class Identifier(str):
             raise _invalid(f"{cls.kind} is empty")
         if len(text) > cls.max_length:
             raise _invalid(f"{cls.kind} has {len(text)} characters; at most {cls.max_length} are allowed")
-        if cls.rule.fullmatch(text) is None or text in (".", ".."):
+        if cls.rule.fullmatch(text) is None:
             raise _invalid(f"{cls.kind} {text[:64]!r} is not allowed; use {cls.rule_text}")
         return super().__new__(cls, text)
 
@@ -81,8 +82,13 @@ class ProcessId(Identifier):
 
 
 class ProcessTag(Identifier):
+    """Whatever its starter calls it. Never the name of anything on the host."""
+
     __slots__ = ()
     kind = "process tag"
+    rule = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
+    rule_text = "anything but control characters"
+    max_length = 1024
 
 
 class VolumeId(Identifier):

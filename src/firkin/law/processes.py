@@ -6,7 +6,6 @@ program exactly as given; only `Shell` text is read by a shell.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,15 +39,17 @@ CommandMode = Shell | Argv
 
 @dataclass(frozen=True, slots=True)
 class PtySize:
+    """Zero is a size that a terminal may have: unknown."""
+
     rows: int = 24
     cols: int = 80
 
     def __post_init__(self) -> None:
-        if not (0 < self.rows < 65536 and 0 < self.cols < 65536):
+        if not (0 <= self.rows < 65536 and 0 <= self.cols < 65536):
             raise InvalidSpec(
                 "check terminal size",
                 InvalidReason.INVALID_COMMAND,
-                f"a terminal of {self.rows} rows and {self.cols} columns is not possible; both must be 1…65535",
+                f"a terminal of {self.rows} rows and {self.cols} columns is not possible; both must be 0…65535",
             )
 
 
@@ -104,11 +105,11 @@ def _invalid(detail: str) -> InvalidSpec:
 
 
 def check_environment(env: Mapping[str, str]) -> None:
-    """Raise `InvalidSpec` for a name no shell could mean, a value with NUL, or one too long.
+    """Raise `InvalidSpec` for a name or a value that no process can have, or one too long.
 
-    A name is not empty and has no ``=``, white space or control character in it.
-    Anything else passes, as it does in the kernel: a dash or a leading digit is
-    of no use to a shell, but programs may read such a variable.
+    A name is not empty and has no ``=`` and no NUL in it. Anything else passes, as it
+    does in the kernel: a space or a leading digit is of no use to a shell, but
+    programs may read such a variable.
 
     The limits are the kernel's for a program's start (execve(2): MAX_ARG_STRLEN
     for one string, and what is left of the smallest usual argument space).
@@ -124,14 +125,11 @@ def check_environment(env: Mapping[str, str]) -> None:
                 f"the variable {name[:64]!r} is too long: one may take {MAX_VARIABLE_BYTES} bytes with its name, "
                 f"all together {MAX_ENVIRONMENT_BYTES}",
             )
-        if not name or any(
-            letter == "=" or letter.isspace() or unicodedata.category(letter) == "Cc" for letter in name
-        ):
+        if not name or "=" in name or "\0" in name:
             raise InvalidSpec(
                 "check environment",
                 InvalidReason.INVALID_ENVIRONMENT,
-                f"{name[:64]!r} is not a variable name: "
-                "it must be non-empty, without '=', white space and control characters",
+                f"{name[:64]!r} is not a variable name: it must be non-empty, without '=' and NUL",
             )
         if "\0" in value:
             raise InvalidSpec(

@@ -24,7 +24,7 @@ class SandboxResources:
     """
 
     vcpus: int = 2
-    memory_bytes: int = 512 * MIB
+    memory_bytes: int = GIB
     disk_bytes: int = 10 * GIB
     pids: int = 4096
 

@@ -250,6 +250,6 @@ class VolumeKeeper(Protocol):
         """Idempotent. Whoever still has it open keeps it until he is done."""
         ...
 
-    async def sweep(self, keep: Collection[VolumeId]) -> Sequence[str]:
-        """Remove what belongs to no volume in `keep`; say what was removed."""
+    async def kept(self) -> Collection[VolumeId]:
+        """Every whole volume that is there. What an interrupted `make` left is removed by this."""
         ...

@@ -34,10 +34,13 @@ remove      path, recursive                              RESULT {}
 chown       path, user                                   RESULT {}
 symlink     path, target, user                           RESULT entry
 readlink    path                                         RESULT {target}: the link's own text
-watch       path, recursive, entry, network              EVENT {} when in force; EVENT {events: [{kind, name,
-                                                         entry?}]} …; until CANCEL
-drain       watch (stream number of a watch)             RESULT {}: every event of changes complete before
-                                                         it has been sent on the watch's stream
+watch       path, recursive, entry, network, held        EVENT {watch: number} when in force, until CANCEL or the
+                                                         end of the connection; RESULT {watch: number} if
+                                                         ``held``, until ``unwatch``
+changes     watch (number), wait                         RESULT {events: [{kind, name, entry?}], left}: the oldest
+                                                         of changes complete before it, with ``wait`` at least
+                                                         one, and how many are left
+unwatch     watch (number)                               RESULT {}
 connect     port                                         EVENT {} when connected; DATA both ways, EOF both ways;
                                                          RESULT {} when both directions are over
 listening   –                                            RESULT {ports: [int]}

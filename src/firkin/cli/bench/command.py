@@ -94,6 +94,7 @@ def _measure(stage: Stage) -> list[Series]:
     from firkin.cli.bench.leftovers import cycles
     from firkin.cli.bench.lives import lives
     from firkin.cli.bench.sdk_scenarios import cold_and_kill, commands, concurrent
+    from firkin.cli.bench.templates import templates
     from firkin.cli.bench.traffic import traffic
     from firkin.cli.event_loops import run_command
 
@@ -105,6 +106,7 @@ def _measure(stage: Stage) -> list[Series]:
         ("commands and creates at once", lambda: run_command(concurrent(stage))),
         ("pauses, snapshots, forks", lambda: lives(stage)),
         ("traffic to a port, uploads and downloads", lambda: run_command(traffic(stage))),
+        ("templates, builds and volumes", lambda: templates(stage)),
         ("many alive", lambda: run_command(density(stage))),
         ("cycles and leftovers", lambda: run_command(cycles(stage))),
     ]

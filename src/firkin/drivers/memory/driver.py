@@ -16,6 +16,7 @@ from firkin.drivers.memory.machine import Machine
 from firkin.drivers.memory.pipes import MemoryChannel, connection
 from firkin.drivers.memory.process_operations import PROCESS_OPERATIONS
 from firkin.drivers.memory.tree import Fault, Tree
+from firkin.drivers.memory.watch_operations import WATCH_OPERATIONS
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, Permanent
 from firkin.law.driver import BootPlan, InstanceEnd, InstanceRef
@@ -55,7 +56,12 @@ async def _hello(machine: Machine, stream: Stream, facts: Object) -> None:
     stream.result(greeting(machine, ""))
 
 
-OPERATIONS: Mapping[str, Operation] = {**PROCESS_OPERATIONS, **FILE_OPERATIONS, "hello": _hello}
+OPERATIONS: Mapping[str, Operation] = {
+    **PROCESS_OPERATIONS,
+    **FILE_OPERATIONS,
+    **WATCH_OPERATIONS,
+    "hello": _hello,
+}
 
 
 class MemoryInstance:

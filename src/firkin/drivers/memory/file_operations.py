@@ -17,7 +17,7 @@ from firkin.wire.frames import CHUNK
 ENTRIES_A_MESSAGE = 256
 
 
-def _path(facts: Object, key: str = "path") -> str:
+def path_of(facts: Object, key: str = "path") -> str:
     path = text(facts, key)
     if not path.startswith("/") or "\0" in path:
         raise Fault("invalid", f"{path[:80]!r} is not an absolute path")
@@ -53,13 +53,13 @@ def _link_facts(tree: Tree, path: str) -> Object:
 
 
 async def _stat(machine: Machine, stream: Stream, facts: Object) -> None:
-    path = _path(facts)
+    path = path_of(facts)
     _, node = machine.tree.locate(path, follow=flag(facts, "follow"))
     stream.result(entry(machine.tree, path, node))
 
 
 async def _list(machine: Machine, stream: Stream, facts: Object) -> None:
-    path, depth = _path(facts), integer(facts, "depth", 1)
+    path, depth = path_of(facts), integer(facts, "depth", 1)
     _, node = machine.tree.locate(path)
     if node.kind != DIRECTORY:
         raise Fault("not_directory", f"{path!r} is not a directory", path)
@@ -85,7 +85,7 @@ def _walk(path: str, node: Node, depth: int) -> Iterator[tuple[str, Node]]:
 
 
 async def _read(machine: Machine, stream: Stream, facts: Object) -> None:
-    path = _path(facts)
+    path = path_of(facts)
     offset, length = integer(facts, "offset", 0), integer(facts, "length", -1)
     _, node = machine.tree.locate(path)
     if node.kind == DIRECTORY:
@@ -100,7 +100,7 @@ async def _read(machine: Machine, stream: Stream, facts: Object) -> None:
 
 
 async def _write(machine: Machine, stream: Stream, facts: Object) -> None:
-    path, tree = _path(facts), machine.tree
+    path, tree = path_of(facts), machine.tree
     who = account(tree, text(facts, "user", ""))
     real, node = _opened(machine, facts, path, who)
     while (data := await stream.receive()) is not None:
@@ -136,7 +136,7 @@ def _reject_directory_name(path: str) -> None:
 
 
 async def _mkdir(machine: Machine, stream: Stream, facts: Object) -> None:
-    path, tree = _path(facts), machine.tree
+    path, tree = path_of(facts), machine.tree
     who = account(tree, text(facts, "user", ""))
     if flag(facts, "parents"):
         tree.make_directory(posixpath.dirname(path.rstrip("/")), uid=who.uid, gid=who.gid)
@@ -152,7 +152,7 @@ async def _mkdir(machine: Machine, stream: Stream, facts: Object) -> None:
 
 
 async def _rename(machine: Machine, stream: Stream, facts: Object) -> None:
-    path, target, tree = _path(facts), _path(facts, "target"), machine.tree
+    path, target, tree = path_of(facts), path_of(facts, "target"), machine.tree
     who = account(tree, text(facts, "user", ""))
     source, node = tree.locate(path.rstrip("/") or "/", follow=False)
     tree.make_directory(posixpath.dirname(target.rstrip("/")), uid=who.uid, gid=who.gid)
@@ -178,7 +178,7 @@ def _replaceable(node: Node, there: Node, target: str) -> None:
 
 
 async def _remove(machine: Machine, stream: Stream, facts: Object) -> None:
-    path, tree = _path(facts), machine.tree
+    path, tree = path_of(facts), machine.tree
     real, node = tree.locate(path.rstrip("/") or "/", follow=False)
     if real == "/":
         raise Fault("permission", "the root directory cannot be removed", path)
@@ -196,14 +196,14 @@ def _drop_all(tree: Tree, real: str, node: Node) -> None:
 
 async def _chown(machine: Machine, stream: Stream, facts: Object) -> None:
     who = account(machine.tree, text(facts, "user"))
-    real, node = machine.tree.locate(_path(facts), follow=False)
+    real, node = machine.tree.locate(path_of(facts), follow=False)
     node.uid, node.gid = who.uid, who.gid
     machine.tree.changed("chmod", real)
     stream.result({})
 
 
 async def _symlink(machine: Machine, stream: Stream, facts: Object) -> None:
-    path, tree = _path(facts), machine.tree
+    path, tree = path_of(facts), machine.tree
     who = account(tree, text(facts, "user", ""))
     real, node = tree.seek(path, follow=False)
     if node is not None:
@@ -215,52 +215,11 @@ async def _symlink(machine: Machine, stream: Stream, facts: Object) -> None:
 
 
 async def _readlink(machine: Machine, stream: Stream, facts: Object) -> None:
-    path = _path(facts)
+    path = path_of(facts)
     _, node = machine.tree.locate(path, follow=False)
     if node.kind != SYMLINK:
         raise Fault("invalid", f"{path!r} is not a symbolic link", path)
     stream.result({"target": node.target})
-
-
-async def _watch(machine: Machine, stream: Stream, facts: Object) -> None:
-    path, tree = _path(facts), machine.tree
-    flag(facts, "network")  # there are no network file systems in memory: both answers are the same
-    top, node = tree.locate(path)
-    if node.kind != DIRECTORY:
-        raise Fault("not_directory", f"{path!r} is not a directory", path)
-    recursive, with_entry = flag(facts, "recursive"), flag(facts, "entry")
-
-    def tell(kind: str, real: str) -> None:
-        name = posixpath.relpath(real, top)
-        if name.startswith("..") or name == "." or ("/" in name and not recursive):
-            return
-        facts: Object = {"kind": kind, "name": name}
-        if with_entry:
-            found = _present(tree, real)
-            if found is not None:
-                facts["entry"] = entry(tree, posixpath.join(path, name), found)
-        stream.event({"events": [facts]})
-
-    tree.listen(tell)
-    try:
-        stream.event({})
-        await asyncio.get_running_loop().create_future()  # until the host cancels
-    finally:
-        tree.unlisten(tell)
-
-
-def _present(tree: Tree, real: str) -> Node | None:
-    try:
-        return tree.locate(real, follow=False)[1]
-    except Fault:
-        return None
-
-
-async def _drain(machine: Machine, stream: Stream, facts: Object) -> None:
-    """Events are sent as changes happen, so all of them are out already."""
-    if integer(facts, "watch") not in stream.connection.streams:
-        raise Fault("not_found", "there is no such watch")
-    stream.result({})
 
 
 FILE_OPERATIONS: Mapping[str, Operation] = {
@@ -274,6 +233,4 @@ FILE_OPERATIONS: Mapping[str, Operation] = {
     "chown": _chown,
     "symlink": _symlink,
     "readlink": _readlink,
-    "watch": _watch,
-    "drain": _drain,
 }

@@ -7,6 +7,7 @@ import posixpath
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firkin.drivers.memory import captures
 from firkin.drivers.memory.accounts import account
@@ -23,8 +24,11 @@ from firkin.law.driver import BootPlan
 from firkin.lifetimes import Children
 from firkin.wire.operations import EXIT_KEPT_S
 
+if TYPE_CHECKING:
+    from firkin.drivers.memory.watch_operations import Watch
+
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-MAX_EXITS_KEPT = 1024
+MAX_EXITS_KEPT = 65_536
 
 
 class Machine:
@@ -41,6 +45,7 @@ class Machine:
         self.started: dict[int, Process] = {}
         self.terminals: dict[int, Terminal] = {}
         self.listeners: dict[int, Callable[[MemoryChannel], None]] = {}
+        self.watches: dict[int, Watch] = {}
         self.halted = False
         self._children = Children()
         self._next_pid = 2

@@ -35,6 +35,7 @@ from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
 from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
 from firkin.host.netns_sockets import NamespaceSockets
+from firkin.host.overlays import takes_descriptors
 from firkin.host.seccomp import cached_filter
 from firkin.host.superblocks import is_clean
 from firkin.host.syscalls import open_tree
@@ -128,7 +129,7 @@ class NamespacesDriver:
                 "disks": str(self._disks),
                 "scratch": str(self._state / "launcher"),
                 "filter": str(program),
-                "detached": not self._options.attached_layers and preflight.detached_layers(),
+                "detached": not self._options.attached_layers and takes_descriptors(),
             }
         )
         await self._launcher.start()

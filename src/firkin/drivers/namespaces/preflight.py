@@ -161,17 +161,3 @@ _PROBES = (
     _control_groups,
     _programs,
 )
-
-
-def detached_layers() -> bool:
-    """Whether overlay takes its layers by descriptor (Linux 6.13 and newer)."""
-    layer = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    overlay = NewFilesystem("overlay")
-    try:
-        overlay.descriptor("lowerdir+", layer)
-    except OSError:
-        return False
-    finally:
-        os.close(overlay.fd)
-        os.close(layer)
-    return True

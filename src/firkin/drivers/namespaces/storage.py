@@ -77,9 +77,10 @@ def overlay(lowers: list[int], disk: int, idmap_namespace: int, *, detached: boo
 
 
 def _begun() -> NewFilesystem:
-    """`metacopy`, where it is a kernel's default, would leave the data of changed files below: no layer to share."""
+    """What is written must be whole by itself, as a layer for others: neither option may be a kernel's default."""
     filesystem = NewFilesystem("overlay")
-    filesystem.option("metacopy", "off")
+    for option in ("metacopy", "redirect_dir"):
+        filesystem.option(option, "off")
     return filesystem
 
 

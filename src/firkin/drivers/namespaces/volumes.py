@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -45,7 +44,7 @@ class VolumeDisks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held: dict[VolumeId, _Held] = {}
-        self._binding: defaultdict[VolumeId, threading.Lock] = defaultdict(threading.Lock)
+        self._binding: dict[VolumeId, threading.Lock] = {}
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="firkin-volume")
 
     async def start(self) -> None:
@@ -75,12 +74,13 @@ class VolumeDisks:
         self._let_go(volume_id)
         self._binding.pop(volume_id, None)
 
-    async def sweep(self, keep: Collection[VolumeId]) -> Sequence[str]:
-        kept = {f"{volume_id}.img" for volume_id in keep}
-        left = sorted(path for path in self._folder.iterdir() if path.name not in kept)
-        for path in left:
-            await asyncio.to_thread(_unlink, path)
-        return [f"what was left of volume {path.name}" for path in left]
+    async def kept(self) -> Collection[VolumeId]:
+        return await asyncio.to_thread(self._kept)
+
+    def _kept(self) -> set[VolumeId]:
+        for path in self._folder.glob("*.new"):
+            _unlink(path)
+        return {VolumeId(path.stem) for path in self._folder.glob("*.img")}
 
     @asynccontextmanager
     async def mounted(self, volumes: Sequence[BootVolume]) -> AsyncIterator[list[int]]:
@@ -139,7 +139,8 @@ class VolumeDisks:
         self._threads.submit(os.close, mount)
 
     async def _mount(self, volume_id: VolumeId) -> int:
-        mounting = self._threads.submit(self._mount_now, volume_id)
+        lock = self._binding.setdefault(volume_id, threading.Lock())
+        mounting = self._threads.submit(_mount_now, str(self._image(volume_id)), lock)
         try:
             return await asyncio.shield(asyncio.wrap_future(mounting))
         except asyncio.CancelledError:
@@ -150,12 +151,14 @@ class VolumeDisks:
         except OSError as error:
             raise BackendFailure(_USE, "namespaces", f"volume {volume_id} cannot be mounted: {error}") from error
 
-    def _mount_now(self, volume_id: VolumeId) -> int:
-        with self._binding[volume_id]:
-            return mount_volume(str(self._image(volume_id)))
-
     def _image(self, volume_id: VolumeId) -> Path:
         return self._folder / f"{volume_id}.img"
+
+
+def _mount_now(image: str, lock: threading.Lock) -> int:
+    """One at a time for an image: two could bind two devices."""
+    with lock:
+        return mount_volume(image)
 
 
 def _close_result(mounting: Future[int]) -> None:
