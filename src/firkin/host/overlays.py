@@ -11,6 +11,7 @@ view goes. Whoever keeps the layer makes it durable.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ from firkin.host.syscalls import (
 # None of these may be a kernel's default: each makes a layer that is not whole without what lay below it.
 _PLAIN = {"index": "off", "metacopy": "off", "redirect_dir": "off", "xino": "off"}
 _VIEW = "view"
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EINTR)
 
 
 class NoOverlay(OSError):
@@ -67,6 +69,8 @@ def merged_view(lowers: Sequence[str], files: str, work: str, *, attached: bool 
         try:
             view = _attached(folders, work) if by_path else _detached(folders)
         except OSError as error:
+            if error.errno in _PASSING:
+                raise
             raise NoOverlay(error.errno, f"no overlay can be made there: {error.strerror}", files) from error
         yield from _opened(view)
 
