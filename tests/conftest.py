@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,17 +68,22 @@ def _bound_loops() -> set[str]:
     return {
         name
         for name in os.listdir("/sys/block")
-        if name.startswith("loop") and name not in foreign and _is_bound_by_us(name)
+        if name.startswith("loop")
+        and name not in foreign
+        and not FIRST_LOOP <= int(name.removeprefix("loop")) < FIRST_LOOP + LOOPS
+        and os.path.exists(f"/sys/block/{name}/loop/backing_file")
     }
 
 
-def _is_bound_by_us(name: str) -> bool:
+def _bound_volumes(below: str) -> set[str]:
     """Loop devices of volumes belong to no slot: what is bound to them tells whose they are."""
-    try:
-        image = Path(f"/sys/block/{name}/loop/backing_file").read_text()
-    except OSError:
-        return False
-    return "/pytest-of-" in image or not FIRST_LOOP <= int(name.removeprefix("loop")) < FIRST_LOOP + LOOPS
+    found = set()
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            image = path.read_text().strip()
+            if image.startswith(below):
+                found.add(f"{path.parts[3]} {image}")
+    return found
 
 
 def _processes() -> set[str]:
@@ -139,17 +145,22 @@ _CENSUS = {
 }
 
 
-def _more_than(before: dict[str, set[str]]) -> dict[str, list[str]]:
-    now = {what: count() - before[what] for what, count in _CENSUS.items()}
+_Census = dict[str, Callable[[], set[str]]]
+
+
+def _more_than(before: dict[str, set[str]], census: _Census) -> dict[str, list[str]]:
+    now = {what: count() - before[what] for what, count in census.items()}
     return {what: sorted(more) for what, more in now.items() if more}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compare the host before the first and after the last test; kernel clean-up gets a few seconds."""
-    before = {what: count() for what, count in _CENSUS.items()}
+    below = f"{tmp_path_factory.getbasetemp()}/"
+    census: _Census = {**_CENSUS, "volumes": lambda: _bound_volumes(below)}
+    before = {what: count() for what, count in census.items()}
     yield
     deadline = time.monotonic() + _PATIENCE_S
-    while (left := _more_than(before)) and time.monotonic() < deadline:
+    while (left := _more_than(before, census)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left, f"the tests left behind: {left}"
