@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -153,14 +153,32 @@ def _more_than(before: dict[str, set[str]], census: _Census) -> dict[str, list[s
     return {what: sorted(more) for what, more in now.items() if more}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compare the host before the first and after the last test; kernel clean-up gets a few seconds."""
-    below = f"{tmp_path_factory.getbasetemp()}/"
-    census: _Census = {**_CENSUS, "volumes": lambda: _bound_volumes(below)}
-    before = {what: count() for what, count in census.items()}
-    yield
-    deadline = time.monotonic() + _PATIENCE_S
-    while (left := _more_than(before, census)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left, f"the tests left behind: {left}"
+class _Leftovers:
+    """Compares the host before the first and after the last test; kernel clean-up gets a few seconds.
+
+    Of several processes that share the tests, only the one that started the others looks.
+    """
+
+    def __init__(self, below: str) -> None:
+        self._census: _Census = {**_CENSUS, "volumes": lambda: _bound_volumes(below)}
+        self._before = {what: count() for what, count in self._census.items()}
+        self._left: dict[str, list[str]] = {}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while (left := _more_than(self._before, self._census)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left:
+            self._left = left
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for what, names in self._left.items():
+            terminalreporter.write_line(f"the tests left behind: {what}: {names}", red=True)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        below = f"{session.config._tmp_path_factory.getbasetemp()}/"  # type: ignore[attr-defined]
+        session.config.pluginmanager.register(_Leftovers(below), "leftovers")

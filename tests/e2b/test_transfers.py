@@ -115,7 +115,7 @@ async def test_gzip_survives_any_step(step: int) -> None:
     assert b"".join([part async for part in gunzipped(chunked(twice, max(step, 50)))]) == data * 2
 
 
-@pytest.mark.parametrize("body", [b"plain text", gzip.compress(b"x" * 1000)[:-4], b""])
+@pytest.mark.parametrize("body", [b"plain text", gzip.compress(b"x" * 1000)[:-4], b""], ids=["plain", "cut", "empty"])
 async def test_a_broken_gzip_body_is_refused(body: bytes) -> None:
     with pytest.raises(Refused) as refused:
         [part async for part in gunzipped(chunked(body, 10))]
@@ -157,7 +157,11 @@ def test_a_multipart_upload_needs_a_boundary() -> None:
         MultipartUpload(chunked(b"", 1), "multipart/form-data")
 
 
-@pytest.mark.parametrize(("data", "smaller"), [(b"", False), (b"text " * 100_000, True), (os.urandom(500_000), False)])
+@pytest.mark.parametrize(
+    ("data", "smaller"),
+    [(b"", False), (b"text " * 100_000, True), (os.urandom(500_000), False)],
+    ids=["empty", "text", "noise"],
+)
 async def test_gzip_gives_the_bytes_back_and_spends_no_time_on_what_does_not_shrink(data: bytes, smaller: bool) -> None:
     packed = b"".join([chunk async for chunk in gzipped(chunked(data, 65536))])
     assert gzip.decompress(packed) == data

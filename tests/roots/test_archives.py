@@ -145,7 +145,9 @@ async def test_a_truncated_tarball_is_corrupt(tmp_path: Path, prepare: Prepare, 
     assert _fault(caught) is TemplateFault.SOURCE_CORRUPT
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 10240, b"hello\n" * 500, os.urandom(5000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 10240, b"hello\n" * 500, os.urandom(5000)], ids=["empty", "zeros", "text", "noise"]
+)
 async def test_what_is_no_tarball_is_corrupt(tmp_path: Path, prepare: Prepare, content: bytes) -> None:
     path = tmp_path / "root.tar"
     path.write_bytes(content)
