@@ -39,7 +39,6 @@ from firkin.law.templates import (
     LocalSource,
     NoPlane,
     OciSource,
-    Provisioning,
     RecipeSource,
     TemplateInfo,
     TemplateSource,
@@ -239,20 +238,12 @@ def test_ids_made_from_sources_never_collide() -> None:
     ("spec", "capability"),
     [
         (
-            replace(TemplateSpec.host(), data_plane=EnvdPlane(provisioning=Provisioning.ALREADY_PRESENT)),
-            CapabilityName.TEMPLATE_DATA_PLANE_ENVD_VERIFY,
-        ),
-        (
             replace(TemplateSpec.host(), data_plane=EnvdPlane(port=1234)),
             CapabilityName.TEMPLATE_DATA_PLANE_ENVD_INJECT,
         ),
         (
             replace(TemplateSpec.host(), data_plane=EnvdPlane(arch=GuestArch.X86_64)),
             CapabilityName.TEMPLATE_DATA_PLANE_ENVD_INJECT,
-        ),
-        (
-            replace(TemplateSpec.host(), data_plane=EnvdPlane(provisioning=Provisioning.ALREADY_PRESENT, version="1")),
-            CapabilityName.TEMPLATE_DATA_PLANE_ENVD_VERIFY,
         ),
     ],
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firkin.engine.admission import Admission
+from firkin.engine.guest_files import GuestFiles
 from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_processes import GuestProcesses
 from firkin.engine.identifiers import new_sandbox_id
@@ -33,6 +34,7 @@ class Bench:
     """One sandbox to work in. With `keep_in` set, what was changed is kept there as a layer when the work is done."""
 
     processes: GuestProcesses
+    files: GuestFiles
     instance: Instance
     keep_in: Path | None = None
 
@@ -73,7 +75,8 @@ class BenchMaker:
             instance = await self.driver.boot(plan)
         try:
             async with _linked(instance, sandbox_id) as link:
-                yield Bench(GuestProcesses(link, default_user="root", default_workdir="/"), instance)
+                processes = GuestProcesses(link, default_user="root", default_workdir="/")
+                yield Bench(processes, GuestFiles(link), instance)
         finally:
             await finish(instance.destroy(), within_s=_CLEAR_WITHIN_S)
 

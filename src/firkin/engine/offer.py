@@ -48,10 +48,6 @@ TEMPLATE_BUILDS = BuildFeatureGated("template builds")
 _NOT_BUILT: tuple[tuple[CapabilityReason, tuple[CapabilityName, ...]], ...] = (
     (WARM_POOLS, (_C.WARM_POOL_PREWARM, _C.WARM_POOL_CHECKOUT)),
     (TEMPLATE_BUILDS, (_C.TEMPLATE_FRESHNESS,)),
-    (
-        Permanent("Firkin answers for the data plane itself and does not drive one inside the image"),
-        (_C.TEMPLATE_DATA_PLANE_ENVD_VERIFY,),
-    ),
     (Permanent("domains are served by the E2B server, not by the engine"), (_C.PORTS_DOMAIN_PROXY,)),
 )
 
@@ -63,6 +59,7 @@ def engine_offer(driver: Capabilities) -> Capabilities:
         offer = offer.with_unsupported(reason, *names)
     for name in FROM_DRIVER:
         offer = _taking(offer, name, driver.refusal(name))
+    offer = _taking(offer, _C.TEMPLATE_DATA_PLANE_ENVD_VERIFY, driver.refusal(_C.TEMPLATE_READY))
     for name in WITH_CAPTURES:
         offer = _taking(offer, name, driver.refusal(_C.SNAPSHOT_CAPTURE))
     return _taking(offer, _C.PORTS_EXPOSE, driver.refusal(_C.PORTS_CONNECT))

@@ -56,7 +56,8 @@ def _check_plane(wish: EnvdPlane, capability: CapabilityName) -> None:
     if (wish.port, wish.health_path) != _SERVED:
         reason = Permanent(f"the data plane answers on {_SERVED[0]}{_SERVED[1]}")
         raise UnsupportedCapability(_PREPARE, capability, reason)
-    if any(pin is not None for pin in (wish.version, wish.source, wish.arch)):
+    pinned = any(pin is not None for pin in (wish.version, wish.source, wish.arch))
+    if pinned and wish.provisioning is Provisioning.INJECT:
         reason = Permanent("Firkin answers for the data plane itself; no version, source or architecture can be chosen")
         raise UnsupportedCapability(_PREPARE, capability, reason)
 

@@ -40,7 +40,9 @@ from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel, LogSource
 from firkin.law.templates import (
+    EnvdPlane,
     PreparedTemplate,
+    Provisioning,
     TemplateInfo,
     TemplateSpec,
     TemplateState,
@@ -256,6 +258,9 @@ class TemplateRegistry:
 
     async def _built_on(self, base: Built, spec: TemplateSpec, report: BuildReport) -> Built:
         with self._place.keeping.holding(base.prepared.root):
+            plane = spec.data_plane
+            if isinstance(plane, EnvdPlane) and plane.provisioning is Provisioning.ALREADY_PRESENT:
+                await self._place.workshop.verify(base.prepared, plane)
             if spec.is_built or spec.user is not None or spec.workdir is not None:
                 return await self._place.workshop.build(base.prepared, base.startup, spec, report)
             env = {**base.prepared.config.env, **spec.env}

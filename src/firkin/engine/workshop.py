@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from firkin.engine.bench import BenchMaker
+from firkin.engine.envd_checks import check_envd
 from firkin.engine.startups import Surroundings, start_up
 from firkin.engine.step_work import Site, perform
 from firkin.host.layer_store import LayerStore, layer_key
@@ -33,7 +34,7 @@ from firkin.law.errors import NotFound, ProcessFailure, ProcessFault, TemplateFa
 from firkin.law.logs import LogLevel
 from firkin.law.processes import Argv, Command, CommandMode, Shell
 from firkin.law.resources import SandboxResources
-from firkin.law.templates import TemplateSpec
+from firkin.law.templates import EnvdPlane, TemplateSpec
 
 _FINAL = "[finalize] checking what sandboxes will be made of"
 _START_WATCHED_S = 0.5
@@ -79,6 +80,11 @@ class Workshop:
             site, startup, resources, _Teller(report, FINAL_STEP, "[finalize] checking what sandboxes will be made of")
         )
         return Built(prepared=_result(base, site, self._layers, changed=bool(steps)), startup=startup)
+
+    async def verify(self, base: PreparedRoot, plane: EnvdPlane) -> None:
+        """See `check_envd`."""
+        async with self._benches.bench(base.root, self._resources) as bench:
+            await check_envd(bench.files, bench.processes, plane)
 
     async def _advanced(
         self, site: Site, step: BuildStep, teller: _Teller, resources: SandboxResources, *, anew: bool
