@@ -36,7 +36,7 @@ def test_an_end_is_explained_in_words_and_in_json(state: Path) -> None:
     assert told.returncode == 0, told.stderr
     text = told.stdout.decode()
     assert text.startswith("It was ended on purpose by key default")
-    for word in ("cause", "requested", "ended by", "What happened", "stopped: requested", "at most", "MiB"):
+    for word in ("cause", "requested", "ended by", "What happened", "stopped: requested", "at most", "of 1 GiB"):
         assert word in text
     data = json.loads(firkin("sandbox", "explain", sandbox_id, "--json", state=state).stdout)
     assert (data["cause"], data["actor"]) == ("requested", "key default")

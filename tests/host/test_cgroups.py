@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -72,6 +74,43 @@ def test_freezing_and_thawing_shows(trees: Trees) -> None:
 def test_removing_what_is_not_there_is_no_error(trees: Trees) -> None:
     assert trees.remove("never")
     assert trees.members("never") == set()
+
+
+
+def test_what_is_killed_does_not_wait_for_its_share_of_the_cpu(trees: Trees) -> None:
+    if "cpu" not in trees.layout.controllers:
+        pytest.skip("this tree has no cpu controller, so nothing in it is throttled")
+    trees.make("box", Limits(memory_bytes=256 << 20, pids=128, vcpus=1))
+    path, least = ("cpu.max", "1000 100000") if trees.layout.version == 2 else ("cpu.cfs_quota_us", "1000")
+    folder = trees.layout.roots["" if trees.layout.version == 2 else "cpu"]
+    busy = [_spinning_in(trees) for _ in range(16)]
+    with open(f"{folder}/firkin/{trees.label}/box/{path}", "w") as file:
+        file.write(least)
+    for pid in busy:
+        os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    trees.lift_cpu_quota("box")
+    for pid in busy:
+        os.waitpid(pid, 0)
+    assert time.monotonic() - began < 1  # with the quota, whoever was running last alone waits for its next turn, and each for its end
+    assert trees.remove("box")
+
+
+def _spinning_in(trees: Trees) -> int:
+    joined, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            trees.join_box("box")
+            os.write(tell, b".")
+            while True:
+                pass
+        finally:
+            os._exit(1)
+    assert os.read(joined, 1) == b"."
+    os.close(joined)
+    os.close(tell)
+    return pid
 
 
 def _groups(pid: int) -> str:

@@ -218,6 +218,18 @@ class Trees:
             return "frozen 1" in _read(self._folders[""], f"{box}/cgroup.events")
         return _read(self._folders["freezer"], f"{box}/freezer.state").strip() == "FROZEN"
 
+    def lift_cpu_quota(self, box: str) -> None:
+        """Let what was killed die at once.
+
+        Since Linux 6.17 a task is throttled on its way back to user space only, so a fork
+        bomb runs far past its quota inside the kernel; the box then owes seconds or minutes
+        of CPU time, and until they have passed nothing in it runs, not even to its end.
+        """
+        if self.layout.version == 2:
+            _try(self._folders[""], f"{box}/cpu.max", f"max {_CPU_PERIOD_US}")
+        else:
+            _try(self._folders.get("cpu", -1), f"{box}/cpu.cfs_quota_us", "-1")
+
     def allow_swap(self, box: str) -> None:
         """Let a frozen box be pushed out to swap, until `forbid_swap`."""
         if self.layout.version == 2:

@@ -23,6 +23,7 @@ from firkin.e2b.operators import OPERATOR_HEADER
 
 _IMAGE_MB = 180
 _SOURCES = ("/usr/bin", "/usr/lib")
+_WITHOUT_VOLUMES = ("memory",)  # drivers that keep none
 _WITHIN_S = 600
 _VOLUME_MB = 512
 _DD = "dd if=/dev/zero of={path} bs=1M count={count} conv=fsync"
@@ -34,7 +35,7 @@ def templates(stage: Stage) -> Iterator[Series]:
     if stage.state_dir is not None:
         yield from _images(stage, stage.state_dir)
     yield _builds(stage)
-    if stage.state_dir is not None:
+    if stage.state_dir is not None and stage.address.driver not in _WITHOUT_VOLUMES:
         yield from _volumes(stage, stage.state_dir)
 
 

@@ -295,6 +295,7 @@ class NamespacesDriver:
                     os.kill(pid, signal.SIGKILL)
             if self._trees.remove(sandbox_id):
                 break
+            self._trees.lift_cpu_quota(sandbox_id)
             with suppress(OSError, KeyError):
                 self._trees.freeze(sandbox_id, False)
             await asyncio.sleep(0.005)

@@ -92,6 +92,7 @@ class NamespacesInstance:
         if not self._end.done():
             self._freezer.release()
             kill_pidfd(self._pidfd, signal.SIGKILL)
+            self._trees.lift_cpu_quota(self._id)
             try:
                 async with asyncio.timeout(_END_WITHIN_S):
                     await asyncio.shield(self._end)
@@ -217,6 +218,7 @@ class NamespacesInstance:
     async def _remove_box(self) -> None:
         """The kernel lets a box go shortly after its last process; the last tries end what was moved into it."""
         waited = 0.0
+        self._trees.lift_cpu_quota(self._id)
         while not self._trees.remove(self._id) and waited < _BOX_GONE_WITHIN_S:
             if waited > 0.5:
                 for pid in self._trees.members(self._id):
