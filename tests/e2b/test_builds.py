@@ -115,6 +115,18 @@ def test_a_build_goes_on_in_the_background(to: dict[str, str]) -> None:
     assert seen == {"building"}
 
 
+def test_a_tenants_base_hides_the_servers_once_it_is_built_and_never_behind_e2bs_image(
+    client: RawClient, to: dict[str, str]
+) -> None:
+    template_id, _ = _asked(client, "base")
+    assert said(to, "base", "echo here") == "here\n"  # the name alone hides nothing
+    Template.build(Template().from_base_image().run_cmd("echo first > /home/user/made"), "base", **to)  # type: ignore[arg-type]
+    assert said(to, "base", "cat /home/user/made") == "first\n"
+    Template.build(Template().from_base_image().run_cmd("test ! -e /home/user/made"), "other", **to)  # type: ignore[arg-type]
+    assert client.api("DELETE", f"/templates/{template_id}").status_code == 204
+    assert said(to, "base", "ls /home/user") == ""
+
+
 def _asked(client: RawClient, name: str = "raw") -> tuple[str, str]:
     answer = client.api("POST", "/v3/templates", {"name": name})
     assert answer.status_code == 202

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from firkin.engine.builds import LocalBuilds
 from firkin.law.build_steps import BuildStep, RunStep
 from firkin.law.builds import Build, BuildStatus, NamedTemplate
 from firkin.law.errors import NotFound, WrongState
+from firkin.law.ids import TemplateId
 from firkin.law.processes import Shell
 from firkin.law.resources import SandboxResources
 from firkin.law.sandboxes import DeleteOptions, SandboxSpec
@@ -178,3 +180,46 @@ async def test_uploads_are_whole_or_not_there(builds: LocalBuilds) -> None:
     assert path is not None
     assert Path(path).read_bytes() == b"all of it"
     assert await builds.files("bob", "d" * 64) is None, "another tenant has not sent it"
+
+
+async def test_an_owners_builds_wait_for_each_other_and_say_so_but_not_for_another_owners(builds: LocalBuilds) -> None:
+    slow = []
+    for number in range((os.cpu_count() or 1) + 1):
+        _, build = await builds.request("alice", f"app{number}", [], SIZE)
+        await builds.start(build.id, spec(run("sleep 1000")))
+        slow.append(build.id)
+    async with asyncio.timeout(10):
+        while not await builds.entries(slow[-1]):  # noqa: ASYNC110 — as clients do
+            await asyncio.sleep(0.01)
+    assert (await builds.entries(slow[-1]))[0].line.message.startswith("waiting: ")
+    assert (await builds.get(slow[-1])).status is BuildStatus.BUILDING
+    _, other = await builds.request("bob", "app", [], SIZE)
+    await builds.start(other.id, spec())
+    assert (await finished(builds, other.id)).status is BuildStatus.READY
+    for build_id in slow:
+        await builds.cancel(build_id)
+
+
+async def test_a_refused_deletion_changes_nothing(builds: LocalBuilds, engine: Engine) -> None:
+    named, first = await made(builds, "app", "v1")
+    _, second = await made(builds, "app", "v2", text="echo other")
+    _, going_on = await builds.request("alice", "app", ["v3"], SIZE)
+    await builds.start(going_on.id, spec(run("sleep 1000")))
+    assert first.prepared is not None
+    info = await engine.backend.sandboxes.create(SandboxSpec.from_template(first.prepared))
+    with pytest.raises(WrongState, match="in use by 1"):
+        await builds.delete(named.id)
+    assert (await builds.get(going_on.id)).status is BuildStatus.BUILDING
+    assert second.prepared is not None
+    await engine.backend.templates.get(second.prepared)
+    assert await tags_of(builds, named.id) == {"v1": first.id, "v2": second.id}
+    await engine.backend.sandboxes.delete(info.id, DeleteOptions(force=True))
+    await builds.delete(named.id)
+    assert await builds.templates() == []
+
+
+async def test_a_failure_before_the_first_step_is_the_bases(builds: LocalBuilds) -> None:
+    _, build = await builds.request("alice", "app", [], SIZE)
+    await builds.start(build.id, TemplateSpec(source=TemplateBase(TemplateId("nowhere"))))
+    ended = await finished(builds, build.id)
+    assert (ended.status, ended.failed_step) == (BuildStatus.ERROR, "base")

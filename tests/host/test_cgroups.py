@@ -76,7 +76,6 @@ def test_removing_what_is_not_there_is_no_error(trees: Trees) -> None:
     assert trees.members("never") == set()
 
 
-
 def test_what_is_killed_does_not_wait_for_its_share_of_the_cpu(trees: Trees) -> None:
     if "cpu" not in trees.layout.controllers:
         pytest.skip("this tree has no cpu controller, so nothing in it is throttled")
@@ -92,7 +91,7 @@ def test_what_is_killed_does_not_wait_for_its_share_of_the_cpu(trees: Trees) -> 
     trees.lift_cpu_quota("box")
     for pid in busy:
         os.waitpid(pid, 0)
-    assert time.monotonic() - began < 1  # with the quota, whoever was running last alone waits for its next turn, and each for its end
+    assert time.monotonic() - began < 1  # with the quota, each waits for its turn to end
     assert trees.remove("box")
 
 

@@ -57,6 +57,12 @@ def find_server(url: str | None, api_key: str | None, state_dir: Path | None) ->
     return _address(record.url, key or record.api_key, record)
 
 
+def names_a_live_server(state_dir: Path) -> bool:
+    """Whether the environment names a server, and not one that ended and left its address in it."""
+    url = os.environ.get("E2B_API_URL")
+    return bool(url) and not _is_of_a_dead_server(_checked(str(url)), state_dir)
+
+
 def _nothing_runs(folder: Path) -> CommandFailure:
     return CommandFailure(f"no server runs on the state folder {folder}; start one with: firkin serve")
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from firkin.cli.client import Json, ServerClient
-from firkin.cli.discovery import ServerAddress, find_server, operator_of, running_server
+from firkin.cli.discovery import ServerAddress, find_server, names_a_live_server, operator_of, running_server
 from firkin.cli.failures import BAD_INPUT, CommandFailure, template_exit_code
 from firkin.law.ids import TemplateId
 from firkin.settings import Settings, read_settings
@@ -49,9 +49,10 @@ Place = Served | Direct
 
 def place_of(url: str | None, api_key: str | None, state_dir: Path | None) -> Place:
     settings = read_settings({"state_dir": state_dir})
-    if url is None and running_server(state_dir) is None:
+    named = url is not None or (state_dir is None and names_a_live_server(settings.state_dir))
+    if not named and running_server(state_dir) is None:
         return Direct(settings)
-    return Served(find_server(url, api_key, state_dir or settings.state_dir), settings.state_dir)
+    return Served(find_server(url, api_key, state_dir if named else settings.state_dir), settings.state_dir)
 
 
 async def prepare_template(place: Place, request: NewTemplate, *, quiet: bool) -> Json:

@@ -26,6 +26,7 @@ from firkin.law.sandboxes import FromTemplate
 
 UPLOADS = "/build-files/"
 _LINK_VALID_S = 3600
+_BASE = "base"
 _MAX_START = 8 << 20
 _MOST_ENTRIES = 100
 _LEVELS = {"debug": LogLevel.DEBUG, "info": LogLevel.INFO, "warn": LogLevel.WARN, "error": LogLevel.ERROR}
@@ -64,7 +65,14 @@ class BuildCalls:
         async def files(digest: str) -> str | None:
             return await self._builds.files(tenant.name, digest)
 
-        async def base(text: str) -> TemplateId:
+        async def base(text: str | None) -> TemplateId:
+            if text is None:
+                info = await self._names.operators(_BASE)
+                if info is None:
+                    raise bad(
+                        f"this server has no template {_BASE}; ask its operator for it: firkin template prepare {_BASE}"
+                    )
+                return info.id
             meant = await self._names.meant(tenant, text)
             if not isinstance(meant.source, FromTemplate):
                 raise bad(f"'{text[:128]}' is a snapshot; a template is built on an image or a template")

@@ -27,7 +27,7 @@ _BASE_IMAGE = re.compile(r"(?:docker\.io/)?e2bdev/base(?::[\w.-]+)?")
 _LOGIN_SHELL = 'exec "$(command -v bash || echo sh)" -l -c "$0"'
 
 Files = Callable[[str], Awaitable[str | None]]
-Base = Callable[[str], Awaitable[TemplateId]]
+Base = Callable[[str | None], Awaitable[TemplateId]]
 
 
 class NewBuild(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +65,10 @@ class BuildStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 async def read_spec(asked: BuildStart, files: Files, base: Base) -> TemplateSpec:
-    """`files` says where an uploaded archive is, `base` which template a name means. Raises `Refused`."""
+    """`files` says where an uploaded archive is, `base` which template a name means. Raises `Refused`.
+
+    None is the name of this server's own base.
+    """
     source = await _source(asked, base)
     steps = asked.steps or []
     if len(steps) > _MOST_STEPS:
@@ -92,7 +95,7 @@ async def _source(asked: BuildStart, base: Base) -> TemplateSource:
     if not asked.fromImage:
         raise bad("a build needs fromImage or fromTemplate")
     if _BASE_IMAGE.fullmatch(asked.fromImage):
-        return TemplateBase(await base("base"))
+        return TemplateBase(await base(None))
     if _IMAGE.fullmatch(asked.fromImage) is None or OciSource(asked.fromImage).path is not None:
         raise bad(f"{asked.fromImage[:128]!r} is no image; name one of a registry, such as debian:12")
     return OciSource(asked.fromImage)

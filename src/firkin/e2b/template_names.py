@@ -2,7 +2,7 @@
 
 A text is an id or a name, with a tag after a colon if another than ``default`` is
 meant; a name may stand behind the namespace of its owner and a slash. A tenant's own
-name hides the operator's, and the operator's hides a snapshot's.
+name hides the operator's as soon as it has a tag, and the operator's hides a snapshot's.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ class TemplateNames:
     async def meant(self, tenant: ApiKey, text: str) -> Meant:
         """What to make a sandbox from. Raises `Refused`: 404 for what is not there, 400 for what cannot be a name."""
         named = await self.visible(tenant, text)
-        if named is not None:
-            build = await self.tagged(named, tag_of(text))
-            assert build.prepared is not None  # a tag points to what is ready
-            return Meant(source=FromTemplate(build.prepared), id=named.id, alias=named.name, named=named)
         info = await self.operators(text)
+        if named is not None and (named.tags or info is None):
+            build = await self.tagged(named, tag_of(text))
+            if build.prepared is None:  # it is being deleted
+                raise missing(text)
+            return Meant(source=FromTemplate(build.prepared), id=named.id, alias=named.name, named=named)
         if info is not None:
             return Meant(source=FromTemplate(info.id), id=str(info.id), alias=str(info.id))
         for snapshot in await self._backend.snapshots.list(SnapshotFilter(owner=tenant.name)):

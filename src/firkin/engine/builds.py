@@ -7,15 +7,15 @@ import logging
 import os
 import secrets
 import uuid
-from collections.abc import AsyncIterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from firkin.engine.build_files import BuildFiles
 from firkin.engine.build_records import BuildRecords
 from firkin.engine.clock import Clock
 from firkin.engine.templates import TemplateRegistry
-from firkin.law.build_steps import FINAL_STEP, BuildLine
+from firkin.law.build_steps import BASE_STEP, FINAL_STEP, BuildLine
 from firkin.law.builds import DEFAULT_TAG, Build, BuildEntry, BuildStatus, NamedTemplate, Tagging
 from firkin.law.errors import FirkinError, NotFound, ResourceKind, TemplatePrepareFailure, WrongState
 from firkin.law.ids import TemplateId
@@ -30,6 +30,8 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _INTERRUPTED = "the server ended while it was built"
 _CANCELLED = "it was cancelled"
 _CANCEL_WITHIN_S = 30.0
+_AT_ONCE = os.cpu_count() or 1
+_SAVED_EVERY_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +41,10 @@ class _Running:
 
 
 class LocalBuilds:
-    """`load` it once; as many builds at once as there are processors, the others wait."""
+    """`load` it once. An owner's builds go on as many at once as there are processors, the others wait.
+
+    One owner's never wait for another's: what all take together is bounded by admission.
+    """
 
     def __init__(
         self, templates: TemplateRegistry, records: BuildRecords, files: BuildFiles, *, clock: Clock, children: Children
@@ -52,7 +57,7 @@ class LocalBuilds:
         self._named: dict[str, NamedTemplate] = {}
         self._builds: dict[str, Build] = {}
         self._running: dict[str, _Running] = {}
-        self._turns = asyncio.Semaphore(os.cpu_count() or 1)
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     async def load(self) -> None:
         """Take up what an earlier server left; what it was building has failed."""
@@ -61,7 +66,8 @@ class LocalBuilds:
         for build in await self._records.builds():
             self._builds[build.id] = build
             if build.status in (BuildStatus.WAITING, BuildStatus.BUILDING):
-                await self._put(self._failed(build, _INTERRUPTED), await self._records.entries(build.id))
+                entries = await self._records.entries(build.id)
+                await self._put(self._failed(build, _INTERRUPTED, _step_reached(entries)), entries)
 
     async def request(
         self, owner: str, name: str, tags: Sequence[str], resources: SandboxResources
@@ -89,8 +95,10 @@ class LocalBuilds:
             raise WrongState("start a build", ResourceKind.TEMPLATE, build_id, f"{build.status.value}, not waiting")
         prepared = TemplateId(f"{build.template_id}.{build_id.replace('-', '')}")
         spec = replace(spec, id=prepared, resources=build.resources)
+        build = replace(build, status=BuildStatus.BUILDING, updated_at=self._clock.now())
         work = self._run(build, spec)
         self._running[build_id] = _Running(self._children.start(work, name=f"build {build_id}"))
+        await self._put(build)
 
     async def cancel(self, build_id: str) -> None:
         build, running = self._build("cancel a build", build_id), self._running.get(build_id)
@@ -138,6 +146,9 @@ class LocalBuilds:
         self._template("delete template", template_id)
         builds = await self.builds(template_id)
         for build in builds:
+            if build.prepared is not None:
+                self._templates.require_unused(build.prepared)
+        for build in builds:
             await self.cancel(build.id)
         for build in builds:
             prepared = self._builds[build.id].prepared
@@ -163,8 +174,7 @@ class LocalBuilds:
 
     async def _run(self, build: Build, spec: TemplateSpec) -> None:
         try:
-            async with self._turns:
-                await self._put(replace(build, status=BuildStatus.BUILDING, updated_at=self._clock.now()))
+            async with self._turn(build), self._saving(build):
                 await self._templates.prepare(spec, lambda line: self._heard(build.id, line))
             self._heard(build.id, BuildLine(message="the template is ready", step=FINAL_STEP))
             now = self._clock.now()
@@ -175,12 +185,41 @@ class LocalBuilds:
             await self._finished(done)
         except FirkinError as error:
             step = error.step if isinstance(error, TemplatePrepareFailure) else ""
+            step = step or _step_reached(await self.entries(build.id))
             await self._finished(self._failed(build, str(error), step))
         except asyncio.CancelledError:
             await finish(self._finished(self._failed(build, _CANCELLED)), within_s=_CANCEL_WITHIN_S)
             raise
         finally:
             self._running.pop(build.id, None)
+
+    @asynccontextmanager
+    async def _turn(self, build: Build) -> AsyncIterator[None]:
+        owner = self._template("build", build.template_id).owner
+        turns = self._turns.setdefault(owner, asyncio.Semaphore(_AT_ONCE))
+        if turns.locked():
+            self._heard(build.id, BuildLine(message=f"waiting: {_AT_ONCE} builds of yours are going on"))
+        async with turns:
+            yield
+
+    @asynccontextmanager
+    async def _saving(self, build: Build) -> AsyncIterator[None]:
+        """What was said is stored as it grows: a server that is killed leaves it to the next."""
+        saver = self._children.start(self._save(build), name=f"log of build {build.id}")
+        try:
+            yield
+        finally:
+            saver.cancel()
+            await asyncio.wait((saver,))
+
+    async def _save(self, build: Build) -> None:
+        saved = 0
+        while True:
+            await self._clock.sleep_until(self._clock.monotonic() + _SAVED_EVERY_S)
+            entries = list(await self.entries(build.id))
+            if len(entries) > saved:
+                saved = len(entries)
+                await self._records.put_build(build, entries)
 
     def _heard(self, build_id: str, line: BuildLine) -> None:
         running = self._running.get(build_id)
@@ -238,3 +277,7 @@ class LocalBuilds:
 
     def _new_id(self) -> str:
         return "t" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
+
+
+def _step_reached(entries: Sequence[BuildEntry]) -> str:
+    return entries[-1].line.step if entries else BASE_STEP

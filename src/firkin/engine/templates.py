@@ -50,6 +50,7 @@ from firkin.law.templates import (
 )
 
 _log = logging.getLogger("firkin.engine")
+_DELETE = "delete template"
 _PREPARE = "prepare template"
 
 
@@ -131,14 +132,18 @@ class TemplateRegistry:
 
     async def delete(self, template_id: TemplateId) -> None:
         """`NotFound`, or `WrongState` while it is prepared or a sandbox uses it."""
-        operation = "delete template"
-        record = self._record(operation, template_id)
-        if template_id in self._preparing:
-            raise WrongState(operation, ResourceKind.TEMPLATE, template_id, "being prepared")
-        if users := self._uses.users(record.directory):
-            raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"in use by {users} sandboxes")
+        self.require_unused(template_id)
+        record = self._record(_DELETE, template_id)
         del self._known[template_id]
         await self._acts.run(self._forget(record), name=f"delete template {template_id}")
+
+    def require_unused(self, template_id: TemplateId) -> None:
+        """`WrongState` while it is prepared or a sandbox uses it; nothing where there is no such template."""
+        if template_id in self._preparing:
+            raise WrongState(_DELETE, ResourceKind.TEMPLATE, template_id, "being prepared")
+        record = self._known.get(template_id)
+        if record is not None and (users := self._uses.users(record.directory)):
+            raise WrongState(_DELETE, ResourceKind.TEMPLATE, template_id, f"in use by {users} sandboxes")
 
     async def prune(self) -> int:
         """See `TemplateControl.prune`."""

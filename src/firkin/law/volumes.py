@@ -21,6 +21,7 @@ from firkin.law.ids import VolumeId, VolumeName
 MAX_MOUNTS = 16
 MOST_ID = 65535  # a sandbox has this many ids; a higher one would be nobody's inside
 _RESERVED = ("/proc", "/sys", "/dev", "/.firkin")
+_WRITTEN_AT_START = "/etc"  # host name, hosts, machine id and resolver are written there in each sandbox's own name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class VolumeMount:
             raise _misplaced(self.path, "it must be clean: no '.', '..', double slash or slash at the end")
         if self.path == "/":
             raise _misplaced(self.path, "it would hide the whole sandbox")
+        if self.path == _WRITTEN_AT_START:
+            raise _misplaced(self.path, "each sandbox writes its own name there; mount at a folder below it")
         for place in _RESERVED:
             if _within(self.path, place):
                 raise _misplaced(self.path, f"{place} is the sandbox's own")
