@@ -22,6 +22,7 @@ _OFFERED = (
     _C.SANDBOX_KILL,
     _C.SANDBOX_DELETE,
     _C.PORTS_EXPOSE,
+    _C.NETWORK_POLICY,
     _C.TEMPLATE_READY,
     *AGENT_CAPABILITIES,
 )
@@ -31,8 +32,7 @@ _FROZEN = (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.PAUSE_CAPTURE, _C.PAUSE_
 def capabilities(layout: cgroups.Layout) -> Capabilities:
     """The driver's report: what it has no code for, or this host no control group for, is refused, with the reason."""
     refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
-    finer = Permanent("only internet or no internet is enforced so far; finer rules are not")
-    report = refused.with_supported(*_OFFERED).with_unsupported(finer, _C.NETWORK_POLICY)
+    report = refused.with_supported(*_OFFERED)
     if layout.can_freeze:
         return report.with_supported(*_FROZEN)
     stays = Permanent("this host has no control group freezer, so a sandbox cannot be made to stand still")
