@@ -55,6 +55,21 @@ def put_table(kernel: Nfnetlink, interface: str, reach: Reach) -> None:
     )
 
 
+def probe(kernel: Nfnetlink) -> None:
+    """`OSError` when this kernel knows no such tables. Nothing is made: what the transaction adds it removes again."""
+    table = nft.text(1, "firkin-probe")
+    kernel.transact(
+        [
+            (nft.NEW_TABLE, NETDEV, table),
+            (nft.NEW_CHAIN, NETDEV, table + nft.text(3, _CHAIN)),
+            (nft.NEW_SET, NETDEV, table + _set()),
+            *_elements(table, ((1, 2),)),
+            (nft.NEW_RULE, NETDEV, table + nft.text(2, _CHAIN) + _marks()),
+            (nft.DEL_TABLE, NETDEV, table),
+        ]
+    )
+
+
 def remove_table(kernel: Nfnetlink, interface: str) -> None:
     """No error if there is none."""
     try:
