@@ -68,8 +68,17 @@ def world() -> Iterator[str]:
     finally:
         ip("netns", "del", name)
         if not mounted:  # the first use of a name makes a mount of it that stays
-            subprocess.run(["umount", _NAMED], check=True)
+            _unmount()
         subprocess.run(["ip", "link", "del", _OUTER], check=False, capture_output=True)
+
+
+def _unmount() -> None:
+    """A program that has just ended in there may still hold it."""
+    for _ in range(50):
+        if subprocess.run(["umount", _NAMED], check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{_NAMED} cannot be unmounted")
 
 
 def _wire(name: str) -> None:

@@ -44,12 +44,13 @@ _USERS = Path("/run/firkin/firewall.users")
 # What is refused is counted for each sandbox, and one new destination a second of each is remembered for a minute:
 # however hard one tries, it takes no more room than this, and nobody else's.
 COUNTED, TOLD, REFUSED, REFUSED_OTHER = "counted", "told", "refused", "refused_other"
+OPEN = "flows"  # and how many connections each has open
 REMEMBERED_S = 60
 _SANDBOXES_AT_MOST = 8192
 
 _RULES = f"""
 table inet {TABLE} {{
-    set flows {{ type ipv4_addr; flags dynamic; size 65535; }}
+    set {OPEN} {{ type ipv4_addr; flags dynamic; size 65535; }}
     set {COUNTED} {{ type ipv4_addr; flags dynamic; size {_SANDBOXES_AT_MOST}; }}
     set {TOLD} {{ type ipv4_addr; flags dynamic; size {_SANDBOXES_AT_MOST}; }}
     set {REFUSED} {{
@@ -91,7 +92,7 @@ table inet {TABLE} {{
         goto admit
     }}
     chain admit {{
-        ct state new add @flows {{ ip saddr ct count over {FLOWS} }} drop
+        ct state new add @{OPEN} {{ ip saddr ct count over {FLOWS} }} drop
         accept
     }}
     chain refuse {{

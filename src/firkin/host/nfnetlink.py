@@ -1,9 +1,9 @@
-"""Speaking nftables to the kernel, a few messages at a time.
+"""Speaking to the kernel about nftables and connections, a few messages at a time.
 
 Spoken directly, because libnftables reads all tables of the machine before it
 changes one: with a table for each of 1,000 sandboxes a change would cost more
 than all the rest of a create. A batch is one transaction: all of it or nothing.
-Formats: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h.
+Formats: linux/netfilter/nfnetlink.h, nf_tables.h and nfnetlink_conntrack.h beside it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ _TYPE = 0x3FFF
 _RECEIVE = 1 << 20
 _ANSWER_WITHIN_S = 10.0
 
-NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, NEW_RULE = 0, 1, 2, 3, 6
-NEW_SET, NEW_ELEMENTS, GET_ELEMENTS, DEL_ELEMENTS = 9, 12, 13, 14
+_OF_NFTABLES, _OF_CONNECTIONS = _NFTABLES << 8, 1 << 8
+NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, NEW_RULE = (_OF_NFTABLES | number for number in (0, 1, 2, 3, 6))
+NEW_SET, NEW_ELEMENTS, GET_ELEMENTS, DEL_ELEMENTS = (_OF_NFTABLES | number for number in (9, 12, 13, 14))
+GET_CONNECTIONS, DEL_CONNECTIONS = _OF_CONNECTIONS | 1, _OF_CONNECTIONS | 2
 _MAKING = frozenset({NEW_TABLE, NEW_CHAIN, NEW_RULE, NEW_SET, NEW_ELEMENTS})
 
 Message = tuple[int, int, bytes]
@@ -61,7 +63,7 @@ class Nfnetlink:
             for sequence, (kind, family, body) in enumerate(wished, start=first + 1):
                 flags = _CREATE | _APPEND if kind in _MAKING else 0
                 acknowledged = _ACK if sequence == last else 0
-                batch.append(_message(_NFTABLES << 8 | kind, flags | acknowledged, sequence, family, body))
+                batch.append(_message(kind, flags | acknowledged, sequence, family, body))
             batch.append(_message(_BATCH_END, 0, last, 0, b"", _NFTABLES))
             netlink = self._connected()
             netlink.send(b"".join(batch))
@@ -73,16 +75,23 @@ class Nfnetlink:
         with self._lock:
             self._sequence += 1
             netlink = self._connected()
-            netlink.send(_message(_NFTABLES << 8 | kind, _DUMP, self._sequence, family, body))
+            netlink.send(_message(kind, _DUMP, self._sequence, family, body))
             return list(_dumped(netlink, self._sequence))
 
     def ask(self, message: Message) -> bytes:
         """The attributes of the one answer. `OSError` with the kernel's code."""
+        return self._exchanged(message, 0)
+
+    def order(self, message: Message) -> None:
+        """Have something done that is no transaction of nftables. `OSError` with the kernel's code."""
+        self._exchanged(message, _ACK)
+
+    def _exchanged(self, message: Message, flags: int) -> bytes:
         kind, family, body = message
         with self._lock:
             self._sequence += 1
             netlink = self._connected()
-            netlink.send(_message(_NFTABLES << 8 | kind, 0, self._sequence, family, body))
+            netlink.send(_message(kind, flags, self._sequence, family, body))
             while True:
                 for answered, sequence, payload in _answers(netlink.recv(_RECEIVE)):
                     if sequence == self._sequence:
@@ -121,7 +130,7 @@ def _dumped(netlink: socket.socket, wanted: int) -> Iterator[bytes]:
 def _check(kind: int, payload: bytes) -> None:
     code = struct.unpack_from("=i", payload)[0] if kind == _ERROR else 0
     if code:
-        raise OSError(-code, f"nftables: {os.strerror(-code)}")
+        raise OSError(-code, f"netfilter: {os.strerror(-code)}")
 
 
 def _message(kind: int, flags: int, sequence: int, family: int, body: bytes, resource: int = 0) -> bytes:

@@ -71,12 +71,15 @@ def probe(kernel: Nfnetlink) -> None:
 
 
 def remove_table(kernel: Nfnetlink, interface: str) -> None:
-    """No error if there is none."""
+    """No error if there is none. It is looked for first: the kernel takes 20 ms over a transaction that fails."""
+    named = nft.text(1, _name(interface))
     try:
-        kernel.transact([(nft.DEL_TABLE, NETDEV, nft.text(1, _name(interface)))])
+        kernel.ask((nft.GET_TABLE, NETDEV, named))
     except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
+        if error.errno == errno.ENOENT:
+            return
+        raise
+    kernel.transact([(nft.DEL_TABLE, NETDEV, named)])
 
 
 def tables(kernel: Nfnetlink) -> list[str]:
