@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -136,12 +137,18 @@ def test_only_the_ports_of_the_policy_are_reached_from_outside(server: RunningSe
         return answer.status_code, answer.json() if answer.status_code == 403 else None
 
     assert status(8000)[0] == 200
+    open_line = socket.create_connection(("127.0.0.1", server.port), 5)
+    ask = f"CONNECT x:8000 HTTP/1.1\r\nHost: x:8000\r\nE2b-Sandbox-Id: {sandbox.sandbox_id}\r\nE2b-Sandbox-Port: 8000"
+    open_line.sendall(f"{ask}\r\n\r\n".encode())
+    assert b" 200 " in open_line.recv(100)
     code, told = status(9000)
     assert (code, told["sandboxId"], told["port"], told["code"]) == (403, sandbox.sandbox_id, 9000, 403)
     sandbox.update_network({"deny_out": [PUBLIC]})  # says nothing of ports: they stay as they are
     assert status(9000)[0] == 403
     assert call(server, "PUT", f"/sandboxes/{sandbox.sandbox_id}/network", {"allowPorts": [9000]}).status_code == 204
     assert (status(8000)[0], status(9000)[0]) == (403, 200)
+    with pytest.raises(ConnectionResetError), open_line:
+        open_line.recv(100)
     sandbox.kill()
 
 

@@ -38,6 +38,8 @@ class NetworkCalls:
             await self._directory.backend.sandboxes.update_network(info.id, policy)
         except WrongState as error:
             raise Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False) from error
+        if policy.ports is not None:
+            self._directory.shut(info.id, policy.ports)
         await exchange.answer(204)
 
 

@@ -6,8 +6,10 @@ agent); private, link-local, metadata, multicast and other sandboxes' addresses
 are dropped, and so is what claims to come from another address; IPv6 is
 dropped; and everything else is dropped too unless the interface is in the group
 `ONLINE`. A sandbox with a finer policy is in the group `DECIDED`: what a table of
-its own marked passes (see `host.reach_tables`), everything else is dropped, and the
-host's own addresses are out of reach in any case. How many entries one sandbox
+its own marked passes (see `host.reach_tables`), everything else is dropped. In any
+case the host's own addresses are out of reach, and so is what another program on
+the host translated into another destination than the policy was asked about (a
+container's published port is an address of the host first). How many entries one sandbox
 may hold in the machine's connection table is bounded.
 
 The group is a property of the interface (as ``ip link set … group`` sets it)
@@ -81,6 +83,7 @@ table inet {TABLE} {{
         meta nfproto != ipv4 drop
         ip saddr != {SANDBOXES} drop
         fib daddr type local goto refuse
+        ct status dnat goto refuse
         iifgroup {DECIDED} goto decided
         ip daddr @private goto refuse
         iifgroup != {ONLINE} goto refuse

@@ -5,7 +5,7 @@ every packet passes that the sandbox sends, also those of connections that were
 begun under an older policy. It drops nothing. It marks, and `host.firewall` lets
 pass what bears the mark from an interface of the group `DECIDED`, and nothing
 else: with the table gone, or before it is there, nothing passes. Marks that a
-sandbox puts on its packets itself are wiped off on their way out of it.
+sandbox puts on its packets itself do not leave it, and are wiped off here again.
 
 A change is one transaction. It costs no other sandbox anything, for no set and no
 chain is shared.
@@ -50,7 +50,7 @@ def put_table(kernel: Nfnetlink, interface: str, reach: Reach) -> None:
             (nft.NEW_CHAIN, NETDEV, table + _hook(interface)),
             (nft.NEW_SET, NETDEV, table + _set()),
             *_elements(table, reach.spans),
-            (nft.NEW_RULE, NETDEV, table + nft.text(2, _CHAIN) + _marks()),
+            *_rules(table),
         ]
     )
 
@@ -64,7 +64,7 @@ def probe(kernel: Nfnetlink) -> None:
             (nft.NEW_CHAIN, NETDEV, table + nft.text(3, _CHAIN)),
             (nft.NEW_SET, NETDEV, table + _set()),
             *_elements(table, ((1, 2),)),
-            (nft.NEW_RULE, NETDEV, table + nft.text(2, _CHAIN) + _marks()),
+            *_rules(table),
             (nft.DEL_TABLE, NETDEV, table),
         ]
     )
@@ -128,23 +128,29 @@ def _element(address: int, flags: int) -> bytes:
     return nft.nested(1, key, nft.number(3, flags)) if flags else nft.nested(1, key)
 
 
-def _marks() -> bytes:
-    """``meta protocol ip ip daddr @set meta mark set PASSED``."""
-    return nft.nested(
-        4,
-        _expression("meta", nft.number(1, _REGISTER), nft.number(2, _META_PROTOCOL)),
-        _expression("cmp", nft.number(1, _REGISTER), nft.number(2, 0), nft.nested(3, nft.attribute(1, _ETH_IP))),
-        _expression(
-            "payload",
-            nft.number(1, _REGISTER),
-            nft.number(2, _NETWORK_HEADER),
-            nft.number(3, _DESTINATION_AT),
-            nft.number(4, 4),
-        ),
+def _rules(table: bytes) -> Iterator[Message]:
+    """``meta mark set 0``, then ``meta protocol ip ip daddr @set meta mark set PASSED``."""
+    for expressions in (_marks(0), [*_goes_to_the_set(), *_marks(PASSED)]):
+        yield nft.NEW_RULE, NETDEV, table + nft.text(2, _CHAIN) + nft.nested(4, *expressions)
+
+
+def _goes_to_the_set() -> list[bytes]:
+    register = nft.number(1, _REGISTER)
+    place = (nft.number(2, _NETWORK_HEADER), nft.number(3, _DESTINATION_AT), nft.number(4, 4))
+    return [
+        _expression("meta", register, nft.number(2, _META_PROTOCOL)),
+        _expression("cmp", register, nft.number(2, 0), nft.nested(3, nft.attribute(1, _ETH_IP))),
+        _expression("payload", register, *place),
         _expression("lookup", nft.text(1, _SET), nft.number(2, _REGISTER), nft.number(4, 1)),
-        _expression("immediate", nft.number(1, _REGISTER), nft.nested(2, nft.attribute(1, struct.pack("=I", PASSED)))),
+    ]
+
+
+def _marks(value: int) -> list[bytes]:
+    wanted = nft.nested(2, nft.attribute(1, struct.pack("=I", value)))
+    return [
+        _expression("immediate", nft.number(1, _REGISTER), wanted),
         _expression("meta", nft.number(2, _META_MARK), nft.number(3, _REGISTER)),
-    )
+    ]
 
 
 def _expression(name: str, *parts: bytes) -> bytes:
