@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -431,7 +432,8 @@ async def gone(address: str) -> None:
 def leftovers(address: str) -> list[str]:
     interface = interface_of(address)
     listed = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
-    found = [line.strip() for line in listed.splitlines() if f"firkin-{interface} " in line or address in line]
+    own = re.compile(rf"firkin-{interface} |(?<! \. ){re.escape(address)}\b")  # not where others wanted to go to it
+    found = [line.strip() for line in listed.splitlines() if own.search(line)]
     found += [row for row in Path("/proc/net/nf_conntrack").read_text().splitlines() if f"src={address} " in row]
     group = Path(f"/sys/class/net/{interface}/netdev_group")
     if group.exists() and group.read_text().strip() == "26218":
