@@ -26,6 +26,7 @@ def kernel_findings() -> Iterator[Finding]:
     yield _cgroups()
     yield _loop_devices()
     yield _seccomp()
+    yield _policies()
     yield from _limits()
     yield _memory()
     yield _paused_memory()
@@ -125,6 +126,19 @@ def _seccomp() -> Finding:
         why="system calls that a sandbox has no use for are refused",
         mend="boot a kernel with CONFIG_SECCOMP_FILTER",
         needed=True,
+    )
+
+
+def _policies() -> Finding:
+    from firkin.drivers.namespaces.preflight import missing_for_policies
+
+    missing = missing_for_policies()
+    return found(
+        "network policies",
+        missing is None,
+        "nftables can decide for each sandbox" if missing is None else f"the kernel lacks {missing}",
+        why="allow_out, deny_out and peers of a sandbox; without it there is only internet or none",
+        mend="as root, with a kernel that has CONFIG_NF_TABLES_NETDEV: modprobe nf_tables",
     )
 
 

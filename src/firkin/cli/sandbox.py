@@ -8,6 +8,7 @@ import click
 
 from firkin.cli.explanation import explain
 from firkin.cli.failures import one_sentence
+from firkin.cli.network import network
 from firkin.cli.options import pairs, server_options, volume_mount
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.cli.sandbox_lives import COMMANDS
@@ -49,6 +50,8 @@ def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: boo
 @click.option("--metadata", multiple=True, help="NAME=VALUE kept with the record; repeatable.")
 @click.option("--volume", "volumes", multiple=True, help="NAME:PATH[:ro], a volume to mount; repeatable.")
 @click.option("--internet/--no-internet", default=False, help="Allow connections to public addresses.")
+@click.option("--allow-out", multiple=True, help="An address or network that it may reach; repeatable.")
+@click.option("--deny-out", multiple=True, help="One that it may not reach, unless it is allowed; repeatable.")
 @server_options
 @json_option
 def create(
@@ -59,7 +62,7 @@ def create(
     volumes: tuple[str, ...],
     internet: bool,
     as_json: bool,
-    **where: Any,
+    **given: Any,
 ) -> None:
     """Create a sandbox and print its id."""
     body = {
@@ -70,8 +73,9 @@ def create(
         "metadata": pairs(metadata, "--metadata"),
         "allow_internet_access": internet,
         "volumeMounts": [volume_mount(text) for text in volumes],
+        "network": {"allowOut": list(given.pop("allow_out")), "denyOut": list(given.pop("deny_out"))},
     }
-    made = call(where, "POST", "/sandboxes", body=body)
+    made = call(given, "POST", "/sandboxes", body=body)
     if as_json:
         show_json(made)
     else:
@@ -190,5 +194,5 @@ def _id(text: str) -> str:
     return SandboxId(text)
 
 
-for _command in (explain, *COMMANDS):
+for _command in (explain, network, *COMMANDS):
     sandbox.add_command(_command)

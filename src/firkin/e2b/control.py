@@ -12,6 +12,7 @@ from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.event_calls import EventCalls
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.native import PREFIX, NativeRoutes
+from firkin.e2b.networks import NetworkCalls
 from firkin.e2b.reports import ReportCalls
 from firkin.e2b.sandboxes import SandboxCalls
 from firkin.e2b.settings import ServerSettings
@@ -24,7 +25,6 @@ from firkin.e2b.volume_content import VolumeContent
 Call: TypeAlias = Callable[..., Awaitable[None]]
 
 _NOT_YET: tuple[tuple[str, str, str], ...] = (
-    ("PUT", "/sandboxes/*/network", "the network of a sandbox is set when it is created"),
     ("POST", "/v2/templates", "an older way to build; use POST /v3/templates"),
     ("POST", "/templates", "an older way to build; use POST /v3/templates"),
     ("POST", "/templates/*", "an older way to build; use POST /v3/templates"),
@@ -58,6 +58,7 @@ class ControlPlane:
         self._building = BuildCalls(directory, settings)
         for method, pattern, call in [
             *_calls(sandboxes, snapshots),
+            ("PUT", "/sandboxes/*/network", NetworkCalls(directory, settings).update),
             *_looking(ReportCalls(directory, settings), EventCalls(directory)),
             *_templates(TemplateCalls(directory, settings), self._building),
             *_volumes(VolumeCalls(directory, settings)),

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 from msgspec import UNSET
 
-from firkin.e2b.directory import LABEL_ALIAS, LABEL_INTERNET, LABEL_MASK_HOST, LABEL_TEMPLATE, is_public, is_secure
+from firkin.e2b.directory import LABEL_ALIAS, LABEL_INTERNET, LABEL_TEMPLATE, is_public, is_secure
 from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, SandboxVolume, Template
+from firkin.e2b.networks import shown
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import TokenMint
 from firkin.law.metrics import SandboxUsage
@@ -57,12 +58,11 @@ class Describer:
         return ListedSandbox(**self._shared(info))  # type: ignore[arg-type]  # one set of fields for both shapes
 
     def detail(self, info: SandboxInfo) -> SandboxDetail:
-        internet = info.labels.get(LABEL_INTERNET)
         return SandboxDetail(
             **self._shared(info),  # type: ignore[arg-type]  # one set of fields for both shapes
-            allowInternetAccess=None if internet is None else internet == "1",
+            allowInternetAccess=_internet(info),
             domain=self._settings.domain,
-            network=_network(info),
+            network=shown(info),
             pauseMode=UNSET
             if info.pause_mode is None or info.state is not SandboxState.PAUSED
             else info.pause_mode.value,
@@ -139,7 +139,8 @@ def alias_of(info: SandboxInfo) -> str:
     return info.labels.get(LABEL_ALIAS) or template_of(info)
 
 
-def _network(info: SandboxInfo) -> dict[str, object]:
-    mask = info.labels.get(LABEL_MASK_HOST)
-    public: dict[str, object] = {"allowPublicTraffic": is_public(info)}
-    return public if mask is None else {**public, "maskRequestHost": mask}
+def _internet(info: SandboxInfo) -> bool | None:
+    """As it was asked for at creation, unless the policy in force says otherwise."""
+    if not info.network.internet:
+        return False
+    return True if info.labels.get(LABEL_INTERNET) is not None else None

@@ -7,7 +7,7 @@ connections: the SDKs probe its health as soon as a connection breaks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from firkin.e2b.auth import ApiKey
@@ -50,7 +50,7 @@ class SandboxDirectory:
         self.mint = TokenMint(settings.secret)
         self._settings = settings
         self._waker = Waker(backend, settings, quotas)
-        self._held: dict[str, set[ClientConnection]] = {}
+        self._held: dict[str, dict[ClientConnection, int | None]] = {}
         self._users: dict[tuple[str, str | None], tuple[float, GuestUser]] = {}
         self._when_stopped: list[Callable[[str], None]] = []
         self._when_over: list[Callable[[str], None]] = []
@@ -120,17 +120,19 @@ class SandboxDirectory:
         return user
 
     @contextmanager
-    def holding(self, sandbox_id: SandboxId, connection: ClientConnection | None) -> Iterator[None]:
-        """While the block runs, the connection is reset if the sandbox ends."""
+    def holding(
+        self, sandbox_id: SandboxId, connection: ClientConnection | None, *, port: int | None = None
+    ) -> Iterator[None]:
+        """While the block runs, the connection is reset if the sandbox ends, or if its policy shuts `port`."""
         if connection is None:
             yield
             return
-        held = self._held.setdefault(sandbox_id, set())
-        held.add(connection)
+        held = self._held.setdefault(sandbox_id, {})
+        held[connection] = port
         try:
             yield
         finally:
-            held.discard(connection)
+            held.pop(connection, None)
             if not held and self._held.get(sandbox_id) is held:
                 del self._held[sandbox_id]
 
@@ -151,6 +153,12 @@ class SandboxDirectory:
         over = [] if paused and await self._lives_on(sandbox_id) else self._when_over
         for call in (*self._when_stopped, *over):
             call(sandbox_id)
+
+    def shut(self, sandbox_id: SandboxId, ports: Collection[int]) -> None:
+        """Only these ports are to be reached from now on: reset whoever is connected to another."""
+        for connection, port in [*self._held.get(sandbox_id, {}).items()]:
+            if port is not None and port not in ports:
+                connection.reset()
 
     async def _lives_on(self, sandbox_id: SandboxId) -> bool:
         """Whether its memory is still there. One that runs again by now counts as such, even if it had to boot."""

@@ -94,6 +94,12 @@ def left_asleep(sandbox_id: str) -> Refused:
     return Refused(403, message, should_retry=False, more={"sandboxId": sandbox_id})
 
 
+def shut_port(sandbox_id: str, port: int) -> Refused:
+    """The data plane's answer for a port that the sandbox's own policy does not let anybody reach."""
+    message = f"Port {port} cannot be reached from outside: the sandbox's network policy (allowPorts) does not name it"
+    return Refused(403, message, should_retry=False, more={"sandboxId": sandbox_id, "port": port})
+
+
 def closed_port(sandbox_id: str, port: int) -> Refused:
     message = "The sandbox is running but port is not open"
     return Refused(502, message, should_retry=False, more={"sandboxId": sandbox_id, "port": port})

@@ -20,22 +20,37 @@ class AutoResume(msgspec.Struct, forbid_unknown_fields=True):
     enabled: bool = False
 
 
-_INBOUND = ("allowPublicTraffic", "maskRequestHost")
+_OF_NAMES = ("dnsServers", "egressProxy", "httpsPorts", "rules")
 
 
-class NetworkConfig(msgspec.Struct, forbid_unknown_fields=True):
-    allowPublicTraffic: bool | None = None
+class EgressConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a policy says at any time. `peers` and `allowPorts` are Firkin's own."""
+
     allowOut: list[str] | None = None
     denyOut: list[str] | None = None
     dnsServers: list[str] | None = None
     egressProxy: dict[str, Any] | None = None
-    maskRequestHost: str | None = None
     httpsPorts: list[int] | None = None
     rules: dict[str, Any] | None = None
+    peers: list[str] | None = None
+    allowPorts: list[int] | None = None
 
     def unsupported(self) -> list[str]:
-        """The fields that ask for something; an empty list or null asks for nothing."""
-        return [name for name in self.__struct_fields__ if name not in _INBOUND and getattr(self, name)]
+        """The fields that ask for somebody who reads names; an empty list or null asks for nothing."""
+        return [name for name in _OF_NAMES if getattr(self, name)]
+
+
+class NetworkConfig(EgressConfig, kw_only=True, forbid_unknown_fields=True):
+    """At creation."""
+
+    allowPublicTraffic: bool | None = None
+    maskRequestHost: str | None = None
+
+
+class NetworkUpdate(EgressConfig, kw_only=True, forbid_unknown_fields=True):
+    """``PUT /sandboxes/{id}/network``."""
+
+    allow_internet_access: bool | None = None
 
 
 class SandboxVolume(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):

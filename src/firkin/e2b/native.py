@@ -22,6 +22,7 @@ from firkin.e2b.native_builds import NativeBuilds
 from firkin.e2b.native_snapshots import NativeSnapshots
 from firkin.e2b.native_templates import NativeTemplates
 from firkin.e2b.native_volumes import NativeVolumes
+from firkin.e2b.network_reports import network_report
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
 from firkin.e2b.webhook_calls import WebhookCalls
 from firkin.law.backend import SandboxBackend
@@ -63,6 +64,8 @@ class NativeRoutes:
                 )
             case "GET", ["sandboxes", sandbox_id, "explain"]:
                 await exchange.answer_json(200, await self._explain(sandbox_id, self._whose(exchange, tenant)))
+            case "GET", ["sandboxes", sandbox_id, "network"]:
+                await exchange.answer_json(200, await self._network(sandbox_id, self._whose(exchange, tenant)))
             case "GET", ["events"]:
                 await self._feed.answer(exchange, self._whose(exchange, tenant))
             case _, ["builds", *_]:
@@ -116,6 +119,16 @@ class NativeRoutes:
         entries = await self._backend.logs.list(LogFilter(sandbox_id=sandbox_id, source=LogSource.RUNTIME))
         rows = [{"timestamp": entry.observed_at.isoformat(), "message": entry.message} for entry in entries]
         return {"ended": ended, "entries": rows}
+
+    async def _network(self, text: str, owner: str | None) -> dict[str, Any]:
+        """Unknown, ended and somebody else's read alike."""
+        try:
+            info = await self._backend.sandboxes.inspect(SandboxId(text))
+        except (InvalidSpec, NotFound):
+            raise missing_sandbox(text[:64]) from None
+        if owner is not None and info.owner != owner:
+            raise missing_sandbox(text[:64])
+        return network_report(info, await self._backend.sandboxes.network(info.id))
 
     async def _explain(self, text: str, owner: str | None) -> dict[str, Any]:
         """Unknown, forgotten and somebody else's read alike."""

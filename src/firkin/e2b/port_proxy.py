@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from firkin.e2b.directory import SandboxDirectory, is_public
-from firkin.e2b.error_map import closed_port, dead_sandbox, is_gone
+from firkin.e2b.error_map import closed_port, dead_sandbox, is_gone, shut_port
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.pages import is_browser, refusal_page
 from firkin.e2b.protocol import ClientConnection
@@ -64,10 +64,12 @@ class PortProxy:
 
     async def _answer(self, exchange: Exchange, target: SandboxTarget, connection: ClientConnection) -> None:
         try:
-            info = await self._directory.live(target.sandbox_id, lambda info: self._refusal(exchange, info) is None)
-            if (refusal := self._refusal(exchange, info)) is not None:
+            info = await self._directory.live(
+                target.sandbox_id, lambda info: self._refusal(exchange, info, target) is None
+            )
+            if (refusal := self._refusal(exchange, info, target)) is not None:
                 raise refusal
-            with self._counted(info.id), self._directory.holding(info.id, connection):
+            with self._counted(info.id), self._directory.holding(info.id, connection, port=target.port):
                 if exchange.method == "CONNECT":
                     await self._connect(exchange, connection, info, target.port)
                 else:
@@ -95,10 +97,14 @@ class PortProxy:
             if not self._passing[sandbox_id]:
                 del self._passing[sandbox_id]
 
-    def _refusal(self, exchange: Exchange, info: SandboxInfo) -> Refused | None:
-        """What is wrong with a request to a port that is not public."""
-        if is_public(info):
-            return None
+    def _refusal(self, exchange: Exchange, info: SandboxInfo, target: SandboxTarget) -> Refused | None:
+        """What is wrong with a request to a port that is shut, or not public. Without a token no port is told of."""
+        if not is_public(info) and (refusal := self._untrusted(exchange, info)) is not None:
+            return refusal
+        ports = info.network.ports
+        return None if ports is None or target.port in ports else shut_port(info.id, target.port)
+
+    def _untrusted(self, exchange: Exchange, info: SandboxInfo) -> Refused | None:
         header = TRAFFIC_HEADER.decode()
         more = {"sandboxId": info.id, "header": header}
         given = exchange.text_header(TRAFFIC_HEADER)

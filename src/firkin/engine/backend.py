@@ -23,6 +23,7 @@ from firkin.engine.ports import LocalPorts
 from firkin.engine.processes import LocalProcesses
 from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
+from firkin.engine.refusal_lines import RefusalLines
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
@@ -155,6 +156,7 @@ class LocalBackend:
             node.background(node.samples.run(), name="samples")
             node.background(node.webhooks.run(), name="webhooks")
             node.background(node.keeping.run(), name="unused layers")
+            node.background(RefusalLines(node).run(), name="refused flows")
             self._open = undo.pop_all()
         self._node = node
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
-from firkin.engine import creation, endings, snapshots
+from firkin.engine import creation, endings, networks, snapshots
 from firkin.engine.histories import history
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node
@@ -16,6 +16,8 @@ from firkin.engine.sandbox_requests import deadline_after
 from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind, SandboxUnavailable, WrongState
 from firkin.law.ids import SandboxId
 from firkin.law.lifecycle_events import DEADLINE_SET
+from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import SandboxNetwork
 from firkin.law.processes import Signal, signal_number
 from firkin.law.sandboxes import (
     AttachOptions,
@@ -89,6 +91,13 @@ class LocalSandboxes:
 
     async def update_deadline(self, sandbox_id: SandboxId, deadline: SandboxDeadline) -> SandboxInfo:
         return await self._node.acts.run(self._renew(sandbox_id, deadline), name=f"renew {sandbox_id}")
+
+    async def update_network(self, sandbox_id: SandboxId, policy: NetworkPolicy) -> SandboxInfo:
+        work = networks.update_network(self._node, sandbox_id, policy)
+        return await self._node.acts.run(work, name=f"network of {sandbox_id}")
+
+    async def network(self, sandbox_id: SandboxId) -> SandboxNetwork:
+        return await networks.network_of(self._node, sandbox_id)
 
     async def _stop(self, sandbox_id: SandboxId, grace_s: float) -> SandboxInfo:
         resident = await self._node.roster.meet("stop sandbox", sandbox_id)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
 from firkin.engine import endings
 from firkin.engine.ledger import Why
+from firkin.engine.networks import put_in_force
 from firkin.engine.node import Node
 from firkin.engine.pauses import is_going_down, lay_down
 from firkin.engine.records import SandboxRecord
@@ -119,6 +121,8 @@ async def _adopted(node: Node, resident: Resident) -> Instance | None:
 async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
     """It lives: count it, watch it, and end a stop that was under way."""
     resident.instance = instance
+    with suppress(FirkinError):  # told in its log; it reaches nothing then
+        await put_in_force(node, resident, instance, resident.info.network)
     await _hold(node, resident, instance)
     node.background(watch(node, resident, instance), name=f"watch {resident.id}")
     if resident.info.state is not SandboxState.STOPPING:

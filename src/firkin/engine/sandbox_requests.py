@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
+from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
+from firkin.law.network import NetworkPolicy
 from firkin.law.policies import DeadlinePolicy
 from firkin.law.sandboxes import FromSnapshot, Isolation, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
 
+INSPECTION = BuildFeatureGated("the egress gateway, which looks at names: domains, rules, proxies and DNS servers")
+ONLY_IPV4 = Permanent("sandboxes have no IPv6, so allow_out can name IPv4 addresses only")
 _CREATE = "create a sandbox"
 
 
@@ -16,8 +19,7 @@ def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> None:
     """`UnsupportedCapability` for each wish that nobody here would honour."""
     if isinstance(spec.source, FromSnapshot):
         offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
-    if spec.network.is_finer:
-        offer.require(_CREATE, CapabilityName.NETWORK_POLICY)
+    check_network(_CREATE, spec.network, offer)
     if spec.isolation not in (Isolation.DRIVER_DEFAULT, driver):
         reason = Permanent(f"this runtime isolates by {driver!r}, not by {spec.isolation.value!r}")
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)
@@ -26,6 +28,16 @@ def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> None:
     if spec.lifecycle.auto_resume:
         offer.require(_CREATE, CapabilityName.PAUSE_RESUME)
     offer.require(_CREATE, CapabilityName.RUNTIME_CREATE)
+
+
+def check_network(operation: str, policy: NetworkPolicy, offer: Capabilities) -> None:
+    """`UnsupportedCapability` for what nobody here would enforce."""
+    if policy.is_finer:
+        offer.require(operation, CapabilityName.NETWORK_POLICY)
+    if policy.is_inspected:
+        raise UnsupportedCapability(operation, CapabilityName.NETWORK_POLICY, INSPECTION)
+    if any(":" in network for network in policy.allowed_networks):
+        raise UnsupportedCapability(operation, CapabilityName.NETWORK_POLICY, ONLY_IPV4)
 
 
 def deadline_after(wish: SandboxDeadline | None, policy: DeadlinePolicy, now: datetime) -> float | None:

@@ -1,35 +1,56 @@
-"""Forgetting the connections of an address (ctnetlink: linux/netfilter/nfnetlink_conntrack.h; Linux 5.8)."""
+"""Forgetting the connections of an address (ctnetlink; Linux 5.8)."""
 
 from __future__ import annotations
 
-import os
+import errno
 import socket
 import struct
+from collections.abc import Callable
 
-_NETLINK_NETFILTER = 12
-_CONNTRACK_DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
-_REQUEST_ACK = 0x1 | 0x4
+from firkin.host.nfnetlink import DEL_CONNECTIONS, GET_CONNECTIONS, Nfnetlink, attribute, attributes, nested
+
 _TUPLE_ORIG, _FILTER = 1, 25
-_TUPLE_IP, _IP_V4_SRC, _FILTER_ORIG_FLAGS = 1, 1, 1
+_TUPLE_IP, _IP_V4_SRC, _IP_V4_DST, _FILTER_ORIG_FLAGS = 1, 1, 2, 1
 _BY_SOURCE = 1
-_NESTED = 0x8000
-_ERROR = 2
 
 
-def delete_connections(source: str) -> None:
+def delete_connections(kernel: Nfnetlink, source: str) -> None:
     """Remove every connection that the IPv4 address `source` began from the machine's table. None is no error."""
-    address = _attribute(_IP_V4_SRC, socket.inet_aton(source))
-    tuple_of = _attribute(_TUPLE_ORIG | _NESTED, _attribute(_TUPLE_IP | _NESTED, address))
-    chosen = _attribute(_FILTER | _NESTED, _attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _BY_SOURCE)))
-    body = struct.pack("=BBH", socket.AF_INET, 0, 0) + tuple_of + chosen
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netfilter:
-        netfilter.send(struct.pack("=IHHII", 16 + len(body), _CONNTRACK_DELETE, _REQUEST_ACK, 1, 0) + body)
-        answer = netfilter.recv(65536)
-    _, kind, _, _, _ = struct.unpack_from("=IHHII", answer)
-    code = struct.unpack_from("=i", answer, 16)[0] if kind == _ERROR else 0
-    if code not in (0, -2):  # ENOENT: there was none
-        raise OSError(-code, f"conntrack: {os.strerror(-code)}")
+    _delete(kernel, _of(source))
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+def cut_connections(kernel: Nfnetlink, source: str, allowed: Callable[[str], bool]) -> int:
+    """Remove those that `source` began to addresses that are not `allowed`; how many there were.
+
+    The others keep their translated ports, without which their answers would not find back.
+    """
+    found = [_original(body) for body in kernel.dump((GET_CONNECTIONS, socket.AF_INET, _of(source)))]
+    mine = [connection for connection in found if _address(connection, _IP_V4_SRC) == source]
+    doomed = [connection for connection in mine if not allowed(_address(connection, _IP_V4_DST))]
+    for connection in doomed:
+        _delete(kernel, nested(_TUPLE_ORIG, connection))
+    return len(doomed)
+
+
+def _of(source: str) -> bytes:
+    address = attribute(_IP_V4_SRC, socket.inet_aton(source))
+    chosen = nested(_FILTER, attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _BY_SOURCE)))
+    return nested(_TUPLE_ORIG, nested(_TUPLE_IP, address)) + chosen
+
+
+def _delete(kernel: Nfnetlink, chosen: bytes) -> None:
+    try:
+        kernel.order((DEL_CONNECTIONS, socket.AF_INET, chosen))
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # there was none
+            raise
+
+
+def _original(body: bytes) -> bytes:
+    """A connection's original tuple, as the kernel wrote it."""
+    return dict(attributes(body))[_TUPLE_ORIG]
+
+
+def _address(connection: bytes, which: int) -> str:
+    addresses = dict(attributes(dict(attributes(connection))[_TUPLE_IP]))
+    return socket.inet_ntoa(addresses[which])

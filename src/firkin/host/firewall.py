@@ -5,16 +5,21 @@ answers nothing at all (who wants to reach a service inside goes through the
 agent); private, link-local, metadata, multicast and other sandboxes' addresses
 are dropped, and so is what claims to come from another address; IPv6 is
 dropped; and everything else is dropped too unless the interface is in the group
-`ONLINE`. How many entries one sandbox may hold in the machine's connection
-table is bounded.
+`ONLINE`. A sandbox with a finer policy is in the group `DECIDED`: what a table of
+its own marked passes (see `host.reach_tables`), everything else is dropped. In any
+case the host's own addresses are out of reach, and so is what another program on
+the host translated into another destination than the policy was asked about (a
+container's published port is an address of the host first). How many entries one sandbox
+may hold in the machine's connection table is bounded.
 
-The answer is a property of the interface (as ``ip link set … group`` sets it)
+The group is a property of the interface (as ``ip link set … group`` sets it)
 and dies with it: no state of a killed server can be inherited, and a change
 costs the same with one sandbox and with thousands, where a set of nft would be
 read whole each time.
 
 The table is shared by all Firkin servers of a machine, because a drop in one
-base chain cannot be undone by an accept in another one's.
+base chain cannot be undone by an accept in another one's. For the same reason
+what it refused is kept in sets, which any number of servers can read.
 """
 
 from __future__ import annotations
@@ -27,39 +32,42 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from firkin.law.reach import PRIVATE, SANDBOXES
+
 TABLE = "firkin"
 INTERFACE_PREFIX = "fk"
-POOL_NETWORK = "198.18.0.0/15"
 FLOWS = 4096  # connections of one sandbox, of a machine's 65,536 or more
-_VERSION = "version_3"  # a chain that only says which rules these are; count up with every change of them
+_VERSION = "version_4"  # a chain that only says which rules these are; count up with every change of them
 ONLINE = 26217  # the interface group of those that may go out; a number that nobody else is likely to use
+DECIDED = 26218  # and of those of whose packets `host.reach_tables` marks what may pass
+PASSED = 0x66697270  # that mark; taken off again before anything else on the host could act on it
 _USERS = Path("/run/firkin/firewall.users")
 
-# Special-purpose address blocks (IANA registry), which hold hosts, metadata services and neighbours.
-PRIVATE = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "224.0.0.0/3",
-)
+# What is refused is counted for each sandbox, and one new destination a second of each is remembered for a minute:
+# however hard one tries, it takes no more room than this, and nobody else's.
+COUNTED, TOLD, REFUSED, REFUSED_OTHER = "counted", "told", "refused", "refused_other"
+OPEN = "flows"  # and how many connections each has open
+REMEMBERED_S = 60
+_SANDBOXES_AT_MOST = 8192
 
 _RULES = f"""
 table inet {TABLE} {{
-    set flows {{ type ipv4_addr; flags dynamic; size 65535; }}
+    set {OPEN} {{ type ipv4_addr; flags dynamic; size 65535; }}
+    set {COUNTED} {{ type ipv4_addr; flags dynamic; size {_SANDBOXES_AT_MOST}; }}
+    set {TOLD} {{ type ipv4_addr; flags dynamic; size {_SANDBOXES_AT_MOST}; }}
+    set {REFUSED} {{
+        type ipv4_addr . ipv4_addr . inet_proto . inet_service
+        flags dynamic, timeout; timeout {REMEMBERED_S}s; size 65535
+    }}
+    set {REFUSED_OTHER} {{
+        type ipv4_addr . ipv4_addr . inet_proto
+        flags dynamic, timeout; timeout {REMEMBERED_S}s; size 65535
+    }}
     chain {_VERSION} {{ }}
     set private {{ type ipv4_addr; flags interval; elements = {{ {", ".join(PRIVATE)} }} }}
     chain input {{
         type filter hook input priority -5; policy accept;
-        iifname "{INTERFACE_PREFIX}*" drop
+        iifname "{INTERFACE_PREFIX}*" jump refuse
     }}
     chain spoofed {{
         type filter hook prerouting priority -150; policy accept;
@@ -68,21 +76,40 @@ table inet {TABLE} {{
     chain forward {{
         type filter hook forward priority -5; policy accept;
         iifname "{INTERFACE_PREFIX}*" jump outbound
-        oifname "{INTERFACE_PREFIX}*" oifgroup {ONLINE} ct state established,related accept
+        oifname "{INTERFACE_PREFIX}*" oifgroup {{ {ONLINE}, {DECIDED} }} ct state established,related accept
         oifname "{INTERFACE_PREFIX}*" drop
     }}
     chain outbound {{
         meta nfproto != ipv4 drop
-        ip saddr != {POOL_NETWORK} drop
-        ip daddr @private drop
-        fib daddr type local drop
-        iifgroup != {ONLINE} drop
-        ct state new add @flows {{ ip saddr ct count over {FLOWS} }} drop
+        ip saddr != {SANDBOXES} drop
+        fib daddr type local goto refuse
+        ct status dnat goto refuse
+        iifgroup {DECIDED} goto decided
+        ip daddr @private goto refuse
+        iifgroup != {ONLINE} goto refuse
+        goto admit
+    }}
+    chain decided {{
+        meta mark != {PASSED} goto refuse
+        meta mark set 0
+        goto admit
+    }}
+    chain admit {{
+        ct state new add @{OPEN} {{ ip saddr ct count over {FLOWS} }} drop
         accept
+    }}
+    chain refuse {{
+        meta nfproto != ipv4 drop
+        ip saddr != {SANDBOXES} drop
+        update @{COUNTED} {{ ip saddr counter }}
+        update @{TOLD} {{ ip saddr limit rate over 1/second burst 16 packets }} drop
+        meta l4proto {{ tcp, udp }} update @{REFUSED} {{ ip saddr . ip daddr . meta l4proto . th dport counter }} drop
+        update @{REFUSED_OTHER} {{ ip saddr . ip daddr . meta l4proto counter }}
+        drop
     }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
-        ip saddr {POOL_NETWORK} oifname != "{INTERFACE_PREFIX}*" masquerade
+        ip saddr {SANDBOXES} oifname != "{INTERFACE_PREFIX}*" masquerade
     }}
 }}
 """

@@ -10,16 +10,42 @@ import os
 import socket
 import struct
 import threading
+from dataclasses import astuple, dataclass
+
+from firkin.host.nfnetlink import attribute, attributes
 
 _ACK, _REQUEST, _CREATE, _EXCLUSIVE = 0x4, 0x1, 0x400, 0x200
-_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE = 16, 17, 18, 20, 24
 _ERROR = 2
-_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 3, 18, 27, 28
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_GROUP, _IFLA_NET_NS_FD = 3, 18, 23, 27, 28
+_LINK_HEAD = 16
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_GATEWAY, _RTA_OIF = 5, 4
 _IFF_UP = 1
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What went through a link since it was made, as seen from this end of it."""
+
+    packets_received: int = 0
+    packets_sent: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+
+    def as_text(self) -> str:
+        return " ".join(map(str, astuple(self)))
+
+    @classmethod
+    def of_text(cls, text: str) -> Traffic:
+        """What `as_text` wrote; nothing for anything else."""
+        numbers = [int(word) for word in text.split() if word.isdigit()]
+        return cls(*numbers) if len(numbers) == 4 else cls()
+
+    def since(self, before: Traffic) -> Traffic:
+        return Traffic(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
 
 
 class Netlink:
@@ -35,9 +61,9 @@ class Netlink:
 
     def add_veth(self, name: str, peer: str, peer_namespace: int) -> None:
         """A pair: `name` here, `peer` in the namespace of that descriptor."""
-        inner = _link(0, 0) + _text(_IFLA_IFNAME, peer) + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_namespace))
-        data = _attribute(_INFO_DATA, _attribute(_VETH_PEER, inner))
-        info = _attribute(_IFLA_LINKINFO, _text(_INFO_KIND, "veth") + data)
+        inner = _link(0, 0) + _text(_IFLA_IFNAME, peer) + attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_namespace))
+        data = attribute(_INFO_DATA, attribute(_VETH_PEER, inner))
+        info = attribute(_IFLA_LINKINFO, _text(_INFO_KIND, "veth") + data)
         self._ask(_NEWLINK, _CREATE | _EXCLUSIVE, _link(0, 0) + _text(_IFLA_IFNAME, name) + info)
 
     def delete_link(self, name: str) -> None:
@@ -52,48 +78,52 @@ class Netlink:
         self._ask(_NEWLINK, 0, _link(0, _IFF_UP) + _text(_IFLA_IFNAME, name))
 
     def set_group(self, name: str, group: int) -> None:
-        wanted = _attribute(_IFLA_GROUP, struct.pack("=I", group))
+        wanted = attribute(_IFLA_GROUP, struct.pack("=I", group))
         self._ask(_NEWLINK, 0, _link(0, 0) + _text(_IFLA_IFNAME, name) + wanted)
+
+    def traffic(self, name: str) -> Traffic:
+        body = self._ask(_GETLINK, 0, _link(0, 0) + _text(_IFLA_IFNAME, name))
+        found = next(value for kind, value in attributes(body[_LINK_HEAD:]) if kind == _IFLA_STATS64)
+        return Traffic(*struct.unpack_from("=QQQQ", found))
 
     def add_address(self, name: str, address: str, prefix: int) -> None:
         packed = socket.inet_aton(address)
         head = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, 0, socket.if_nametoindex(name))
-        body = _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+        body = attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
         self._ask(_NEWADDR, _CREATE | _EXCLUSIVE, head + body)
 
     def add_default_route(self, gateway: str) -> None:
         head = struct.pack(
             "=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST, 0
         )
-        self._ask(_NEWROUTE, _CREATE | _EXCLUSIVE, head + _attribute(_RTA_GATEWAY, socket.inet_aton(gateway)))
+        self._ask(_NEWROUTE, _CREATE | _EXCLUSIVE, head + attribute(_RTA_GATEWAY, socket.inet_aton(gateway)))
 
-    def _ask(self, kind: int, flags: int, body: bytes) -> None:
-        """Send one request and wait for its acknowledgement; OSError with the kernel's code."""
+    def _ask(self, kind: int, flags: int, body: bytes) -> bytes:
+        """Send one request, wait for its acknowledgement; what was told before it. OSError with the kernel's code."""
         with self._lock:
-            self._exchange(kind, flags, body)
+            return self._exchange(kind, flags, body)
 
-    def _exchange(self, kind: int, flags: int, body: bytes) -> None:
+    def _exchange(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
         size = 16 + len(body)
         self._socket.send(struct.pack("=IHHII", size, kind, _REQUEST | _ACK | flags, self._sequence, 0) + body)
+        told = b""
         while True:
             answer = self._socket.recv(65536)
-            _, kind_back, _, sequence, _ = struct.unpack_from("=IHHII", answer)
-            if kind_back == _ERROR and sequence == self._sequence:
+            size, kind_back, _, sequence, _ = struct.unpack_from("=IHHII", answer)
+            if sequence != self._sequence:
+                continue
+            if kind_back == _ERROR:
                 (code,) = struct.unpack_from("=i", answer, 16)
                 if code:
                     raise OSError(-code, f"rtnetlink: {os.strerror(-code)}")
-                return
+                return told
+            told = answer[16:size]
 
 
 def _link(index: int, flags: int) -> bytes:
     return struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, index, flags, flags)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    padding = b"\0" * (-len(value) % 4)
-    return struct.pack("=HH", 4 + len(value), kind) + value + padding
-
-
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")

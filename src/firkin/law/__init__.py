@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from firkin.law.logs import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.metrics import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.network import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.network_use import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.policies import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.ports import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.processes import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.reach import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.resources import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.sandboxes import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.snapshots import *  # noqa: F403 — __all__ below is the choice
@@ -44,6 +46,8 @@ _MODULES = (
     "states",
     "policies",
     "network",
+    "network_use",
+    "reach",
     "ports",
     "processes",
     "capabilities",
@@ -198,6 +202,7 @@ __all__ = [
     "MetricUnit",
     "NamedTemplate",
     "NetworkPolicy",
+    "NetworkUse",
     "Never",
     "NoPlane",
     "NotFound",
@@ -234,9 +239,11 @@ __all__ = [
     "Provisioning",
     "PtyOutput",
     "PtySize",
+    "Reach",
     "ReadOptions",
     "ReadyProbe",
     "RecipeSource",
+    "RefusedFlow",
     "RegistryLogin",
     "ResourceKind",
     "RestoreOptions",
@@ -254,6 +261,7 @@ __all__ = [
     "SandboxHistory",
     "SandboxId",
     "SandboxInfo",
+    "SandboxNetwork",
     "SandboxPath",
     "SandboxResources",
     "SandboxSource",
@@ -331,6 +339,7 @@ __all__ = [
     "check_domain",
     "check_environment",
     "check_mounts",
+    "denial",
     "describe_selector",
     "describe_source",
     "describe_step",

@@ -30,6 +30,8 @@ from firkin.law.files import (
 from firkin.law.ids import BackendName, SandboxId, SnapshotId, TemplateId, WarmPoolKey
 from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
+from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import SandboxNetwork
 from firkin.law.policies import Policies
 from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure
 from firkin.law.processes import (
@@ -145,6 +147,18 @@ class SandboxControl(Protocol):
     async def delete(self, sandbox_id: SandboxId, options: DeleteOptions) -> None: ...
 
     async def update_deadline(self, sandbox_id: SandboxId, deadline: SandboxDeadline) -> SandboxInfo: ...
+
+    async def update_network(self, sandbox_id: SandboxId, policy: NetworkPolicy) -> SandboxInfo:
+        """Put `policy` in force in place of the one before, also for connections that are open; running or paused.
+
+        `WrongState` otherwise. When it could not be put in force the sandbox reaches
+        nothing from then on, and the call fails with `BackendFailure`.
+        """
+        ...
+
+    async def network(self, sandbox_id: SandboxId) -> SandboxNetwork:
+        """Its policy, and what became of its traffic so far."""
+        ...
 
     async def history(self, sandbox_id: SandboxId) -> SandboxHistory:
         """What became of it, also after its end for as long as the operator wants ends remembered. `NotFound`."""

@@ -16,6 +16,7 @@ from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.ids import SandboxId
 from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.ports import ByteChannel
 from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
@@ -159,6 +160,22 @@ class Instance(Protocol):
 
         `PortFailure` with `refused` when nothing listens.
         """
+        ...
+
+    async def set_network(self, policy: NetworkPolicy) -> None:
+        """Put `policy` in force in place of the one before, also for connections that are open. Frozen or not.
+
+        `UnsupportedCapability` for what it cannot enforce. `BackendFailure` when it could
+        not be put in force: nothing outside is reached then, until a later call succeeds.
+        """
+        ...
+
+    async def network(self) -> NetworkUse | None:
+        """Its address and what became of its traffic; None where there is none to count."""
+        ...
+
+    async def refused(self) -> Sequence[RefusedFlow]:
+        """The latest refused flows, the newest first. Cheap: it is asked every second."""
         ...
 
     async def usage(self) -> Mapping[str, int]:

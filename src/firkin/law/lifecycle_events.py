@@ -25,6 +25,7 @@ EVENT_TYPES = (CREATED, KILLED, PAUSED, RESUMED, UPDATED, CHECKPOINTED)
 # Causes of journal entries that leave the state as it was.
 DEADLINE_SET = "deadline set: "
 SNAPSHOT_MADE = "snapshot made: "
+NETWORK_SET = "network set: "
 
 _S = SandboxState
 _STATES = {
@@ -32,7 +33,7 @@ _STATES = {
     RESUMED: frozenset({_S.RUNNING}),
     PAUSED: frozenset({_S.PAUSED}),
     KILLED: frozenset({_S.STOPPED, _S.FAILED}),
-    UPDATED: frozenset({_S.RUNNING}),
+    UPDATED: frozenset({_S.RUNNING, _S.PAUSED}),
     CHECKPOINTED: frozenset({_S.RUNNING, _S.PAUSED}),
 }
 TOLD_STATES = frozenset[SandboxState]().union(*_STATES.values())

@@ -13,6 +13,8 @@ from firkin.law.errors import NotFound
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogEntry, LogFilter, LogLevel
 from firkin.law.metrics import SandboxUsage
+from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import SandboxNetwork
 from firkin.law.processes import Command, CommandOutput, Signal
 from firkin.law.sandboxes import (
     AttachOptions,
@@ -82,6 +84,15 @@ class Sandbox:
     async def update_deadline(self, deadline: SandboxDeadline) -> SandboxInfo:
         self._info = await self._backend.sandboxes.update_deadline(self.id, deadline)
         return self._info
+
+    async def update_network(self, policy: NetworkPolicy) -> SandboxInfo:
+        """Put another policy in force, also for connections that are open."""
+        self._info = await self._backend.sandboxes.update_network(self.id, policy)
+        return self._info
+
+    async def network(self) -> SandboxNetwork:
+        """Its policy, and what became of its traffic so far."""
+        return await self._backend.sandboxes.network(self.id)
 
     async def snapshot(self, name: str | None = None) -> SnapshotRef:
         return await self._backend.snapshots.capture(self.id, SnapshotOptions(name=name))

@@ -28,14 +28,19 @@ from firkin.law.errors import (
     InvalidSpec,
     IoFailure,
     SandboxUnavailable,
+    UnsupportedCapability,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import RefusedFlow
 from firkin.law.states import EndCause
 from firkin.lifetimes import finish
 from firkin.wire.codec import Object
 
 CAPTURE_WITHIN_S = 600.0
 MEMORY_BYTES = 1 << 20  # what an instance counts as using beside its files: there is no kernel to ask
+
+NO_NETWORK = Permanent("instances in memory have no network")
 
 _C = CapabilityName
 _SUPPORTED = (
@@ -148,6 +153,18 @@ class MemoryInstance:
         """Only the agent makes connections inside."""
         return
 
+    async def set_network(self, policy: NetworkPolicy) -> None:
+        """With internet or without is the same here: there is none."""
+        if policy.is_finer:
+            raise UnsupportedCapability("set the network policy", _C.NETWORK_POLICY, NO_NETWORK)
+
+    async def network(self) -> None:
+        """There is no traffic to count."""
+        return
+
+    async def refused(self) -> Sequence[RefusedFlow]:
+        return ()
+
     async def usage(self) -> Mapping[str, int]:
         """No CPU time is measured and nothing is ever killed for memory here; files count as memory and as disk."""
         return {
@@ -188,9 +205,9 @@ class MemoryDriver:
 
     async def capabilities(self) -> Capabilities:
         refused = Capabilities.all_unsupported(Permanent("the memory driver does not offer it"))
-        return refused.with_unsupported(
-            Permanent("instances in memory have no network"), _C.NETWORK_POLICY, _C.PORTS_DOMAIN_PROXY
-        ).with_supported(*_SUPPORTED)
+        return refused.with_unsupported(NO_NETWORK, _C.NETWORK_POLICY, _C.PORTS_DOMAIN_PROXY).with_supported(
+            *_SUPPORTED
+        )
 
     async def preflight(self) -> Preflight:
         return Preflight(ready=True)

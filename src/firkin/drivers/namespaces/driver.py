@@ -34,11 +34,14 @@ from firkin.host import cgroups
 from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
 from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
+from firkin.host.netlink import Traffic
 from firkin.host.netns_sockets import NamespaceSockets
+from firkin.host.networks import SandboxNetworks
 from firkin.host.overlays import takes_descriptors
 from firkin.host.seccomp import cached_filter
 from firkin.host.superblocks import is_clean
 from firkin.host.syscalls import open_tree
+from firkin.host.wires import Wires
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
@@ -79,13 +82,16 @@ class NamespacesDriver:
         self._volumes = VolumeDisks(state_dir / "volumes")
         self._firewall = Firewall()
         self._leases = SlotLeases(self._label, _in_use)
-        self._slots = SlotPool(self._leases, depth=self._options.ready_slots)
+        self._wires = Wires()
+        self._networks = SandboxNetworks(self._wires)
+        self._slots = SlotPool(self._leases, self._wires, depth=self._options.ready_slots)
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._slots_started = False
         self._around = Surroundings(
             trees=self._trees,
             sockets=NamespaceSockets(),
+            networks=self._networks,
             disk_threads=DiskThreads(),
             background=Children(),
             released=self._released,
@@ -120,7 +126,7 @@ class NamespacesDriver:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
         await self._volumes.start()
-        await asyncio.to_thread(self._install_firewall)
+        await asyncio.to_thread(self._open_network)
         program = await asyncio.to_thread(cached_filter, self._state / "cache")
         self._launcher = Launcher(
             {
@@ -134,10 +140,11 @@ class NamespacesDriver:
         )
         await self._launcher.start()
 
-    def _install_firewall(self) -> None:
+    def _open_network(self) -> None:
         try:
             self._firewall.install()
-        except FirewallUnavailable as error:
+            self._wires.start()
+        except (FirewallUnavailable, OSError) as error:
             raise BackendFailure("start", NAME, str(error)) from error
         for uplink in uplinks():
             allow_forwarding(uplink)
@@ -156,8 +163,9 @@ class NamespacesDriver:
         for attempt in range(_ATTEMPTS):
             slot = await slots.take(online=plan.network.internet)
             try:
+                before = await self._networks.connect(plan.sandbox_id, slot.wire, plan.network)
                 async with self._volumes.mounted(plan.volumes) as mounts:
-                    return await self._boot_in(plan, slot, mounts)
+                    return await self._boot_in(plan, slot, mounts, before)
             except BaseException as error:
                 await finish(self._undo(plan, slot), within_s=_UNDO_WITHIN_S)
                 if attempt + 1 < _ATTEMPTS and _worth_another_try(error):
@@ -169,7 +177,7 @@ class NamespacesDriver:
                 raise
         raise AssertionError("the loop returns or raises")
 
-    async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int]) -> NamespacesInstance:
+    async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int], before: Traffic) -> NamespacesInstance:
         assert self._launcher is not None, "start() comes first"
         image = await self._image(plan)
         path = str(self._sockets / plan.sandbox_id)
@@ -193,7 +201,8 @@ class NamespacesDriver:
             raise
         finally:
             os.close(report)
-        return self._instance(plan.sandbox_id, self._ref(plan.sandbox_id, launched, slot, path), launched.pidfd, slot)
+        ref = self._ref(plan.sandbox_id, launched, slot, before)
+        return self._instance(plan.sandbox_id, ref, launched.pidfd, slot)
 
     async def _image(self, plan: BootPlan) -> int:
         """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""
@@ -236,13 +245,13 @@ class NamespacesDriver:
             volumes=[(volume.path, volume.read_only) for volume in plan.volumes],
         )
 
-    def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, path: str) -> InstanceRef:
+    def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, before: Traffic) -> InstanceRef:
         facts: dict[str, int | str] = {
             "pid": launched.pid,
             "start_time": start_time(launched.pid) or 0,
             "slot": slot.numbers.slot,
-            "online": int(slot.online),
-            "socket": path,
+            "traffic_before": before.as_text(),
+            "socket": str(self._sockets / sandbox_id),
             "disk": str(self._disk(sandbox_id)),
             "booted_at": int(time.time()),
         }
@@ -255,11 +264,13 @@ class NamespacesDriver:
 
     async def _released(self, instance: NamespacesInstance) -> None:
         self._instances.pop(instance.sandbox_id, None)
+        await self._networks.disconnect(instance.sandbox_id)
         self._slots.give_back(instance.slot)
 
     async def _undo(self, plan: BootPlan, slot: Slot) -> None:
         """After a failed boot: nothing of it may stay, however far it came, but the files that were there before."""
         await self._end_remains(plan.sandbox_id)
+        await self._networks.disconnect(plan.sandbox_id)
         if not plan.continues:
             await self.discard(plan.sandbox_id)
         self._slots.give_back(slot)
@@ -324,8 +335,9 @@ class NamespacesDriver:
             os.close(network)
             os.close(pidfd)
             return None
-        slot = await self._slots.adopt(int(facts["slot"]), online=bool(facts.get("online")))
+        slot = self._slots.adopt(int(facts["slot"]))
         slot.network = network
+        self._networks.adopt(sandbox_id, slot.wire, Traffic.of_text(str(facts.get("traffic_before", ""))))
         return self._instance(sandbox_id, ref, pidfd, slot)
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
@@ -383,6 +395,7 @@ class NamespacesDriver:
             shutil.rmtree(self._sockets, ignore_errors=True)
             if not _anyone_left():
                 self._firewall.remove_if_last()
+        self._wires.close()
         self._firewall.close()
 
     def _disk(self, sandbox_id: SandboxId) -> Path:

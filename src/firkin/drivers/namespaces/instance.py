@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,14 @@ from firkin.drivers.namespaces.slots import Slot
 from firkin.host.cgroups import Trees
 from firkin.host.disks import loop_is_bound
 from firkin.host.netns_sockets import NamespaceSockets
+from firkin.host.networks import SandboxNetworks
 from firkin.host.superblocks import last_error_at
 from firkin.host.syscalls import kill_pidfd
 from firkin.law.driver import InstanceEnd, InstanceRef
 from firkin.law.errors import CapacityRejected, HostDiskFull, IoFailure, PortFailure, SandboxUnavailable
 from firkin.law.ids import SandboxId
+from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.states import EndCause
 from firkin.lifetimes import Children
 
@@ -41,6 +44,7 @@ class Surroundings:
 
     trees: Trees
     sockets: NamespaceSockets
+    networks: SandboxNetworks
     disk_threads: DiskThreads
     background: Children
     released: Callable[[NamespacesInstance], Awaitable[None]]
@@ -181,6 +185,18 @@ class NamespacesInstance:
         with suppress(OSError):
             usage["disk_used_bytes"] = image.stat().st_blocks * 512
         return usage
+
+    async def set_network(self, policy: NetworkPolicy) -> None:
+        self._require_alive("set the network policy")
+        await self._around.networks.change(self._id, policy)
+
+    async def network(self) -> NetworkUse:
+        self._require_alive("look at the network")
+        return await self._around.networks.use(self._id)
+
+    async def refused(self) -> Sequence[RefusedFlow]:
+        self._require_alive("look at the network")
+        return await self._around.networks.refused(self._id)
 
     def _process_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)

@@ -6,13 +6,16 @@ import ctypes.util
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from firkin.host import cgroups
 from firkin.host.namespaces import idmap_namespace
+from firkin.host.nfnetlink import Nfnetlink
+from firkin.host.reach_tables import probe
 from firkin.host.syscalls import ATTR_IDMAP, MACHINE, NewFilesystem, mount_setattr, open_tree
 from firkin.law.backend import Preflight
-from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, Permanent
+from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, HostPreflightGated, Permanent
 
 _C = CapabilityName
 _PROBE_UID = 0x70000000
@@ -22,6 +25,7 @@ _OFFERED = (
     _C.SANDBOX_KILL,
     _C.SANDBOX_DELETE,
     _C.PORTS_EXPOSE,
+    _C.NETWORK_POLICY,
     _C.TEMPLATE_READY,
     *AGENT_CAPABILITIES,
 )
@@ -31,12 +35,26 @@ _FROZEN = (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.PAUSE_CAPTURE, _C.PAUSE_
 def capabilities(layout: cgroups.Layout) -> Capabilities:
     """The driver's report: what it has no code for, or this host no control group for, is refused, with the reason."""
     refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
-    finer = Permanent("only internet or no internet is enforced so far; finer rules are not")
-    report = refused.with_supported(*_OFFERED).with_unsupported(finer, _C.NETWORK_POLICY)
+    report = refused.with_supported(*_OFFERED)
+    if (reason := missing_for_policies()) is not None:
+        report = report.with_unsupported(HostPreflightGated(reason), _C.NETWORK_POLICY)
     if layout.can_freeze:
         return report.with_supported(*_FROZEN)
     stays = Permanent("this host has no control group freezer, so a sandbox cannot be made to stand still")
     return report.with_unsupported(stays, *_FROZEN)
+
+
+@cache  # of the kernel's own answer, which is the same for as long as it runs
+def missing_for_policies() -> str | None:
+    """What this host lacks for network policies that are finer than internet or none."""
+    kernel = Nfnetlink()
+    try:
+        probe(kernel)
+    except OSError as error:
+        return f"nftables at the ingress of interfaces (family netdev: {error.strerror or error})"
+    finally:
+        kernel.close()
+    return None
 
 
 def check(state_dir: Path) -> Preflight:

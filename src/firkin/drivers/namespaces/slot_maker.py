@@ -17,6 +17,8 @@ from contextlib import suppress
 
 from firkin.drivers.namespaces.numbers import SlotNumbers
 from firkin.host import disks, firewall, namespaces, netlink, syscalls
+from firkin.host.nfnetlink import Nfnetlink
+from firkin.host.wires import forget_tenant
 
 _MESSAGE = 65536
 
@@ -27,13 +29,15 @@ def main(control: int, parent: int) -> None:
     if os.getppid() != parent:
         os._exit(0)
     channel = socket.socket(fileno=control)
-    wires = netlink.Netlink()
+    wires, nftables = netlink.Netlink(), Nfnetlink()
     own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     channel.send(b"ready")
     while message := channel.recv(_MESSAGE):
         numbers = SlotNumbers(json.loads(message)["slot"])
         made: list[int] = []
         try:
+            # A server that was killed may have left anything by that name or that address.
+            forget_tenant(nftables, numbers.interface, numbers.guest_address)
             answer = {"slot": numbers.slot, "loop": _make(numbers, wires, own_network, made)}
         except OSError as error:
             answer = {"slot": numbers.slot, "error": str(error)}

@@ -4,7 +4,7 @@ A slot is a range of ids, the namespaces that map them, a wired network, and a
 loop device. It is handed to one sandbox at a time. It comes back only when no
 process of that sandbox is left and its loop device is free, so the next tenant
 finds nothing of the last one: files are on another disk, sockets died with
-their processes, and the firewall's answer is set anew.
+their processes, and the wire is cleaned of all that was allowed and refused.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from contextlib import suppress
 from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
 from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.numbers import SlotNumbers
-from firkin.host.conntrack import delete_connections
 from firkin.host.disks import loop_is_bound, remove_loop_device
 from firkin.host.firewall import ONLINE
-from firkin.host.netlink import Netlink
+from firkin.host.wires import OFFLINE, Wire, Wires
 from firkin.law.errors import BackendFailure, CapacityRejected
 from firkin.lifetimes import Children
 
@@ -33,13 +32,14 @@ _MAKER = "firkin.drivers.namespaces.slot_maker"
 class Slot:
     """One slot in hand. After a restart it has no descriptors but, at most, its network: not to be used again."""
 
-    __slots__ = ("idmap", "loop", "network", "numbers", "online", "user")
+    __slots__ = ("idmap", "loop", "network", "numbers", "user", "wire")
 
     def __init__(self, slot: int, fds: list[int] | None = None, loop: tuple[int, int] = (0, 0)) -> None:
         self.numbers = SlotNumbers(slot)
         self.user, self.network, self.idmap = fds or (-1, -1, -1)
         self.loop = loop
-        self.online = False
+        group = None if fds is None else OFFLINE
+        self.wire = Wire(self.numbers.interface, self.numbers.guest_address, group)
 
     @property
     def whole(self) -> bool:
@@ -55,9 +55,9 @@ class Slot:
 class SlotPool:
     """Keeps about `depth` slots ready. `take` never fails because the pool is empty: it waits for a new one."""
 
-    def __init__(self, leases: SlotLeases, *, depth: int) -> None:
+    def __init__(self, leases: SlotLeases, wires: Wires, *, depth: int) -> None:
         self._leases = leases
-        self._wires: Netlink | None = None
+        self._wires = wires
         self._depth = depth
         self._free: deque[int] = deque()
         self._ready: deque[Slot] = deque()
@@ -86,29 +86,19 @@ class SlotPool:
         self._ready.clear()
         await asyncio.gather(*(asyncio.to_thread(remove_loop_device, numbers.loop) for numbers in unused))
         self._leases.release(keep=self._used)
-        if self._wires is not None:
-            self._wires.close()
 
     async def take(self, *, online: bool) -> Slot:
-        """A slot whose network answers `online` from now on."""
+        """A slot; if possible one that is `online` already, or is not. What it may reach is to be said yet."""
         self._taken_at = asyncio.get_running_loop().time()
         slot = self._best(online) or await self._next()
         self._used.add(slot.numbers.slot)
         self._wanted.set()
-        try:
-            await self._let_out(slot, online)
-        except BaseException:
-            self.give_back(slot)
-            raise
         return slot
 
-    async def adopt(self, number: int, *, online: bool) -> Slot:
-        """The slot of a sandbox that an earlier server started; without internet, should its interface be gone."""
+    def adopt(self, number: int) -> Slot:
+        """The slot of a sandbox that an earlier server started, whose interface is as that server left it."""
         self._used.add(number)
-        slot = Slot(number)
-        with suppress(BackendFailure):
-            await self._let_out(slot, online)
-        return slot
+        return Slot(number)
 
     def give_back(self, slot: Slot) -> None:
         """The sandbox is gone. Parts of it that the kernel has not let go yet are waited for, in the background."""
@@ -117,9 +107,9 @@ class SlotPool:
     async def _recycle(self, slot: Slot) -> None:
         if not await _loop_free(slot.numbers.loop):
             return  # leaked by the kernel's measure: the number stays out of use while this server lives
-        forgotten = await _connections_forgotten(slot)
+        clean = await self._cleaned(slot)
         self._used.discard(slot.numbers.slot)
-        if forgotten and slot.whole and len(self._ready) < 2 * self._depth + 16:
+        if clean and slot.whole and len(self._ready) < 2 * self._depth + 16:
             self._offer(slot)
             return
         slot.close()
@@ -130,7 +120,7 @@ class SlotPool:
     def _best(self, online: bool) -> Slot | None:
         """The oldest ready slot, if possible one whose firewall answer is already right."""
         for index, slot in enumerate(self._ready):
-            if slot.online is online:
+            if (slot.wire.group == ONLINE) is online:
                 del self._ready[index]
                 return slot
             if index > 8:
@@ -219,25 +209,13 @@ class SlotPool:
         with suppress(BackendFailure):
             await self._maker.start()
 
-    async def _let_out(self, slot: Slot, online: bool) -> None:
-        if slot.online is not online:
-            self._wires = self._wires or Netlink()
-            try:
-                await asyncio.to_thread(self._wires.set_group, slot.numbers.interface, ONLINE if online else 0)
-            except OSError as error:
-                raise BackendFailure("set a sandbox's network", "namespaces", str(error)) from error
-            slot.online = online
-
-
-async def _connections_forgotten(slot: Slot) -> bool:
-    """False when the kernel cannot: then the address must not get its next tenant at once."""
-    if not slot.online and slot.whole:
+    async def _cleaned(self, slot: Slot) -> bool:
+        """False when the kernel cannot: then the slot is not used again, and its number only with a new interface."""
+        try:
+            await asyncio.to_thread(self._wires.clean, slot.wire)
+        except OSError:
+            return False
         return True
-    try:
-        await asyncio.to_thread(delete_connections, slot.numbers.guest_address)
-    except OSError:
-        return False
-    return True
 
 
 async def _loop_free(number: int) -> bool:

@@ -1,0 +1,93 @@
+"""Network policies as the wire has them: E2B's fields, and two of Firkin's own.
+
+`allowPorts` says which ports can be reached through this server, `peers` which
+sandboxes it may reach and be reached by. E2B's clients do not know these two, so
+an update that leaves them out leaves them as they are; all other fields it clears.
+"""
+
+from __future__ import annotations
+
+from firkin.e2b.auth import ApiKey
+from firkin.e2b.directory import LABEL_MASK_HOST, SandboxDirectory, is_public
+from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.models import EgressConfig, NetworkUpdate, parse
+from firkin.e2b.settings import ServerSettings
+from firkin.law.errors import InvalidReason, InvalidSpec, WrongState
+from firkin.law.ids import SandboxId
+from firkin.law.network import EVERYWHERE, NetworkPolicy, check_domain, network_of
+from firkin.law.sandboxes import SandboxInfo
+
+_NAMES_NEED_DENY_ALL = (
+    "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out"
+    " to block all other traffic."
+)
+
+
+class NetworkCalls:
+    """``PUT /sandboxes/{id}/network``."""
+
+    def __init__(self, directory: SandboxDirectory, settings: ServerSettings) -> None:
+        self._directory = directory
+        self._settings = settings
+
+    async def update(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", NetworkUpdate)
+        info = await self._directory.owned(tenant, path[0])
+        policy = policy_of(request, internet=request.allow_internet_access is not False, before=info.network)
+        try:
+            await self._directory.backend.sandboxes.update_network(info.id, policy)
+        except WrongState as error:
+            raise Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False) from error
+        if policy.ports is not None:
+            self._directory.shut(info.id, policy.ports)
+        await exchange.answer(204)
+
+
+def policy_of(config: EgressConfig, *, internet: bool, before: NetworkPolicy | None = None) -> NetworkPolicy:
+    """What `config` asks for; what it leaves out of Firkin's own fields is as `before`. Raises `Refused` (400)."""
+    if asked := config.unsupported():
+        raise _bad(f"network.{asked[0]} is not supported by this server yet; leave it out")
+    kept = before or NetworkPolicy()
+    deny_out = tuple(config.denyOut or ())
+    for text in deny_out:
+        if network_of(text) is None:
+            raise _bad(f"invalid denied CIDR {text[:64]}")
+    names = [text for text in config.allowOut or () if network_of(text) is None]
+    try:
+        for text in names:
+            check_domain(text)
+        if names and internet and EVERYWHERE not in deny_out:
+            raise _bad(_NAMES_NEED_DENY_ALL)
+        return NetworkPolicy(
+            internet=internet,
+            allow_out=tuple(config.allowOut or ()),
+            deny_out=deny_out,
+            peers=kept.peers if config.peers is None else tuple(SandboxId(text) for text in config.peers),
+            ports=kept.ports if config.allowPorts is None else tuple(config.allowPorts),
+        )
+    except InvalidSpec as error:
+        if error.reason is InvalidReason.INVALID_ID:
+            raise _bad(f"network.peers: {error}") from error
+        raise _bad(str(error)) from error
+
+
+def shown(info: SandboxInfo) -> dict[str, object]:
+    """What is in force, in the words of the wire. Without internet everything is denied that is not allowed."""
+    policy = info.network
+    deny_out = [*policy.deny_out]
+    if not policy.internet and EVERYWHERE not in deny_out:
+        deny_out.append(EVERYWHERE)
+    fields = {
+        "allowOut": [*policy.allow_out],
+        "denyOut": deny_out,
+        "peers": [*policy.peers],
+        "maskRequestHost": info.labels.get(LABEL_MASK_HOST),
+    }
+    more: dict[str, object] = {name: value for name, value in fields.items() if value}
+    if policy.ports is not None:
+        more["allowPorts"] = [*policy.ports]
+    return {"allowPublicTraffic": is_public(info), **more}
+
+
+def _bad(message: str) -> Refused:
+    return Refused(400, message, should_retry=False)
