@@ -27,6 +27,7 @@ from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
+from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.volume_registry import VolumeRegistry
@@ -56,6 +57,7 @@ class Ground:
     snapshots_dir: Path
     children: Children
     offer: Capabilities
+    server_secret: bytes | None = None
 
 
 def assemble(ground: Ground, policies: Policies) -> Node:
@@ -100,6 +102,9 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         figures=Figures(),
         samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),
         programs=programs,
+        secrets=None
+        if ground.server_secret is None
+        else SecretStore(records, clock=clock, server_secret=ground.server_secret),
         webhooks=LocalWebhooks(records=records, events=events, clock=clock),
         builds=LocalBuilds(
             templates,

@@ -22,6 +22,7 @@ from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
+from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.volume_registry import VolumeRegistry
@@ -58,6 +59,7 @@ class Node:
     figures: Figures
     samples: Samples
     programs: Programs
+    secrets: SecretStore | None
     webhooks: LocalWebhooks
     builds: LocalBuilds
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from firkin.law.processes import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.resources import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.sandboxes import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.secrets import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.snapshots import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.states import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.templates import *  # noqa: F403 — __all__ below is the choice
@@ -57,6 +58,7 @@ _MODULES = (
     "events",
     "snapshots",
     "volumes",
+    "secrets",
     "warm_pool",
     "webhooks",
     "lifecycle_events",
@@ -81,6 +83,8 @@ __all__ = [
     "MAX_METADATA_BYTES",
     "MAX_MOUNTS",
     "MAX_PATH_BYTES",
+    "MAX_SECRETS",
+    "MAX_SECRET_BYTES",
     "MAX_VARIABLE_BYTES",
     "MAX_VCPUS",
     "MIB",
@@ -261,6 +265,11 @@ __all__ = [
     "SandboxState",
     "SandboxUnavailable",
     "SandboxUsage",
+    "SecretControl",
+    "SecretId",
+    "SecretInfo",
+    "SecretName",
+    "SecretSpec",
     "Shell",
     "Signal",
     "Signaled",
@@ -331,6 +340,8 @@ __all__ = [
     "check_domain",
     "check_environment",
     "check_mounts",
+    "check_secret_metadata",
+    "check_secret_value",
     "describe_selector",
     "describe_source",
     "describe_step",
