@@ -8,6 +8,11 @@ dropped; and everything else is dropped too unless the interface is in the group
 `ONLINE`. How many entries one sandbox may hold in the machine's connection
 table is bounded.
 
+An interface in the group of an egress gateway (`led_group`) reaches that gateway's
+doors and nothing else: all its TCP, and UDP to port 53, is led there whatever
+its destination, and everything else of it is dropped (QUIC too, so that clients
+fall back to TCP).
+
 The answer is a property of the interface (as ``ip link set … group`` sets it)
 and dies with it: no state of a killed server can be inherited, and a change
 costs the same with one sandbox and with thousands, where a set of nft would be
@@ -25,14 +30,16 @@ import os
 import subprocess
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 TABLE = "firkin"
 INTERFACE_PREFIX = "fk"
 POOL_NETWORK = "198.18.0.0/15"
 FLOWS = 4096  # connections of one sandbox, of a machine's 65,536 or more
-_VERSION = "version_3"  # a chain that only says which rules these are; count up with every change of them
+_VERSION = "version_4"  # a chain that only says which rules these are; count up with every change of them
 ONLINE = 26217  # the interface group of those that may go out; a number that nobody else is likely to use
+_LED = 0x280000  # and from here on those of gateways, by their slots
 _USERS = Path("/run/firkin/firewall.users")
 
 # Special-purpose address blocks (IANA registry), which hold hosts, metadata services and neighbours.
@@ -57,9 +64,30 @@ table inet {TABLE} {{
     set flows {{ type ipv4_addr; flags dynamic; size 65535; }}
     chain {_VERSION} {{ }}
     set private {{ type ipv4_addr; flags interval; elements = {{ {", ".join(PRIVATE)} }} }}
+    map tcp_doors {{ type devgroup : ipv4_addr . inet_service; }}
+    map dns_tcp_doors {{ type devgroup : ipv4_addr . inet_service; }}
+    map dns_udp_doors {{ type devgroup : ipv4_addr . inet_service; }}
+    set doors {{ type devgroup . ipv4_addr . inet_service; }}
     chain input {{
         type filter hook input priority -5; policy accept;
-        iifname "{INTERFACE_PREFIX}*" drop
+        iifname "{INTERFACE_PREFIX}*" jump inward
+        ip daddr {POOL_NETWORK} iifname != "lo" drop
+    }}
+    chain inward {{
+        ct status dnat iifgroup . ip daddr . th dport @doors jump to_gateway
+        drop
+    }}
+    chain to_gateway {{
+        ct state new add @flows {{ ip saddr ct count over {FLOWS} }} drop
+        accept
+    }}
+    chain led {{
+        type nat hook prerouting priority -100; policy accept;
+        iifname != "{INTERFACE_PREFIX}*" accept
+        meta nfproto != ipv4 accept
+        tcp dport 53 dnat ip to iifgroup map @dns_tcp_doors
+        meta l4proto tcp dnat ip to iifgroup map @tcp_doors
+        udp dport 53 dnat ip to iifgroup map @dns_udp_doors
     }}
     chain spoofed {{
         type filter hook prerouting priority -150; policy accept;
@@ -92,6 +120,20 @@ class FirewallUnavailable(Exception):
     """nft is missing or refused; the text says which."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """The ports on which a gateway listens."""
+
+    tcp: int
+    dns_tcp: int
+    dns_udp: int
+
+
+def led_group(slot: int) -> int:
+    """The interface group of those that are led to the gateway in `slot`, which no other server of the machine has."""
+    return _LED + slot
+
+
 class Firewall:
     """The table, installed and removed: by libnftables where it is there, else by the program. Thread-safe.
 
@@ -105,6 +147,7 @@ class Firewall:
         self._user = -1
         self._library: ctypes.CDLL | None = None
         self._context: ctypes.c_void_p | None = None
+        self._opened: dict[int, tuple[str, tuple[int, ...]]] = {}
 
     def install(self) -> None:
         """Make the table unless it is there, in this version."""
@@ -134,6 +177,23 @@ class Firewall:
             fcntl.flock(self._user, fcntl.LOCK_SH)
             return False
         return True
+
+    def open_doors(self, group: int, address: str, doors: Doors) -> None:
+        """Lead the interfaces of `group` to a gateway that listens on `address`. Raises `FirewallUnavailable`."""
+        self.close_doors(group)
+        ports = {"tcp_doors": doors.tcp, "dns_tcp_doors": doors.dns_tcp, "dns_udp_doors": doors.dns_udp}
+        adds = [f"add element inet {TABLE} {name} {{ {group} : {address} . {port} }}" for name, port in ports.items()]
+        adds += [f"add element inet {TABLE} doors {{ {group} . {address} . {port} }}" for port in ports.values()]
+        self._run("; ".join(adds))
+        self._opened[group] = (address, tuple(ports.values()))
+
+    def close_doors(self, group: int) -> None:
+        """Lead nothing of `group` anywhere: it reaches nothing. Also what a killed server left of it."""
+        for name in ("tcp_doors", "dns_tcp_doors", "dns_udp_doors"):
+            self._try(f"delete element inet {TABLE} {name} {{ {group} }}")
+        address, ports = self._opened.pop(group, ("", ()))
+        for port in ports:
+            self._try(f"delete element inet {TABLE} doors {{ {group} . {address} . {port} }}")
 
     def remove_if_last(self) -> None:
         """Remove the table, unless another server still relies on it."""

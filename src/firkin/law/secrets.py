@@ -8,7 +8,7 @@ policy's rules name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -16,6 +16,7 @@ from typing import Protocol
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.ids import SecretId, SecretName
 
+SECRET_PLACEHOLDER = re.compile(r"\$\{e2b\.secrets\.([^{}\x00-\x1f\x7f-\x9f]{1,128})\}")
 MAX_SECRET_BYTES = 8192
 MAX_SECRETS = 1000
 _MAX_ENTRIES, _MAX_KEY, _MAX_VALUE, _MAX_METADATA = 32, 128, 1024, 8192
@@ -73,6 +74,11 @@ class SecretControl(Protocol):
     async def delete(self, owner: str, secret: str) -> None:
         """By id or name. Requests that would have carried it are refused from now on."""
         ...
+
+
+def named_secrets(values: Iterable[str]) -> frozenset[str]:
+    """The names, in lower case, of the secrets that these values of headers hold."""
+    return frozenset(name.lower() for value in values for name in SECRET_PLACEHOLDER.findall(value))
 
 
 def check_secret_value(value: str) -> None:
