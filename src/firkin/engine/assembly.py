@@ -14,6 +14,7 @@ from firkin.engine.build_records import BuildRecords
 from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
+from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
@@ -65,6 +66,9 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     clock, records = ground.clock, ground.records
     events, logs, acts, roster = EventBus(clock), LogStore(clock, records), Acts(ground.children), Roster(records)
     programs = Programs(clock)
+    secrets = None
+    if ground.server_secret is not None:
+        secrets = SecretStore(records, clock=clock, server_secret=ground.server_secret)
     admission = Admission(policies.capacity, ground.gauge)
     workshop = Workshop(
         BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
@@ -98,13 +102,12 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
         volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.offer),
+        egress=Egress(ground.driver, secrets, roster=roster, logs=logs),
         exposures=PortExposures(ground.children),
         figures=Figures(),
         samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),
         programs=programs,
-        secrets=None
-        if ground.server_secret is None
-        else SecretStore(records, clock=clock, server_secret=ground.server_secret),
+        secrets=secrets,
         webhooks=LocalWebhooks(records=records, events=events, clock=clock),
         builds=LocalBuilds(
             templates,

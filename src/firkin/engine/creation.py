@@ -72,7 +72,8 @@ async def create_on(
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
     resources = fitting(foundation, spec.resources, node.policies.default_resources)
-    node.volumes.wanted(_CREATE, spec.owner, spec.volumes)
+    await node.egress.check(_CREATE, spec.owner, spec.network)
+    node.volumes.wanted(_CREATE, spec.owner, spec.volumes)  # and on the roster in the same step, without a wait
     order = _Order(spec, foundation, resources, lifetime_s, sandbox_id)
     resident = _admit(node, order)
     began = node.clock.monotonic()
@@ -138,7 +139,10 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     async with substrate(_CREATE, node.driver.name, within_s=within_s, sandbox_id=resident.id):
         resident.instance = await node.driver.boot(_boot_plan(node, order, resident))
     resident.ref = resident.instance.ref
-    await started_up(_CREATE, await node.links.connect(resident), resident)
+    await node.egress.lead(_CREATE, resident)
+    inside = await node.links.connect(resident)
+    await node.egress.settle(resident, inside)
+    await started_up(_CREATE, inside, resident)
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))

@@ -11,6 +11,7 @@ from firkin.engine.admission import Admission, HostGauge
 from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
+from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.figures import Figures
 from firkin.engine.layer_uses import LayerKeeping
@@ -55,6 +56,7 @@ class Node:
     volumes: VolumeRegistry
     volume_threads: ThreadPoolExecutor
     links: Links
+    egress: Egress
     exposures: PortExposures
     figures: Figures
     samples: Samples

@@ -21,6 +21,7 @@ from pathlib import Path
 from firkin.drivers.namespaces import preflight
 from firkin.drivers.namespaces.captures import IMAGE, DiskThreads
 from firkin.drivers.namespaces.commits import copy_layer
+from firkin.drivers.namespaces.gateways import Gateways, Told
 from firkin.drivers.namespaces.helper_process import HelperDied
 from firkin.drivers.namespaces.instance import NamespacesInstance, Surroundings
 from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
@@ -50,6 +51,7 @@ from firkin.law.errors import (
     SnapshotIntegrityFailure,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.network import NetworkPolicy
 from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
@@ -79,6 +81,7 @@ class NamespacesDriver:
         self._firewall = Firewall()
         self._leases = SlotLeases(self._label, _in_use)
         self._slots = SlotPool(self._leases, depth=self._options.ready_slots)
+        self._gateways = Gateways(self._slot_pool, self._firewall, trust=self._options.egress_trust)
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._slots_started = False
@@ -103,6 +106,25 @@ class NamespacesDriver:
     @property
     def volumes(self) -> VolumeDisks:
         return self._volumes
+
+    @property
+    def egress(self) -> NamespacesDriver:
+        return self
+
+    async def lead(
+        self, sandbox_id: SandboxId, *, owner: str, policy: NetworkPolicy, secrets: Mapping[str, str]
+    ) -> str:
+        """See `EgressKeeper.lead`."""
+        slot = self._instances[sandbox_id].slot
+        return await self._gateways.lead(sandbox_id, slot, owner=owner, policy=policy, secrets=secrets)
+
+    def report(self, told: Told) -> None:
+        """See `EgressKeeper.report`."""
+        self._gateways.report(told)
+
+    @property
+    def gateway_pids(self) -> Mapping[str, int | None]:
+        return self._gateways.pids
 
     @property
     def launcher_pid(self) -> int | None:
@@ -151,9 +173,10 @@ class NamespacesDriver:
     async def boot(self, plan: BootPlan) -> NamespacesInstance:
         if plan.sandbox_id in self._instances:
             raise BackendFailure("create sandbox", NAME, f"an instance {plan.sandbox_id!r} exists already")
+        preflight.require_enforced(plan.network)
         slots = await self._slot_pool()
         for attempt in range(_ATTEMPTS):
-            slot = await slots.take(online=plan.network.internet)
+            slot = await slots.take(online=plan.network.internet and not plan.network.is_inspected)
             try:
                 async with self._volumes.mounted(plan.volumes) as mounts:
                     return await self._boot_in(plan, slot, mounts)
@@ -254,6 +277,7 @@ class NamespacesDriver:
 
     async def _released(self, instance: NamespacesInstance) -> None:
         self._instances.pop(instance.sandbox_id, None)
+        await self._gateways.forget(instance.slot)
         self._slots.give_back(instance.slot)
 
     async def _undo(self, plan: BootPlan, slot: Slot) -> None:
@@ -364,6 +388,7 @@ class NamespacesDriver:
             instance.let_go()
         if self._launcher is not None:
             await self._launcher.aclose()
+        await self._gateways.aclose()
         if self._slots_started:
             await self._slots.aclose()
         await asyncio.to_thread(self._around.sockets.close)

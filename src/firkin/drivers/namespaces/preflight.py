@@ -13,6 +13,8 @@ from firkin.host.namespaces import idmap_namespace
 from firkin.host.syscalls import ATTR_IDMAP, MACHINE, NewFilesystem, mount_setattr, open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, CapabilityName, Permanent
+from firkin.law.errors import UnsupportedCapability
+from firkin.law.network import NetworkPolicy
 
 _C = CapabilityName
 _PROBE_UID = 0x70000000
@@ -31,12 +33,26 @@ _FROZEN = (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.PAUSE_CAPTURE, _C.PAUSE_
 def capabilities(layout: cgroups.Layout) -> Capabilities:
     """The driver's report: what it has no code for, or this host no control group for, is refused, with the reason."""
     refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
-    finer = Permanent("only internet or no internet is enforced so far; finer rules are not")
-    report = refused.with_supported(*_OFFERED).with_unsupported(finer, _C.NETWORK_POLICY)
+    report = refused.with_supported(*_OFFERED, _C.NETWORK_POLICY)
     if layout.can_freeze:
         return report.with_supported(*_FROZEN)
     stays = Permanent("this host has no control group freezer, so a sandbox cannot be made to stand still")
     return report.with_unsupported(stays, *_FROZEN)
+
+
+def require_enforced(policy: NetworkPolicy) -> None:
+    """`UnsupportedCapability` for what of a policy nothing here enforces."""
+    led = policy.is_inspected  # an egress gateway enforces all that such a policy says of the way out
+    unenforced = (
+        ("allow_out by address alone", bool(policy.allow_out) and not led),
+        ("deny_out by address alone", bool(policy.deny_out) and not led),
+        ("https_ports without names or rules", bool(policy.https_ports) and not led),
+        ("peers", bool(policy.peers)),
+        ("ports", policy.ports is not None),
+    )
+    for what, asked in unenforced:
+        if asked:
+            raise UnsupportedCapability("create sandbox", _C.NETWORK_POLICY, Permanent(f"{what}: not enforced yet"))
 
 
 def check(state_dir: Path) -> Preflight:

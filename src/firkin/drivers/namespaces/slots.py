@@ -33,13 +33,14 @@ _MAKER = "firkin.drivers.namespaces.slot_maker"
 class Slot:
     """One slot in hand. After a restart it has no descriptors but, at most, its network: not to be used again."""
 
-    __slots__ = ("idmap", "loop", "network", "numbers", "online", "user")
+    __slots__ = ("idmap", "led", "loop", "network", "numbers", "online", "user")
 
     def __init__(self, slot: int, fds: list[int] | None = None, loop: tuple[int, int] = (0, 0)) -> None:
         self.numbers = SlotNumbers(slot)
         self.user, self.network, self.idmap = fds or (-1, -1, -1)
         self.loop = loop
         self.online = False
+        self.led = False  # to an egress gateway
 
     @property
     def whole(self) -> bool:
@@ -106,9 +107,23 @@ class SlotPool:
         """The slot of a sandbox that an earlier server started; without internet, should its interface be gone."""
         self._used.add(number)
         slot = Slot(number)
+        slot.led = True  # or not: whatever it was, its interface's group is set anew
         with suppress(BackendFailure):
             await self._let_out(slot, online)
         return slot
+
+    async def lead(self, slot: Slot, group: int) -> None:
+        """Put a slot in hand into the interface group of an egress gateway."""
+        slot.led = True
+        await self._set_group(slot, group)
+        slot.online = False
+
+    async def dismantle(self, slot: Slot) -> None:
+        """Take a slot apart whose network was no sandbox's."""
+        slot.close()
+        await asyncio.to_thread(remove_loop_device, slot.numbers.loop)
+        self._used.discard(slot.numbers.slot)
+        self._free.append(slot.numbers.slot)
 
     def give_back(self, slot: Slot) -> None:
         """The sandbox is gone. Parts of it that the kernel has not let go yet are waited for, in the background."""
@@ -130,7 +145,7 @@ class SlotPool:
     def _best(self, online: bool) -> Slot | None:
         """The oldest ready slot, if possible one whose firewall answer is already right."""
         for index, slot in enumerate(self._ready):
-            if slot.online is online:
+            if slot.online is online and not slot.led:
                 del self._ready[index]
                 return slot
             if index > 8:
@@ -220,18 +235,21 @@ class SlotPool:
             await self._maker.start()
 
     async def _let_out(self, slot: Slot, online: bool) -> None:
-        if slot.online is not online:
-            self._wires = self._wires or Netlink()
-            try:
-                await asyncio.to_thread(self._wires.set_group, slot.numbers.interface, ONLINE if online else 0)
-            except OSError as error:
-                raise BackendFailure("set a sandbox's network", "namespaces", str(error)) from error
-            slot.online = online
+        if slot.led or slot.online is not online:
+            await self._set_group(slot, ONLINE if online else 0)
+            slot.online, slot.led = online, False
+
+    async def _set_group(self, slot: Slot, group: int) -> None:
+        self._wires = self._wires or Netlink()
+        try:
+            await asyncio.to_thread(self._wires.set_group, slot.numbers.interface, group)
+        except OSError as error:
+            raise BackendFailure("set a sandbox's network", "namespaces", str(error)) from error
 
 
 async def _connections_forgotten(slot: Slot) -> bool:
     """False when the kernel cannot: then the address must not get its next tenant at once."""
-    if not slot.online and slot.whole:
+    if not slot.online and not slot.led and slot.whole:
         return True
     try:
         await asyncio.to_thread(delete_connections, slot.numbers.guest_address)
