@@ -254,7 +254,7 @@ def test_a_wrong_key_is_refused(server: RunningServer) -> None:
 
 
 def test_what_cannot_be_done_yet_is_refused_with_a_reason(server: RunningServer, sandbox: Sandbox) -> None:
-    with pytest.raises((SandboxException, InvalidArgumentException), match=r"network\.denyOut"):
+    with pytest.raises((SandboxException, InvalidArgumentException), match=r"network\.policy"):
         Sandbox.create("base", network={"deny_out": ["1.1.1.1/32"]}, **server.sdk())
     with pytest.raises((SandboxException, InvalidArgumentException), match="template 'nothing' not found"):
         Sandbox.create("nothing", **server.sdk())

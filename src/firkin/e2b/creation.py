@@ -23,12 +23,12 @@ from firkin.e2b.directory import (
 )
 from firkin.e2b.exchange import Refused
 from firkin.e2b.models import NetworkConfig, NewSandbox, NewSandboxV1
+from firkin.e2b.network_requests import requested_policy
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.template_names import TemplateNames, missing
 from firkin.e2b.waking import LABEL_TIMEOUT
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.errors import NotFound
-from firkin.law.network import NetworkPolicy
 from firkin.law.sandboxes import (
     Lifecycle,
     OnTimeout,
@@ -138,7 +138,7 @@ class Creator:
             env=request.envVars or {},
             deadline=Timeout(timeout_s),
             metadata=request.metadata or {},
-            network=NetworkPolicy(internet=request.allow_internet_access is not False),
+            network=requested_policy(network, internet=request.allow_internet_access is not False),
             lifecycle=_lifecycle(request, capabilities),
             volumes=_volumes(request),
             owner=tenant.name,

@@ -8,6 +8,7 @@ from msgspec import UNSET
 
 from firkin.e2b.directory import LABEL_ALIAS, LABEL_INTERNET, LABEL_MASK_HOST, LABEL_TEMPLATE, is_public, is_secure
 from firkin.e2b.models import ListedSandbox, Sandbox, SandboxDetail, SandboxMetric, SandboxVolume, Template
+from firkin.e2b.network_requests import wire_policy
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import TokenMint
 from firkin.law.metrics import SandboxUsage
@@ -142,4 +143,4 @@ def alias_of(info: SandboxInfo) -> str:
 def _network(info: SandboxInfo) -> dict[str, object]:
     mask = info.labels.get(LABEL_MASK_HOST)
     public: dict[str, object] = {"allowPublicTraffic": is_public(info)}
-    return public if mask is None else {**public, "maskRequestHost": mask}
+    return {**public, **wire_policy(info.network), **({} if mask is None else {"maskRequestHost": mask})}

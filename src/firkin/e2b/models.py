@@ -20,7 +20,28 @@ class AutoResume(msgspec.Struct, forbid_unknown_fields=True):
     enabled: bool = False
 
 
-_INBOUND = ("allowPublicTraffic", "maskRequestHost")
+_NOT_YET = ("httpsPorts",)
+
+
+class NetworkTransform(msgspec.Struct, forbid_unknown_fields=True):
+    headers: dict[str, str] = {}
+
+
+class NetworkRule(msgspec.Struct, forbid_unknown_fields=True):
+    transform: NetworkTransform
+
+
+class EgressProxyTls(msgspec.Struct, forbid_unknown_fields=True):
+    enabled: bool
+    serverName: str | None = None
+    caCert: str | None = None
+
+
+class EgressProxyConfig(msgspec.Struct, forbid_unknown_fields=True):
+    address: str
+    username: str | None = None
+    password: str | None = None
+    tls: EgressProxyTls | None = None
 
 
 class NetworkConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,14 +49,14 @@ class NetworkConfig(msgspec.Struct, forbid_unknown_fields=True):
     allowOut: list[str] | None = None
     denyOut: list[str] | None = None
     dnsServers: list[str] | None = None
-    egressProxy: dict[str, Any] | None = None
+    egressProxy: EgressProxyConfig | None = None
     maskRequestHost: str | None = None
     httpsPorts: list[int] | None = None
-    rules: dict[str, Any] | None = None
+    rules: dict[str, list[NetworkRule]] | None = None
 
     def unsupported(self) -> list[str]:
         """The fields that ask for something; an empty list or null asks for nothing."""
-        return [name for name in self.__struct_fields__ if name not in _INBOUND and getattr(self, name)]
+        return [name for name in self.__struct_fields__ if name in _NOT_YET and getattr(self, name)]
 
 
 class SandboxVolume(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
