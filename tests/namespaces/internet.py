@@ -115,6 +115,7 @@ class _Web(BaseHTTPRequestHandler):
     """Tells each client what came from it."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     folder: ClassVar[Path]
     lock: ClassVar[threading.Lock] = threading.Lock()
 

@@ -22,6 +22,7 @@ from firkin.law.errors import FirkinError, InvalidSpec, UnsupportedCapability
 from firkin.law.ids import SecretName, TemplateId
 from firkin.law.logs import LogFilter
 from firkin.law.network import EVERYWHERE, EgressProxy, HeaderRule, NetworkPolicy
+from firkin.law.policies import Policies
 from firkin.law.processes import Argv, Command, CommandOutput
 from firkin.law.sandboxes import SandboxSpec
 from firkin.law.secrets import SecretSpec
@@ -398,3 +399,75 @@ async def test_refusals_are_told_in_the_sandbox_s_log(
     lines = [entry.message for entry in await both[1].logs.list(LogFilter(sandbox_id=boxed.id))]
     assert any("allow_out does not have that name" in line for line in lines)
     assert not any("other.test" in line or VALUE in line for line in lines)
+
+
+async def test_a_restarted_server_leads_what_it_left_running(tmp_path: Path, world: Internet) -> None:
+    backend, _ = made_backend(tmp_path, world)
+    await backend.start(Policies())
+    await backend.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
+    assert backend.secrets is not None
+    await backend.secrets.create(SecretSpec(name=SecretName("api"), value=VALUE))
+    wanted = policy("allowed.test", "api.rule.test", rules=(RULE,))
+    made = await backend.sandboxes.create(SandboxSpec.from_template("base", network=wanted))
+    await backend.aclose()
+    second, _ = made_backend(tmp_path, world)
+    await second.start(Policies())
+    try:
+        sandbox = Sandbox(second, made)
+        async with asyncio.timeout(10):
+            while not (await bash(sandbox, "curl -sS -m 5 https://api.rule.test/restarted")).stdout:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert VALUE in json.dumps(world.records(path="/restarted"))
+        assert (await refused_tls(sandbox, "other.test", NAMES["other.test"])).startswith("refused")
+    finally:
+        await second.aclose(kill_all=True)
+
+
+async def test_between_servers_nothing_goes_out(tmp_path: Path, world: Internet) -> None:
+    backend, _ = made_backend(tmp_path, world)
+    await backend.start(Policies())
+    await backend.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
+    made = await backend.sandboxes.create(SandboxSpec.from_template("base", network=policy("allowed.test")))
+    sandbox = Sandbox(backend, made)
+    text = f"sleep 3; curl -sS -k -m 3 --resolve allowed.test:443:{NAMES['allowed.test']} https://allowed.test/between"
+    await sandbox.process.start(Command(mode=Argv("/bin/bash", ("-c", text))))
+    await backend.aclose()
+    await asyncio.sleep(6.5)
+    assert not world.records(path="/between")
+    second, _ = made_backend(tmp_path, world)
+    await second.start(Policies())
+    await second.aclose(kill_all=True)
+
+
+async def test_a_guest_that_holds_on_to_everything_harms_nobody_else(boxed: Sandbox, runtime: Runtime) -> None:
+    text = """
+import socket, time
+held = []
+for n in range(700):
+    try:
+        s = socket.create_connection(('8.7.6.10', 443), 2); s.send(b'\\x16\\x03\\x01'); held.append(s)
+    except OSError: pass
+print(len(held) > 100)
+time.sleep(4)
+"""
+    async with await runtime.sandboxes.create(SandboxSpec.from_template("base", network=policy("*"))) as greedy:
+        await greedy.process.start(Command(mode=Argv("/usr/bin/python3", ("-c", text))))
+        await asyncio.sleep(1.5)
+        assert (await refused_tls(boxed, "allowed.test", NAMES["allowed.test"])).startswith("in ")
+
+
+async def test_the_gateway_s_process_has_no_rights_and_no_files(
+    both: tuple[Runtime, LocalBackend, NamespacesDriver], boxed: Sandbox
+) -> None:
+    pid = both[2].gateway_pids[""]
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert set(status["CapEff"] + status["CapPrm"] + status["CapBnd"] + status["CapInh"]) == {"0"}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert min(map(int, status["Uid"].split())) >= 0x70000000
+    assert status["Groups"].strip() == ""
+    assert list(Path(f"/proc/{pid}/root/").iterdir()) == []
+    assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
+    assert Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0") == b"firkin-egress"
+    assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")

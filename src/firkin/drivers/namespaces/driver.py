@@ -21,7 +21,7 @@ from pathlib import Path
 from firkin.drivers.namespaces import preflight
 from firkin.drivers.namespaces.captures import IMAGE, DiskThreads
 from firkin.drivers.namespaces.commits import copy_layer
-from firkin.drivers.namespaces.gateways import Gateways, Told
+from firkin.drivers.namespaces.gateways import Gateways, Keeper
 from firkin.drivers.namespaces.helper_process import HelperDied
 from firkin.drivers.namespaces.instance import NamespacesInstance, Surroundings
 from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
@@ -51,7 +51,6 @@ from firkin.law.errors import (
     SnapshotIntegrityFailure,
 )
 from firkin.law.ids import SandboxId
-from firkin.law.network import NetworkPolicy
 from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
@@ -108,19 +107,8 @@ class NamespacesDriver:
         return self._volumes
 
     @property
-    def egress(self) -> NamespacesDriver:
-        return self
-
-    async def lead(
-        self, sandbox_id: SandboxId, *, owner: str, policy: NetworkPolicy, secrets: Mapping[str, str]
-    ) -> str:
-        """See `EgressKeeper.lead`."""
-        slot = self._instances[sandbox_id].slot
-        return await self._gateways.lead(sandbox_id, slot, owner=owner, policy=policy, secrets=secrets)
-
-    def report(self, told: Told) -> None:
-        """See `EgressKeeper.report`."""
-        self._gateways.report(told)
+    def egress(self) -> Keeper:
+        return Keeper(self._gateways, lambda sandbox_id: getattr(self._instances.get(sandbox_id), "slot", None))
 
     @property
     def gateway_pids(self) -> Mapping[str, int | None]:

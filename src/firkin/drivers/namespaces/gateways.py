@@ -24,7 +24,7 @@ from firkin.gateway.keeper import Gateway
 from firkin.gateway.orders import SandboxOrder, Setup
 from firkin.host.firewall import Doors, Firewall, FirewallUnavailable, led_group
 from firkin.host.seccomp import SeccompUnavailable, compiled
-from firkin.law.errors import BackendFailure, FirkinError
+from firkin.law.errors import BackendFailure, FirkinError, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.network import NetworkPolicy
 from firkin.lifetimes import Children, finish
@@ -112,7 +112,7 @@ class Gateways:
             return
         with suppress(BackendFailure):
             await manned.gateway.forget(address)
-        if not manned.gateway.addresses:
+        if owner not in self._owners.values():
             self._tasks.start(self._end_if_idle(owner, manned), name=f"idle gateway {owner}")
 
     async def aclose(self) -> None:
@@ -187,7 +187,7 @@ class Gateways:
     async def _end_if_idle(self, owner: str, manned: _Manned) -> None:
         await asyncio.sleep(IDLE_S)
         async with self._lock:
-            if self._manned.get(owner) is manned and not manned.gateway.addresses:
+            if self._manned.get(owner) is manned and owner not in self._owners.values():
                 await finish(self._unman(owner), within_s=15.0)
 
     def _refused(self, sandbox: str, counts: Mapping[str, int]) -> None:
@@ -202,6 +202,27 @@ class Gateways:
         for address, sandbox_id in self._sandboxes.items():
             if self._told is not None and self._owners.get(address) == owner:
                 self._told(sandbox_id, "its egress gateway died and is started again; nothing goes out meanwhile")
+
+
+class Keeper:
+    """The law's `EgressKeeper` over `Gateways`, for sandboxes that `slot_of` knows."""
+
+    def __init__(self, gateways: Gateways, slot_of: Callable[[SandboxId], Slot | None]) -> None:
+        self._gateways = gateways
+        self._slot_of = slot_of
+
+    async def lead(
+        self, sandbox_id: SandboxId, *, owner: str, policy: NetworkPolicy, secrets: Mapping[str, str]
+    ) -> str:
+        """See `EgressKeeper.lead`."""
+        slot = self._slot_of(sandbox_id)
+        if slot is None:
+            raise SandboxUnavailable("lead to an egress gateway", sandbox_id, "it has ended")
+        return await self._gateways.lead(sandbox_id, slot, owner=owner, policy=policy, secrets=secrets)
+
+    def report(self, told: Told) -> None:
+        """See `EgressKeeper.report`."""
+        self._gateways.report(told)
 
 
 def _resolver_sockets() -> list[socket.socket]:
