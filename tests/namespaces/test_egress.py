@@ -385,6 +385,8 @@ async def test_what_nothing_enforces_yet_is_refused(runtime: Runtime) -> None:
     for wanted in (
         NetworkPolicy(internet=True, deny_out=("8.8.8.8",)),
         NetworkPolicy(peers=("a",)),
+        policy("allowed.test", "10.0.0.0/8"),
+        policy("allowed.test", dns_servers=("192.168.1.1",)),
         policy("allowed.test", ports=(80,)),
     ):
         with pytest.raises(UnsupportedCapability):

@@ -29,6 +29,7 @@ unlinkat write writev
 """.split()  # noqa: SIM905 — names read better as a block of text
 
 _FILES = 8192
+_MEMORY_BYTES = 1 << 30  # a connection that cannot have more ends, and no other
 _ROOT_BYTES = "4m"
 
 
@@ -72,3 +73,4 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))

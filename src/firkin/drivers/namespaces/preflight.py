@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes.util
+import ipaddress
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from firkin.host import cgroups
+from firkin.host.firewall import PRIVATE
 from firkin.host.namespaces import idmap_namespace
 from firkin.host.syscalls import ATTR_IDMAP, MACHINE, NewFilesystem, mount_setattr, open_tree
 from firkin.law.backend import Preflight
@@ -47,12 +49,20 @@ def require_enforced(policy: NetworkPolicy) -> None:
         ("allow_out by address alone", bool(policy.allow_out) and not led),
         ("deny_out by address alone", bool(policy.deny_out) and not led),
         ("https_ports without names or rules", bool(policy.https_ports) and not led),
+        ("private addresses beside names, rules, a proxy or DNS servers", led and _has_private(policy)),
         ("peers", bool(policy.peers)),
         ("ports", policy.ports is not None),
     )
     for what, asked in unenforced:
         if asked:
             raise UnsupportedCapability("create sandbox", _C.NETWORK_POLICY, Permanent(f"{what}: not enforced yet"))
+
+
+def _has_private(policy: NetworkPolicy) -> bool:
+    """The firewall keeps gateways from these, whatever a policy says: it would be a promise that nothing keeps."""
+    wanted = [ipaddress.ip_network(text) for text in (*policy.allowed_networks, *policy.dns_servers)]
+    private = [ipaddress.IPv4Network(text) for text in PRIVATE]
+    return any(network.version == 4 and any(map(network.subnet_of, private)) for network in wanted)
 
 
 def check(state_dir: Path) -> Preflight:
