@@ -16,6 +16,7 @@ import pytest_asyncio
 from firkin import Runtime, Sandbox
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.engine.backend import LocalBackend
+from firkin.host.firewall import Doors, Firewall, led_group
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
 from firkin.law.errors import FirkinError, InvalidSpec, UnsupportedCapability
@@ -473,3 +474,18 @@ async def test_the_gateway_s_process_has_no_rights_and_no_files(
     assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
     assert Path(f"/proc/{pid}/cmdline").read_bytes().strip(b"\0") == b"firkin-egress"
     assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+
+
+async def test_doors_that_a_killed_server_left_open_are_closed(runtime: Runtime) -> None:
+    group, firewall = led_group(4030), Firewall()
+    firewall.install()
+    try:
+        for port in (4000, 5000):  # the second time as by another server, which does not know the first one's ports
+            firewall.open_doors(group, "198.18.0.1", Doors(tcp=port, dns_tcp=port + 1, dns_udp=port + 2))
+        found = firewall._listed("list set inet firkin doors")
+        left = [port for port in (4000, 4001, 5000, 5001, 5002) if f"{group} . 198.18.0.1 . {port}" in found]
+        assert left == [5000, 5001, 5002]
+        firewall.close_doors(group)
+        assert str(group) not in firewall._listed("list table inet firkin")
+    finally:
+        firewall.close()

@@ -27,6 +27,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import subprocess
 import threading
 from contextlib import suppress
@@ -147,7 +148,6 @@ class Firewall:
         self._user = -1
         self._library: ctypes.CDLL | None = None
         self._context: ctypes.c_void_p | None = None
-        self._opened: dict[int, tuple[str, tuple[int, ...]]] = {}
 
     def install(self) -> None:
         """Make the table unless it is there, in this version."""
@@ -185,15 +185,13 @@ class Firewall:
         adds = [f"add element inet {TABLE} {name} {{ {group} : {address} . {port} }}" for name, port in ports.items()]
         adds += [f"add element inet {TABLE} doors {{ {group} . {address} . {port} }}" for port in ports.values()]
         self._run("; ".join(adds))
-        self._opened[group] = (address, tuple(ports.values()))
 
     def close_doors(self, group: int) -> None:
         """Lead nothing of `group` anywhere: it reaches nothing. Also what a killed server left of it."""
         for name in ("tcp_doors", "dns_tcp_doors", "dns_udp_doors"):
             self._try(f"delete element inet {TABLE} {name} {{ {group} }}")
-        address, ports = self._opened.pop(group, ("", ()))
-        for port in ports:
-            self._try(f"delete element inet {TABLE} doors {{ {group} . {address} . {port} }}")
+        for found in re.findall(rf"\b{group} \. [0-9.]+ \. [0-9]+", self._listed(f"list set inet {TABLE} doors")):
+            self._try(f"delete element inet {TABLE} doors {{ {found} }}")
 
     def remove_if_last(self) -> None:
         """Remove the table, unless another server still relies on it."""
@@ -217,6 +215,17 @@ class Firewall:
     def _try(self, command: str) -> bool:
         return self._execute(command) is None
 
+    def _listed(self, command: str) -> str:
+        """What nft prints; nothing when it refuses."""
+        with self._lock:
+            library, context = self._open()
+            if library is None or context is None:
+                return subprocess.run(["nft", command], capture_output=True, text=True, timeout=10, check=False).stdout
+            library.nft_ctx_get_output_buffer(context)  # empties what an earlier command left
+            if library.nft_run_cmd_from_buffer(context, command.encode()) != 0:
+                return ""
+            return (library.nft_ctx_get_output_buffer(context) or b"").decode(errors="replace")
+
     def _execute(self, command: str) -> str | None:
         """None when it worked, else what nft said."""
         with self._lock:
@@ -236,7 +245,12 @@ class Firewall:
                 return None, None
             library.nft_ctx_new.restype = ctypes.c_void_p
             library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
-            for name in ("nft_ctx_buffer_error", "nft_ctx_buffer_output"):
+            library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
+            for name in (
+                "nft_ctx_buffer_error",
+                "nft_ctx_buffer_output",
+                "nft_ctx_get_output_buffer",
+            ):
                 getattr(library, name).argtypes = [ctypes.c_void_p]
             library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
             library.nft_ctx_free.argtypes = [ctypes.c_void_p]
