@@ -110,7 +110,9 @@ def _run(server: RunningServer, make_backend: Callable[[], LocalBackend]) -> Non
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     state_dir = tmp_path_factory.mktemp("state") / "firkin"
     with in_a_thread(
-        lambda: LocalBackend(driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=state_dir)
+        lambda: LocalBackend(
+            driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=state_dir, server_secret=SECRET
+        )
     ) as running:
         yield running
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from firkin import __version__
 from firkin.bootstrap.driver_loading import load_driver
-from firkin.bootstrap.state_files import make_state_dir
+from firkin.bootstrap.state_files import make_state_dir, server_secret
 from firkin.bootstrap.temporary_states import temporary_state
 from firkin.engine.backend import LocalBackend
 from firkin.host.image_sources import RegistrySettings
@@ -42,7 +42,12 @@ def build_backend(settings: Settings) -> LocalBackend:
     layers = LayerStore(settings.state_dir / "layers")
     preparer: RootPreparer = _host_preparer(settings, layers) if own is None else own()
     return LocalBackend(
-        driver=driver, preparer=preparer, state_dir=settings.state_dir, layers=layers, version=__version__
+        driver=driver,
+        preparer=preparer,
+        state_dir=settings.state_dir,
+        layers=layers,
+        version=__version__,
+        server_secret=server_secret(settings.state_dir),
     )
 
 

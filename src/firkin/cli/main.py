@@ -28,6 +28,7 @@ _COMMANDS = {
     "sandbox": ("firkin.cli.sandbox:sandbox", "Work with the sandboxes of a running server."),
     "snapshot": ("firkin.cli.snapshot:snapshot", "List, export, import and delete snapshots."),
     "volume": ("firkin.cli.volume:volume", "Keep disks that outlive sandboxes, and copy folders in and out."),
+    "secret": ("firkin.cli.secret:secret", "Keep secrets that go out in headers and are never seen inside."),
     "webhook": ("firkin.cli.webhook:webhook", "Post every change of a sandbox's state to addresses of yours."),
     "template": ("firkin.cli.template:template", "Prepare, list and delete templates."),
     "tls": ("firkin.cli.tls:tls", "Make certificates, so that sandboxes are reached by https."),

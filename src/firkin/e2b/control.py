@@ -15,6 +15,7 @@ from firkin.e2b.native import PREFIX, NativeRoutes
 from firkin.e2b.networks import NetworkCalls
 from firkin.e2b.reports import ReportCalls
 from firkin.e2b.sandboxes import SandboxCalls
+from firkin.e2b.secret_calls import SecretCalls
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_calls import SnapshotCalls
 from firkin.e2b.template_calls import TemplateCalls
@@ -29,11 +30,6 @@ _NOT_YET: tuple[tuple[str, str, str], ...] = (
     ("POST", "/templates", "an older way to build; use POST /v3/templates"),
     ("POST", "/templates/*", "an older way to build; use POST /v3/templates"),
     ("POST", "/templates/*/builds/*", "an older way to build; use POST /v3/templates"),
-    ("GET", "/secrets", "there is no secret store"),
-    ("POST", "/secrets", "there is no secret store"),
-    ("GET", "/secrets/*", "there is no secret store"),
-    ("POST", "/secrets/*", "there is no secret store"),
-    ("DELETE", "/secrets/*", "there is no secret store"),
     ("GET", "/teams", "accounts are the API keys of this server"),
     ("GET", "/events/webhooks", "webhooks are registered by the operator: firkin webhook add"),
     ("POST", "/events/webhooks", "webhooks are registered by the operator: firkin webhook add"),
@@ -62,6 +58,7 @@ class ControlPlane:
             *_looking(ReportCalls(directory, settings), EventCalls(directory)),
             *_templates(TemplateCalls(directory, settings), self._building),
             *_volumes(VolumeCalls(directory, settings)),
+            *_secrets(SecretCalls(directory, settings)),
         ]:
             self._add(method, pattern, call)
         for method, pattern, reason in _NOT_YET:
@@ -183,6 +180,16 @@ def _volumes(volumes: VolumeCalls) -> list[tuple[str, str, Call]]:
         ("POST", "/volumes", volumes.create),
         ("GET", "/volumes/*", volumes.get),
         ("DELETE", "/volumes/*", volumes.delete),
+    ]
+
+
+def _secrets(secrets: SecretCalls) -> list[tuple[str, str, Call]]:
+    return [
+        ("GET", "/secrets", secrets.list),
+        ("POST", "/secrets", secrets.create),
+        ("GET", "/secrets/*", secrets.get),
+        ("POST", "/secrets/*", secrets.update),
+        ("DELETE", "/secrets/*", secrets.delete),
     ]
 
 

@@ -20,7 +20,28 @@ class AutoResume(msgspec.Struct, forbid_unknown_fields=True):
     enabled: bool = False
 
 
-_OF_NAMES = ("dnsServers", "egressProxy", "httpsPorts", "rules")
+_NOT_YET = ("httpsPorts",)
+
+
+class NetworkTransform(msgspec.Struct, forbid_unknown_fields=True):
+    headers: dict[str, str] = {}
+
+
+class NetworkRule(msgspec.Struct, forbid_unknown_fields=True):
+    transform: NetworkTransform
+
+
+class EgressProxyTls(msgspec.Struct, forbid_unknown_fields=True):
+    enabled: bool
+    serverName: str | None = None
+    caCert: str | None = None
+
+
+class EgressProxyConfig(msgspec.Struct, forbid_unknown_fields=True):
+    address: str
+    username: str | None = None
+    password: str | None = None
+    tls: EgressProxyTls | None = None
 
 
 class EgressConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -29,15 +50,15 @@ class EgressConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     allowOut: list[str] | None = None
     denyOut: list[str] | None = None
     dnsServers: list[str] | None = None
-    egressProxy: dict[str, Any] | None = None
+    egressProxy: EgressProxyConfig | None = None
     httpsPorts: list[int] | None = None
-    rules: dict[str, Any] | None = None
+    rules: dict[str, list[NetworkRule]] | None = None
     peers: list[str] | None = None
     allowPorts: list[int] | None = None
 
     def unsupported(self) -> list[str]:
-        """The fields that ask for somebody who reads names; an empty list or null asks for nothing."""
-        return [name for name in _OF_NAMES if getattr(self, name)]
+        """The fields that ask for something; an empty list or null asks for nothing."""
+        return [name for name in _NOT_YET if getattr(self, name)]
 
 
 class NetworkConfig(EgressConfig, kw_only=True, forbid_unknown_fields=True):

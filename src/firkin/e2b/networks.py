@@ -7,14 +7,16 @@ an update that leaves them out leaves them as they are; all other fields it clea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import LABEL_MASK_HOST, SandboxDirectory, is_public
 from firkin.e2b.exchange import Exchange, Refused
-from firkin.e2b.models import EgressConfig, NetworkUpdate, parse
+from firkin.e2b.models import EgressConfig, EgressProxyConfig, NetworkRule, NetworkUpdate, parse
 from firkin.e2b.settings import ServerSettings
 from firkin.law.errors import InvalidReason, InvalidSpec, WrongState
 from firkin.law.ids import SandboxId
-from firkin.law.network import EVERYWHERE, NetworkPolicy, check_domain, network_of
+from firkin.law.network import EVERYWHERE, EgressProxy, HeaderRule, NetworkPolicy, check_domain, network_of
 from firkin.law.sandboxes import SandboxInfo
 
 _NAMES_NEED_DENY_ALL = (
@@ -53,6 +55,8 @@ def policy_of(config: EgressConfig, *, internet: bool, before: NetworkPolicy | N
         if network_of(text) is None:
             raise _bad(f"invalid denied CIDR {text[:64]}")
     names = [text for text in config.allowOut or () if network_of(text) is None]
+    rules = tuple(_rule(domain, rules) for domain, rules in (config.rules or {}).items())
+    proxy = None if config.egressProxy is None else _proxy(config.egressProxy)
     try:
         for text in names:
             check_domain(text)
@@ -62,6 +66,9 @@ def policy_of(config: EgressConfig, *, internet: bool, before: NetworkPolicy | N
             internet=internet,
             allow_out=tuple(config.allowOut or ()),
             deny_out=deny_out,
+            rules=rules,
+            egress_proxy=proxy,
+            dns_servers=tuple(config.dnsServers or ()),
             peers=kept.peers if config.peers is None else tuple(SandboxId(text) for text in config.peers),
             ports=kept.ports if config.allowPorts is None else tuple(config.allowPorts),
         )
@@ -80,6 +87,9 @@ def shown(info: SandboxInfo) -> dict[str, object]:
     fields = {
         "allowOut": [*policy.allow_out],
         "denyOut": deny_out,
+        "rules": {rule.domain: [{"transform": {"headers": dict(rule.headers)}}] for rule in policy.rules},
+        "egressProxy": _shown_proxy(policy.egress_proxy),
+        "dnsServers": [*policy.dns_servers],
         "peers": [*policy.peers],
         "maskRequestHost": info.labels.get(LABEL_MASK_HOST),
     }
@@ -87,6 +97,40 @@ def shown(info: SandboxInfo) -> dict[str, object]:
     if policy.ports is not None:
         more["allowPorts"] = [*policy.ports]
     return {"allowPublicTraffic": is_public(info), **more}
+
+
+def _shown_proxy(proxy: EgressProxy | None) -> dict[str, str]:
+    """Its password stays here."""
+    if proxy is None:
+        return {}
+    return {"address": proxy.address, **({"username": proxy.username} if proxy.username else {})}
+
+
+def _rule(domain: str, rules: Sequence[NetworkRule]) -> HeaderRule:
+    if domain == "*":
+        raise _bad('network.rules: a bare "*" is not a domain; name the hosts')
+    if len(rules) != 1 or not rules[0].transform.headers:
+        raise _bad(f"network.rules: {domain[:128]!r} must have one rule with a transform of headers")
+    return HeaderRule(domain=domain.lower(), headers=rules[0].transform.headers)
+
+
+def _proxy(asked: EgressProxyConfig) -> EgressProxy:
+    if asked.tls is not None and not asked.tls.enabled and (asked.tls.serverName or asked.tls.caCert):
+        raise _bad("network.egressProxy.tls has settings but is not enabled")
+    host, _, port = asked.address.removeprefix("socks5://").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise _bad("network.egressProxy.address must be HOST:PORT of a SOCKS5 proxy")
+    if len((asked.username or "").encode()) > 255 or len((asked.password or "").encode()) > 255:
+        raise _bad("network.egressProxy: a SOCKS5 user name and password have at most 255 bytes")
+    tls = asked.tls if asked.tls is not None and asked.tls.enabled else None
+    return EgressProxy(
+        address=asked.address,
+        username=asked.username or "",
+        password=asked.password or "",
+        tls=tls is not None,
+        tls_server_name=(tls.serverName or "") if tls else "",
+        tls_ca=(tls.caCert or "") if tls else "",
+    )
 
 
 def _bad(message: str) -> Refused:

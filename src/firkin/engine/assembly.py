@@ -14,6 +14,7 @@ from firkin.engine.build_records import BuildRecords
 from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
+from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
@@ -27,6 +28,7 @@ from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
+from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.volume_registry import VolumeRegistry
@@ -56,6 +58,7 @@ class Ground:
     snapshots_dir: Path
     children: Children
     offer: Capabilities
+    server_secret: bytes | None = None
 
 
 def assemble(ground: Ground, policies: Policies) -> Node:
@@ -63,6 +66,9 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     clock, records = ground.clock, ground.records
     events, logs, acts, roster = EventBus(clock), LogStore(clock, records), Acts(ground.children), Roster(records)
     programs = Programs(clock)
+    secrets = None
+    if ground.server_secret is not None:
+        secrets = SecretStore(records, clock=clock, server_secret=ground.server_secret)
     admission = Admission(policies.capacity, ground.gauge)
     workshop = Workshop(
         BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
@@ -96,10 +102,12 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
         volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.offer),
+        egress=Egress(ground.driver, secrets, roster=roster, logs=logs),
         exposures=PortExposures(ground.children),
         figures=Figures(),
         samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),
         programs=programs,
+        secrets=secrets,
         webhooks=LocalWebhooks(records=records, events=events, clock=clock),
         builds=LocalBuilds(
             templates,

@@ -24,6 +24,7 @@ from firkin.engine.processes import LocalProcesses
 from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
 from firkin.engine.refusal_lines import RefusalLines
+from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
@@ -57,13 +58,16 @@ class LocalBackend:
         clock: Clock | None = None,
         layers: LayerStore | None = None,
         version: str = VERSION,
+        server_secret: bytes | None = None,
     ) -> None:
+        """Without `server_secret`, which seals them, it keeps no secrets."""
         self._driver = driver
         self._preparer = preparer
         self._state_dir = state_dir
         self._clock = clock or SystemClock()
         self._layers = layers or LayerStore(state_dir / "layers")
         self._version = version
+        self._server_secret = server_secret
         self._open = AsyncExitStack()
         self._node: Node | None = None
 
@@ -118,6 +122,11 @@ class LocalBackend:
         """None over a driver that keeps none."""
         node = self._started()
         return None if node.driver.volumes is None else LocalVolumes(node)
+
+    @property
+    def secrets(self) -> SecretStore | None:
+        """None without a server secret to seal them with."""
+        return self._started().secrets
 
     @property
     def warm_pool(self) -> None:
@@ -194,6 +203,7 @@ class LocalBackend:
                 snapshots_dir=self._state_dir / "snapshots",
                 children=await undo.enter_async_context(children()),
                 offer=await self.capabilities(),
+                server_secret=self._server_secret,
             ),
             policies,
         )

@@ -60,7 +60,7 @@ class _Order:
 
 async def create(node: Node, spec: SandboxSpec, *, sandbox_id: SandboxId | None = None) -> SandboxInfo:
     """See `SandboxControl.create`."""
-    check_sandbox(spec, node.offer, node.driver.name)
+    check_sandbox(spec, node.offer, node.driver.name, gateways=node.driver.egress is not None)
     if not isinstance(spec.source, FromSnapshot):
         return await create_on(node, spec, on_template(_CREATE, node.templates.ready(_CREATE, spec.source.template_id)))
     with node.snapshots.borrowed(_CREATE, spec.source.snapshot_id) as (record, captured):
@@ -73,7 +73,8 @@ async def create_on(
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
     resources = fitting(foundation, spec.resources, node.policies.default_resources)
-    node.volumes.wanted(_CREATE, spec.owner, spec.volumes)
+    await node.egress.check(_CREATE, spec.owner, spec.network)
+    node.volumes.wanted(_CREATE, spec.owner, spec.volumes)  # and on the roster in the same step, without a wait
     order = _Order(spec, foundation, resources, lifetime_s, sandbox_id)
     resident = _admit(node, order)
     began = node.clock.monotonic()
@@ -139,7 +140,10 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     async with substrate(_CREATE, node.driver.name, within_s=within_s, sandbox_id=resident.id):
         resident.instance = await node.driver.boot(_boot_plan(node, order, resident))
     resident.ref = resident.instance.ref
-    await started_up(_CREATE, await node.links.connect(resident), resident)
+    await node.egress.lead(_CREATE, resident)
+    inside = await node.links.connect(resident)
+    await node.egress.settle(resident, inside)
+    await started_up(_CREATE, inside, resident)
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))

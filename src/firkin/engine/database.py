@@ -111,6 +111,19 @@ MIGRATIONS: Sequence[str] = (
         UNIQUE (owner, name)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE secrets (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        metadata TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        sealed BLOB NOT NULL,
+        UNIQUE (owner, name)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -16,6 +16,7 @@ from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_ports import GuestPorts
 from firkin.engine.guest_processes import GuestProcesses
 from firkin.engine.roster import Resident, Roster
+from firkin.engine.trust import VARIABLES
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.errors import DeadlineExceeded, SandboxUnavailable
 from firkin.law.ids import SandboxId
@@ -104,7 +105,7 @@ class Links:
             processes=GuestProcesses(link, default_user=user, default_workdir=workdir),
             files=GuestFiles(link),
             ports=GuestPorts(link),
-            env={**resident.origin.base_env, **info.env},
+            env={**(VARIABLES if info.network.rules else {}), **resident.origin.base_env, **info.env},
         )
 
 

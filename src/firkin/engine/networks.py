@@ -34,12 +34,13 @@ _log = logging.getLogger("firkin.engine")
 
 async def update_network(node: Node, sandbox_id: SandboxId, policy: NetworkPolicy) -> SandboxInfo:
     """See `SandboxControl.update_network`."""
-    check_network(_SET, policy, node.offer)
+    check_network(_SET, policy, node.offer, gateways=node.driver.egress is not None)
     resident = await node.roster.meet(_SET, sandbox_id)
     async with resident.turn(_SET):
         await node.roster.check_present(_SET, resident)
         if resident.info.state not in (SandboxState.RUNNING, SandboxState.PAUSED):
             raise WrongState(_SET, ResourceKind.SANDBOX, sandbox_id, resident.info.state.value)
+        await node.egress.check(_SET, resident.info.owner, policy)
         await _update(node, resident, policy)
         return resident.info
 
@@ -50,6 +51,7 @@ async def _update(node: Node, resident: Resident, policy: NetworkPolicy) -> None
         await put_in_force(node, resident, resident.instance, policy)
     resident.info = replace(before, network=policy)
     try:
+        await _lead(node, resident)
         await node.ledger.remark(resident, why=Why(cause=f"{NETWORK_SET}{summary(policy)}"))
     except BaseException:
         resident.info = before
@@ -57,7 +59,17 @@ async def _update(node: Node, resident: Resident, policy: NetworkPolicy) -> None
             with suppress(FirkinError, TimeoutError):
                 work = put_in_force(node, resident, resident.instance, before.network)
                 await finish(work, within_s=SET_WITHIN_S)
+                await finish(node.egress.lead(_SET, resident), within_s=SET_WITHIN_S)
         raise
+
+
+async def _lead(node: Node, resident: Resident) -> None:
+    """To its gateway, if the policy asks for that. One that is paused trusts the gateway's authority once it runs."""
+    if resident.instance is None:
+        return
+    await node.egress.lead(_SET, resident)
+    if resident.to_trust and resident.info.state is SandboxState.RUNNING:
+        await node.egress.settle(resident, await node.links.connect(resident))
 
 
 async def put_in_force(node: Node, resident: Resident, instance: Instance, policy: NetworkPolicy) -> None:

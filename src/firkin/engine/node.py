@@ -11,6 +11,7 @@ from firkin.engine.admission import Admission, HostGauge
 from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock
 from firkin.engine.deadlines import Deadlines
+from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.figures import Figures
 from firkin.engine.layer_uses import LayerKeeping
@@ -22,6 +23,7 @@ from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
+from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.volume_registry import VolumeRegistry
@@ -54,10 +56,12 @@ class Node:
     volumes: VolumeRegistry
     volume_threads: ThreadPoolExecutor
     links: Links
+    egress: Egress
     exposures: PortExposures
     figures: Figures
     samples: Samples
     programs: Programs
+    secrets: SecretStore | None
     webhooks: LocalWebhooks
     builds: LocalBuilds
 

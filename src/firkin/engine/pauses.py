@@ -178,6 +178,8 @@ async def _thaw(node: Node, resident: Resident, lifetime_s: float | None, why: W
     try:
         async with substrate(_RESUME, node.driver.name, within_s=FREEZE_WITHIN_S, sandbox_id=resident.id):
             await instance.thaw()
+        if resident.to_trust:  # a server came and went while it stood still
+            await node.egress.settle(resident, await node.links.connect(resident))
         resident.info = _running(node, before, lifetime_s)
         await node.ledger.move(resident, Act.RESUME, why=why)
     except BaseException:
@@ -219,7 +221,10 @@ async def _boot_again(node: Node, resident: Resident, lifetime_s: float | None, 
             resident.instance = await node.driver.boot(plan)
         resident.ref = resident.instance.ref
         node.links.readmit(resident)
-        await started_up(_RESUME, await node.links.connect(resident), resident)
+        await node.egress.lead(_RESUME, resident)
+        inside = await node.links.connect(resident)
+        await node.egress.settle(resident, inside)
+        await started_up(_RESUME, inside, resident)
         resident.info = _running(node, before, lifetime_s)
         await node.ledger.move(resident, Act.RESUME, why=why)
     except BaseException:

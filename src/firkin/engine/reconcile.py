@@ -124,6 +124,7 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
     with suppress(FirkinError):  # told in its log; it reaches nothing then
         await put_in_force(node, resident, instance, resident.info.network)
     await _hold(node, resident, instance)
+    await _lead(node, resident)
     node.background(watch(node, resident, instance), name=f"watch {resident.id}")
     if resident.info.state is not SandboxState.STOPPING:
         return
@@ -135,6 +136,24 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
             return
         why = Why.ended(EndCause.REQUESTED, actor="engine", detail="a stop that the last server began")
         await node.ledger.note(resident, Act.STOPPED, why=why)
+
+
+async def _lead(node: Node, resident: Resident) -> None:
+    """Its gateway went with the last server. Until there is another it reaches nothing, which is logged."""
+    try:
+        await node.egress.lead("adopt", resident)
+    except FirkinError as error:
+        _log.error("not led to an egress gateway sandbox=%s error=%s", resident.id, error)
+        return
+    if resident.to_trust and resident.info.state is SandboxState.RUNNING:
+        node.background(_settle_trust(node, resident), name=f"trust {resident.id}")
+
+
+async def _settle_trust(node: Node, resident: Resident) -> None:
+    try:
+        await node.egress.settle(resident, await node.links.connect(resident))
+    except FirkinError as error:
+        _log.error("egress authority not trusted sandbox=%s error=%s", resident.id, error)
 
 
 async def _hold(node: Node, resident: Resident, instance: Instance) -> None:

@@ -34,7 +34,8 @@ class Resident:
 
     `instance` is set while there is something to destroy; once it is `leaving`
     nobody is let in, and a dial under way is cut short by its `dial_limit`; `renewals` tells an
-    expiry that fired from the renewal or pause that overtook it; `hurry` cuts a graceful
+    expiry that fired from the renewal or pause that overtook it; `trusts` is the certificate of the
+    egress authority that it has in its trust stores, `to_trust` one that has to go there; `hurry` cuts a graceful
     stop or a capture short.
     """
 
@@ -47,6 +48,8 @@ class Resident:
     template: TemplateUse | None = None
     leaving: bool = False
     dial_limit: asyncio.Timeout | None = None
+    trusts: str = ""
+    to_trust: str = ""
     renewals: int = 0
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import datetime
 
-from firkin.law.capabilities import BuildFeatureGated, Capabilities, CapabilityName, Permanent
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
 from firkin.law.network import NetworkPolicy
 from firkin.law.policies import DeadlinePolicy
+from firkin.law.reach import PRIVATE
 from firkin.law.sandboxes import FromSnapshot, Isolation, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
 
-INSPECTION = BuildFeatureGated("the egress gateway, which looks at names: domains, rules, proxies and DNS servers")
+INSPECTION = Permanent("this driver has no egress gateways, which domains, rules, proxies and DNS servers need")
+_PRIVATE_LED = Permanent("private addresses beside domains, rules, a proxy or DNS servers: gateways do not reach them")
+_PEERS_LED = Permanent("peers beside domains, rules, a proxy or DNS servers: only the gateway is reached then")
+_HTTPS_PORTS = Permanent("https_ports without domains or rules: nobody reads names then")
 ONLY_IPV4 = Permanent("sandboxes have no IPv6, so allow_out can name IPv4 addresses only")
 _CREATE = "create a sandbox"
 
 
-def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> None:
+def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str, *, gateways: bool) -> None:
     """`UnsupportedCapability` for each wish that nobody here would honour."""
     if isinstance(spec.source, FromSnapshot):
         offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
-    check_network(_CREATE, spec.network, offer)
+    check_network(_CREATE, spec.network, offer, gateways=gateways)
     if spec.isolation not in (Isolation.DRIVER_DEFAULT, driver):
         reason = Permanent(f"this runtime isolates by {driver!r}, not by {spec.isolation.value!r}")
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)
@@ -30,14 +35,27 @@ def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str) -> None:
     offer.require(_CREATE, CapabilityName.RUNTIME_CREATE)
 
 
-def check_network(operation: str, policy: NetworkPolicy, offer: Capabilities) -> None:
-    """`UnsupportedCapability` for what nobody here would enforce."""
+def check_network(operation: str, policy: NetworkPolicy, offer: Capabilities, *, gateways: bool) -> None:
+    """`UnsupportedCapability` for what nobody here would enforce. `gateways`: the driver has some."""
     if policy.is_finer:
         offer.require(operation, CapabilityName.NETWORK_POLICY)
-    if policy.is_inspected:
-        raise UnsupportedCapability(operation, CapabilityName.NETWORK_POLICY, INSPECTION)
+    unenforced = (
+        (INSPECTION, policy.is_inspected and not gateways),
+        (_PRIVATE_LED, policy.is_inspected and _names_private(policy)),
+        (_PEERS_LED, policy.is_inspected and bool(policy.peers)),
+        (_HTTPS_PORTS, bool(policy.https_ports) and not policy.is_inspected),
+    )
+    for reason, asked in unenforced:
+        if asked:
+            raise UnsupportedCapability(operation, CapabilityName.NETWORK_POLICY, reason)
     if any(":" in network for network in policy.allowed_networks):
         raise UnsupportedCapability(operation, CapabilityName.NETWORK_POLICY, ONLY_IPV4)
+
+
+def _names_private(policy: NetworkPolicy) -> bool:
+    wanted = [ipaddress.ip_network(text) for text in (*policy.allowed_networks, *policy.dns_servers)]
+    private = [ipaddress.IPv4Network(text) for text in PRIVATE]
+    return any(network.version == 4 and any(map(network.subnet_of, private)) for network in wanted)
 
 
 def deadline_after(wish: SandboxDeadline | None, policy: DeadlinePolicy, now: datetime) -> float | None:

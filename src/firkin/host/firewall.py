@@ -12,6 +12,11 @@ the host translated into another destination than the policy was asked about (a
 container's published port is an address of the host first). How many entries one sandbox
 may hold in the machine's connection table is bounded.
 
+An interface in the group of an egress gateway (`led_group`) reaches that gateway's
+doors and nothing else: all its TCP, and UDP to port 53, is led there whatever
+its destination, and everything else of it is dropped (QUIC too, so that clients
+fall back to TCP).
+
 The group is a property of the interface (as ``ip link set … group`` sets it)
 and dies with it: no state of a killed server can be inherited, and a change
 costs the same with one sandbox and with thousands, where a set of nft would be
@@ -27,9 +32,11 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import subprocess
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.law.reach import PRIVATE, SANDBOXES
@@ -37,10 +44,11 @@ from firkin.law.reach import PRIVATE, SANDBOXES
 TABLE = "firkin"
 INTERFACE_PREFIX = "fk"
 FLOWS = 4096  # connections of one sandbox, of a machine's 65,536 or more
-_VERSION = "version_4"  # a chain that only says which rules these are; count up with every change of them
+_VERSION = "version_6"  # a chain that only says which rules these are; count up with every change of them
 ONLINE = 26217  # the interface group of those that may go out; a number that nobody else is likely to use
 DECIDED = 26218  # and of those of whose packets `host.reach_tables` marks what may pass
 PASSED = 0x66697270  # that mark; taken off again before anything else on the host could act on it
+_LED = 0x280000  # and from here on the groups of those that gateways lead, by the gateways' slots
 _USERS = Path("/run/firkin/firewall.users")
 
 # What is refused is counted for each sandbox, and one new destination a second of each is remembered for a minute:
@@ -65,9 +73,30 @@ table inet {TABLE} {{
     }}
     chain {_VERSION} {{ }}
     set private {{ type ipv4_addr; flags interval; elements = {{ {", ".join(PRIVATE)} }} }}
+    map tcp_doors {{ type devgroup : ipv4_addr . inet_service; }}
+    map dns_tcp_doors {{ type devgroup : ipv4_addr . inet_service; }}
+    map dns_udp_doors {{ type devgroup : ipv4_addr . inet_service; }}
+    set doors {{ type devgroup . ipv4_addr . inet_service; }}
     chain input {{
         type filter hook input priority -5; policy accept;
-        iifname "{INTERFACE_PREFIX}*" jump refuse
+        iifname "{INTERFACE_PREFIX}*" jump inward
+        ip daddr {SANDBOXES} iifname != "lo" drop
+    }}
+    chain inward {{
+        ct status dnat iifgroup . ip daddr . th dport @doors jump to_gateway
+        goto refuse
+    }}
+    chain to_gateway {{
+        ct state new add @{OPEN} {{ ip saddr ct count over {FLOWS} }} drop
+        accept
+    }}
+    chain led {{
+        type nat hook prerouting priority -100; policy accept;
+        iifname != "{INTERFACE_PREFIX}*" accept
+        meta nfproto != ipv4 accept
+        tcp dport 53 dnat ip to iifgroup map @dns_tcp_doors
+        meta l4proto tcp dnat ip to iifgroup map @tcp_doors
+        udp dport 53 dnat ip to iifgroup map @dns_udp_doors
     }}
     chain spoofed {{
         type filter hook prerouting priority -150; policy accept;
@@ -119,6 +148,20 @@ class FirewallUnavailable(Exception):
     """nft is missing or refused; the text says which."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """The ports on which a gateway listens."""
+
+    tcp: int
+    dns_tcp: int
+    dns_udp: int
+
+
+def led_group(slot: int) -> int:
+    """The interface group of those that are led to the gateway in `slot`, which no other server of the machine has."""
+    return _LED + slot
+
+
 class Firewall:
     """The table, installed and removed: by libnftables where it is there, else by the program. Thread-safe.
 
@@ -162,6 +205,21 @@ class Firewall:
             return False
         return True
 
+    def open_doors(self, group: int, address: str, doors: Doors) -> None:
+        """Lead the interfaces of `group` to a gateway that listens on `address`. Raises `FirewallUnavailable`."""
+        self.close_doors(group)
+        ports = {"tcp_doors": doors.tcp, "dns_tcp_doors": doors.dns_tcp, "dns_udp_doors": doors.dns_udp}
+        adds = [f"add element inet {TABLE} {name} {{ {group} : {address} . {port} }}" for name, port in ports.items()]
+        adds += [f"add element inet {TABLE} doors {{ {group} . {address} . {port} }}" for port in ports.values()]
+        self._run("; ".join(adds))
+
+    def close_doors(self, group: int) -> None:
+        """Lead nothing of `group` anywhere: it reaches nothing. Also what a killed server left of it."""
+        for name in ("tcp_doors", "dns_tcp_doors", "dns_udp_doors"):
+            self._try(f"delete element inet {TABLE} {name} {{ {group} }}")
+        for found in re.findall(rf"\b{group} \. [0-9.]+ \. [0-9]+", self._listed(f"list set inet {TABLE} doors")):
+            self._try(f"delete element inet {TABLE} doors {{ {found} }}")
+
     def remove_if_last(self) -> None:
         """Remove the table, unless another server still relies on it."""
         if self._alone():
@@ -184,6 +242,17 @@ class Firewall:
     def _try(self, command: str) -> bool:
         return self._execute(command) is None
 
+    def _listed(self, command: str) -> str:
+        """What nft prints; nothing when it refuses."""
+        with self._lock:
+            library, context = self._open()
+            if library is None or context is None:
+                return subprocess.run(["nft", command], capture_output=True, text=True, timeout=10, check=False).stdout
+            library.nft_ctx_get_output_buffer(context)  # empties what an earlier command left
+            if library.nft_run_cmd_from_buffer(context, command.encode()) != 0:
+                return ""
+            return (library.nft_ctx_get_output_buffer(context) or b"").decode(errors="replace")
+
     def _execute(self, command: str) -> str | None:
         """None when it worked, else what nft said."""
         with self._lock:
@@ -203,7 +272,12 @@ class Firewall:
                 return None, None
             library.nft_ctx_new.restype = ctypes.c_void_p
             library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
-            for name in ("nft_ctx_buffer_error", "nft_ctx_buffer_output"):
+            library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
+            for name in (
+                "nft_ctx_buffer_error",
+                "nft_ctx_buffer_output",
+                "nft_ctx_get_output_buffer",
+            ):
                 getattr(library, name).argtypes = [ctypes.c_void_p]
             library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
             library.nft_ctx_free.argtypes = [ctypes.c_void_p]

@@ -27,6 +27,8 @@ from firkin.lifetimes import finish
 _KERNEL_WITHIN_S = 30.0
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 _HOST_ITSELF = "an address of the host itself, or a policy that has changed since"
+_NOT_LED = "an egress gateway decides about TCP and DNS; nothing else goes out"
+_NOWHERE = Reach(())  # by itself: what such a policy allows is its gateway's to reach
 _log = logging.getLogger("firkin.host")
 T = TypeVar("T")
 
@@ -81,6 +83,24 @@ class SandboxNetworks:
         finally:
             await self._look_again(named)
 
+    async def lead(self, name: str, group: int) -> None:
+        """Lead one whose policy asks for that to the gateway of `group`. `BackendFailure`: it reaches nothing."""
+        line = self._lines.get(name)
+        if line is None or line.policy is None or not line.policy.is_inspected:
+            raise BackendFailure("lead to an egress gateway", name, "it is gone, or has another policy now")
+        async with line.lock:
+            try:
+                await _in_thread(lambda: self._wires.lead(line.wire, group))
+            except OSError as error:
+                line.reach = None
+                line.trouble = f"it could not be led to its gateway ({error}), so it reaches nothing"
+                raise BackendFailure("lead to an egress gateway", line.wire.interface, line.trouble) from error
+            line.trouble = ""
+
+    async def open(self, wire: Wire) -> None:
+        """Let out what is no sandbox, to public addresses. Raises `OSError`."""
+        await _in_thread(lambda: self._wires.enforce(wire, Reach.of(NetworkPolicy(internet=True))))
+
     async def disconnect(self, name: str) -> None:
         """It is gone: nobody reaches its address any more. Its wire is to be cleaned yet. Idempotent."""
         line = self._lines.pop(name, None)
@@ -130,13 +150,15 @@ class SandboxNetworks:
     def _rule(self, line: _Line, refusal: Refusal) -> str:
         if line.trouble or line.policy is None:
             return line.trouble or "the policy is not in force yet"
+        if line.policy.is_inspected:
+            return _NOT_LED
         return denial(line.policy, refusal.destination, self._peers(line)) or _HOST_ITSELF
 
     async def _enforce(self, line: _Line, operation: str) -> None:
         async with line.lock:
             if line.gone or line.policy is None:
                 return
-            reach = Reach.of(line.policy, self._peers(line))
+            reach = _NOWHERE if line.policy.is_inspected else Reach.of(line.policy, self._peers(line))
             if reach == line.reach:
                 return
             line.reach = None

@@ -71,8 +71,11 @@ class Wires:
         group = _group_for(reach)
         if group != wire.group or group == DECIDED:
             try:
+                led = wire.group not in (OFFLINE, ONLINE, DECIDED, None)
                 self._set(wire, reach, group)
-                if wire.opened:
+                if led:
+                    delete_connections(self._connections, wire.address)
+                elif wire.opened:
                     cut_connections(self._connections, wire.address, reach.holds)
             except OSError:
                 self._shut(wire)
@@ -99,6 +102,16 @@ class Wires:
             delete_connections(self._connections, wire.address)
         except OSError as error:
             _log.error("not cut off interface=%s error=%s", wire.interface, error)
+
+    def lead(self, wire: Wire, group: int) -> None:
+        """Its way out is the gateway of `group` from here on, and nothing else. `OSError`: nothing can be reached."""
+        try:
+            self._netlink().set_group(wire.interface, group)
+        except OSError:
+            self._shut(wire)
+            raise
+        wire.group = group
+        wire.begun = wire.opened = True
 
     def clean(self, wire: Wire) -> None:
         """The sandbox is gone: nothing of what it was allowed or did may be left for the next. Raises `OSError`."""

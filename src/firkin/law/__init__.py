@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from firkin.law.reach import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.resources import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.sandboxes import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.secrets import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.snapshots import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.states import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.templates import *  # noqa: F403 — __all__ below is the choice
@@ -61,6 +62,7 @@ _MODULES = (
     "events",
     "snapshots",
     "volumes",
+    "secrets",
     "warm_pool",
     "webhooks",
     "lifecycle_events",
@@ -85,6 +87,8 @@ __all__ = [
     "MAX_METADATA_BYTES",
     "MAX_MOUNTS",
     "MAX_PATH_BYTES",
+    "MAX_SECRETS",
+    "MAX_SECRET_BYTES",
     "MAX_VARIABLE_BYTES",
     "MAX_VCPUS",
     "MIB",
@@ -93,6 +97,7 @@ __all__ = [
     "MOST_ID",
     "MOST_LAYERS",
     "NOT_REPORTED",
+    "SECRET_PLACEHOLDER",
     "SIGNAL_NUMBERS",
     "Act",
     "AlreadyExists",
@@ -134,6 +139,7 @@ __all__ = [
     "DomainProxy",
     "DomainProxySpec",
     "Driver",
+    "EgressKeeper",
     "EgressProxy",
     "EndCause",
     "Ended",
@@ -269,6 +275,11 @@ __all__ = [
     "SandboxState",
     "SandboxUnavailable",
     "SandboxUsage",
+    "SecretControl",
+    "SecretId",
+    "SecretInfo",
+    "SecretName",
+    "SecretSpec",
     "Shell",
     "Signal",
     "Signaled",
@@ -339,6 +350,8 @@ __all__ = [
     "check_domain",
     "check_environment",
     "check_mounts",
+    "check_secret_metadata",
+    "check_secret_value",
     "denial",
     "describe_selector",
     "describe_source",
@@ -346,6 +359,7 @@ __all__ = [
     "event_body",
     "event_states",
     "event_type",
+    "named_secrets",
     "network_of",
     "next_state",
     "parse_source",

@@ -55,6 +55,7 @@ from firkin.law.sandboxes import (
     SandboxSpec,
     StopMode,
 )
+from firkin.law.secrets import SecretControl
 from firkin.law.snapshots import (
     ForkOptions,
     PausedSandbox,
@@ -408,6 +409,9 @@ class SandboxBackend(Protocol):
 
     @property
     def volumes(self) -> VolumeControl | None: ...
+
+    @property
+    def secrets(self) -> SecretControl | None: ...
 
     @property
     def warm_pool(self) -> WarmPoolControl | None: ...

@@ -183,6 +183,25 @@ class Instance(Protocol):
         ...
 
 
+class EgressKeeper(Protocol):
+    """Leads what sandboxes send out past a gateway of their owner's, outside of them."""
+
+    async def lead(
+        self, sandbox_id: SandboxId, *, owner: str, policy: NetworkPolicy, secrets: Mapping[str, str]
+    ) -> str:
+        """What holds for a living sandbox from now on, by name and with these values of the secrets in its rules.
+
+        The certificate (PEM) of the authority that it has to trust, the same as long as its
+        rules name the same hosts; empty without rules. Until the first call for it, a sandbox whose policy
+        `is_inspected` reaches nothing. Raises `BackendFailure`.
+        """
+        ...
+
+    def report(self, told: Callable[[SandboxId, str], None]) -> None:
+        """Tell of what goes on at gateways, one sentence for each sandbox that it concerns."""
+        ...
+
+
 class Driver(Protocol):
     @property
     def name(self) -> str: ...
@@ -190,6 +209,11 @@ class Driver(Protocol):
     @property
     def volumes(self) -> VolumeKeeper | None:
         """None for a driver that cannot mount volumes; it is never given any."""
+        ...
+
+    @property
+    def egress(self) -> EgressKeeper | None:
+        """None for a driver without gateways; it is never given a policy that `is_inspected`."""
         ...
 
     async def capabilities(self) -> Capabilities: ...

@@ -55,6 +55,7 @@ class ResourceKind(StrEnum):
     WATCH = "watch"
     VOLUME = "volume"
     WEBHOOK = "webhook"
+    SECRET = "secret"
 
 
 class InvalidReason(StrEnum):
@@ -63,6 +64,7 @@ class InvalidReason(StrEnum):
     MISSING_SNAPSHOT = "missing_snapshot"
     MISSING_SANDBOX = "missing_sandbox"
     MISSING_VOLUME = "missing_volume"
+    MISSING_SECRET = "missing_secret"
     INVALID_ID = "invalid_id"
     INVALID_PATH = "invalid_path"
     INVALID_PORT = "invalid_port"
@@ -74,6 +76,7 @@ class InvalidReason(StrEnum):
     INVALID_METADATA = "invalid_metadata"
     INVALID_NETWORK = "invalid_network"
     INVALID_VOLUME = "invalid_volume"
+    INVALID_SECRET = "invalid_secret"
     INVALID_SETTINGS = "invalid_settings"
 
 

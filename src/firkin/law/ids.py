@@ -105,6 +105,25 @@ class VolumeName(Identifier):
     rule_text = "letters, digits, '_' and '-'"
 
 
+class SecretId(Identifier):
+    __slots__ = ()
+    kind = "secret id"
+    rule = re.compile(r"sec_[0-9a-z]+")
+    rule_text = "sec_, then lower-case letters and digits"
+
+
+class SecretName(Identifier):
+    """What its owner calls a secret, in lower case: it stands in ``${e2b.secrets.NAME}``."""
+
+    __slots__ = ()
+    kind = "secret name"
+    rule = re.compile(r"(?!sec_)[^{}\x00-\x1f\x7f-\x9fA-Z]+")
+    rule_text = "anything but '{', '}' and control characters, and no name that begins with sec_"
+
+    def __new__(cls, text: str) -> Self:
+        return super().__new__(cls, text.lower())
+
+
 class PortName(Identifier):
     __slots__ = ()
     kind = "port name"

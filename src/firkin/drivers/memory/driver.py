@@ -199,6 +199,10 @@ class MemoryDriver:
         return "memory"
 
     @property
+    def egress(self) -> None:
+        return None
+
+    @property
     def volumes(self) -> None:
         """Files in memory do not outlive the process, so there is nothing that could be called a volume."""
         return None

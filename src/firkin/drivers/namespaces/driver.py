@@ -21,6 +21,7 @@ from pathlib import Path
 from firkin.drivers.namespaces import preflight
 from firkin.drivers.namespaces.captures import IMAGE, DiskThreads
 from firkin.drivers.namespaces.commits import copy_layer
+from firkin.drivers.namespaces.gateways import Gateways, Keeper
 from firkin.drivers.namespaces.helper_process import HelperDied
 from firkin.drivers.namespaces.instance import NamespacesInstance, Surroundings
 from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
@@ -85,6 +86,7 @@ class NamespacesDriver:
         self._wires = Wires()
         self._networks = SandboxNetworks(self._wires)
         self._slots = SlotPool(self._leases, self._wires, depth=self._options.ready_slots)
+        self._gateways = Gateways(self._slot_pool, self._networks, self._firewall, trust=self._options.egress_trust)
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._slots_started = False
@@ -92,6 +94,7 @@ class NamespacesDriver:
             trees=self._trees,
             sockets=NamespaceSockets(),
             networks=self._networks,
+            unled=self._gateways.forget,
             disk_threads=DiskThreads(),
             background=Children(),
             released=self._released,
@@ -110,6 +113,14 @@ class NamespacesDriver:
     @property
     def volumes(self) -> VolumeDisks:
         return self._volumes
+
+    @property
+    def egress(self) -> Keeper:
+        return Keeper(self._gateways, lambda sandbox_id: getattr(self._instances.get(sandbox_id), "slot", None))
+
+    @property
+    def gateway_pids(self) -> Mapping[str, int | None]:
+        return self._gateways.pids
 
     @property
     def launcher_pid(self) -> int | None:
@@ -161,7 +172,7 @@ class NamespacesDriver:
             raise BackendFailure("create sandbox", NAME, f"an instance {plan.sandbox_id!r} exists already")
         slots = await self._slot_pool()
         for attempt in range(_ATTEMPTS):
-            slot = await slots.take(online=plan.network.internet)
+            slot = await slots.take(online=plan.network.internet and not plan.network.is_inspected)
             try:
                 before = await self._networks.connect(plan.sandbox_id, slot.wire, plan.network)
                 async with self._volumes.mounted(plan.volumes) as mounts:
@@ -265,6 +276,7 @@ class NamespacesDriver:
     async def _released(self, instance: NamespacesInstance) -> None:
         self._instances.pop(instance.sandbox_id, None)
         await self._networks.disconnect(instance.sandbox_id)
+        await self._gateways.forget(instance.slot)
         self._slots.give_back(instance.slot)
 
     async def _undo(self, plan: BootPlan, slot: Slot) -> None:
@@ -378,6 +390,7 @@ class NamespacesDriver:
             instance.let_go()
         if self._launcher is not None:
             await self._launcher.aclose()
+        await self._gateways.aclose()
         if self._slots_started:
             await self._slots.aclose()
         await asyncio.to_thread(self._around.sockets.close)

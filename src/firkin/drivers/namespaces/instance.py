@@ -40,7 +40,10 @@ _BOX_GONE_WITHIN_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What all instances of one driver share. `released` is told of each that is gone."""
+    """What all instances of one driver share.
+
+    `released` is told of each that is gone, `unled` of each slot that no gateway leads any more.
+    """
 
     trees: Trees
     sockets: NamespaceSockets
@@ -48,6 +51,7 @@ class Surroundings:
     disk_threads: DiskThreads
     background: Children
     released: Callable[[NamespacesInstance], Awaitable[None]]
+    unled: Callable[[Slot], Awaitable[None]]
 
 
 class NamespacesInstance:
@@ -189,6 +193,8 @@ class NamespacesInstance:
     async def set_network(self, policy: NetworkPolicy) -> None:
         self._require_alive("set the network policy")
         await self._around.networks.change(self._id, policy)
+        if not policy.is_inspected:
+            await self._around.unled(self.slot)
 
     async def network(self) -> NetworkUse:
         self._require_alive("look at the network")

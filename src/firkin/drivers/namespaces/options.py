@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,16 +12,18 @@ from firkin.law.errors import InvalidReason, InvalidSpec
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespacesOptions:
     """`ready_slots`: slots kept ready for bursts (0.5 MB of kernel memory each). `open_files`: RLIMIT_NOFILE inside,
-    never above the host's own. `attached_layers`: use the way of kernels before 6.13 although this one is newer."""
+    never above the host's own. `attached_layers`: use the way of kernels before 6.13 although this one is newer.
+    `egress_trust`: a file of authorities (PEM) that egress gateways trust servers by, beside the system's."""
 
     ready_slots: int = 104
     open_files: int = 1 << 20
     attached_layers: bool = False
+    egress_trust: str = ""
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> NamespacesOptions:
         """Raises `InvalidSpec` for an unknown name or a value of the wrong kind."""
-        unknown = sorted(set(options) - {"ready_slots", "open_files", "attached_layers"})
+        unknown = sorted(set(options) - {"ready_slots", "open_files", "attached_layers", "egress_trust"})
         if unknown:
             raise _invalid(f"the namespaces driver has no option {unknown[0]!r}")
         try:
@@ -33,7 +36,10 @@ class NamespacesOptions:
         attached = options.get("attached_layers", "false")
         if attached not in ("true", "false"):
             raise _invalid("attached_layers must be true or false")
-        return cls(ready_slots=ready, open_files=files, attached_layers=attached == "true")
+        trust = options.get("egress_trust", "")
+        if trust and not os.access(trust, os.R_OK):
+            raise _invalid(f"egress_trust names {trust!r}, which cannot be read")
+        return cls(ready_slots=ready, open_files=files, attached_layers=attached == "true", egress_trust=trust)
 
 
 def _invalid(detail: str) -> InvalidSpec:

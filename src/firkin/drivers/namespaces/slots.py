@@ -100,6 +100,14 @@ class SlotPool:
         self._used.add(number)
         return Slot(number)
 
+    async def dismantle(self, slot: Slot) -> None:
+        """Take a slot apart whose network was no sandbox's."""
+        await self._cleaned(slot)
+        slot.close()
+        await asyncio.to_thread(remove_loop_device, slot.numbers.loop)
+        self._used.discard(slot.numbers.slot)
+        self._free.append(slot.numbers.slot)
+
     def give_back(self, slot: Slot) -> None:
         """The sandbox is gone. Parts of it that the kernel has not let go yet are waited for, in the background."""
         self._tasks.start(self._recycle(slot), name=f"recycle {slot.numbers.interface}")

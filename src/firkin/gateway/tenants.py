@@ -1,0 +1,102 @@
+"""The sandboxes of one gateway: what holds for each, and what each has open."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import tempfile
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+
+from firkin.gateway.authorities import Issuer
+from firkin.gateway.judgement import Judge, Refusal, Refused
+from firkin.gateway.orders import SandboxOrder
+from firkin.law.network import HeaderRule
+from firkin.law.secrets import SECRET_PLACEHOLDER
+
+MOST_CONNECTIONS = 512
+_MOST_NAMES = 1024
+_MOST_ADDRESSES = 64
+_MOST_LEAVES = 256
+_LEAF_FOR_S = 12 * 3600.0
+
+
+class Tenant:
+    """One sandbox: its order, the addresses it was told, the certificates it was shown, its connections."""
+
+    def __init__(self, order: SandboxOrder) -> None:
+        self.order = order
+        self.judge = Judge(order.policy)
+        self.refused: Counter[Refusal] = Counter()
+        self.connections: set[asyncio.Task[None]] = set()
+        self._told: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
+        self._issuer = Issuer(order.authority, order.authority_key) if order.authority else None
+        self._leaves: OrderedDict[str, tuple[float, ssl.SSLContext]] = OrderedDict()
+
+    def keeps(self, order: SandboxOrder) -> bool:
+        """Whether `order` changes nothing but secrets, so that what is open may stay open."""
+        return replace(order, secrets=self.order.secrets) == self.order
+
+    def looks_into(self, port: int) -> bool:
+        """Whether what goes to `port` is asked for its name."""
+        return self.judge.looks_at_names and (port == 80 or self.speaks_tls(port))
+
+    def speaks_tls(self, port: int) -> bool:
+        return port == 443 or port in self.order.policy.https_ports
+
+    def told(self, name: str, addresses: Iterable[str]) -> None:
+        """Remember what addresses it was told for `name`: it may keep them longer than a resolver."""
+        kept = self._told.setdefault(name, OrderedDict())
+        self._told.move_to_end(name)
+        for address in addresses:
+            kept[address] = None
+            kept.move_to_end(address)
+        while len(kept) > _MOST_ADDRESSES:
+            kept.popitem(last=False)
+        while len(self._told) > _MOST_NAMES:
+            self._told.popitem(last=False)
+
+    def was_told(self, name: str, address: str) -> bool:
+        return address in self._told.get(name, ())
+
+    def filled(self, rule: HeaderRule) -> dict[str, str]:
+        """The headers of `rule` with the secrets as they are at this moment. Raises `Refused`."""
+        return {name: SECRET_PLACEHOLDER.sub(self._secret, value) for name, value in rule.headers.items()}
+
+    def _secret(self, found: re.Match[str]) -> str:
+        value = self.order.secrets.get(found[1].lower())
+        if value is None:
+            raise Refused(Refusal.SECRET_MISSING)
+        return value
+
+    def shown(self, name: str) -> ssl.SSLContext:
+        """What it is shown as `name`."""
+        known = self._leaves.get(name)
+        if known is None or known[0] < time.monotonic():
+            assert self._issuer is not None, "a policy with rules comes with an authority"
+            known = (time.monotonic() + _LEAF_FOR_S, _server_context(self._issuer.leaf(name)))
+            self._leaves[name] = known
+            while len(self._leaves) > _MOST_LEAVES:
+                self._leaves.popitem(last=False)
+        self._leaves.move_to_end(name)
+        return known[1]
+
+    def cut(self) -> None:
+        """End all that it has open."""
+        for task in self.connections:
+            task.cancel()
+
+
+def _server_context(pem: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    # OpenSSL takes chains from files only; in a gateway's process all files are in memory
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(pem)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context

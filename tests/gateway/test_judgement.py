@@ -1,0 +1,90 @@
+"""What a policy says, and what counts as a name. No I/O."""
+
+from __future__ import annotations
+
+import pytest
+
+from firkin.gateway.judgement import Judge, Refusal, Refused
+from firkin.gateway.names import clean_name, matches, most_specific
+from firkin.law.network import EVERYWHERE, HeaderRule, NetworkPolicy
+
+
+def refusal(judge: Judge, address: str) -> Refusal | None:
+    try:
+        judge.require_address(address)
+    except Refused as refused:
+        return refused.why
+    return None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "127.0.0.1", "169.254.169.254", "172.31.0.1", "192.168.0.1", "198.18.0.1", "100.64.0.1", "0.0.0.0",
+     "224.0.0.1", "255.255.255.255"],
+)  # fmt: skip
+def test_private_addresses_need_an_address_in_allow_out(address: str) -> None:
+    assert refusal(Judge(NetworkPolicy(internet=True)), address) is Refusal.PRIVATE
+    assert refusal(Judge(NetworkPolicy(allow_out=("*",))), address) is Refusal.PRIVATE
+    assert refusal(Judge(NetworkPolicy(allow_out=(address,))), address) is None
+
+
+def test_allow_wins_over_deny_and_deny_over_internet() -> None:
+    judge = Judge(NetworkPolicy(internet=True, allow_out=("8.8.8.0/24",), deny_out=("8.8.0.0/16",)))
+    assert [refusal(judge, address) for address in ("8.8.8.8", "8.8.4.4", "9.9.9.9")] == [None, Refusal.DENIED, None]
+    assert refusal(Judge(NetworkPolicy(allow_out=("8.8.8.8",))), "9.9.9.9") is Refusal.NOT_ALLOWED
+
+
+def test_names_are_answered_for_as_far_as_they_are_allowed() -> None:
+    narrow = Judge(NetworkPolicy(internet=True, allow_out=("a.test", "*.b.test"), deny_out=(EVERYWHERE,)))
+    found = [narrow.answers_for(name) for name in ("a.test", "x.b.test", "b.test", "c.test")]
+    assert found == [True, True, False, False]
+    assert Judge(NetworkPolicy(internet=True)).answers_for("c.test")
+    assert not Judge(NetworkPolicy(allow_out=("8.8.8.8",))).answers_for("c.test")
+
+
+def test_the_exact_rule_decides_else_the_longest() -> None:
+    rules = [HeaderRule(domain=domain, headers={"X": domain}) for domain in ("*.test", "*.a.test", "b.a.test")]
+    judge = Judge(NetworkPolicy(internet=True, rules=tuple(rules)))
+    found = [judge.rule(name) for name in ("b.a.test", "c.a.test", "d.e.a.test", "x.test", "test")]
+    assert [rule and rule.domain for rule in found] == ["b.a.test", "*.a.test", "*.a.test", "*.test", None]
+    assert most_specific(["*"], "any") == "*"
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b"API.Example.COM", "api.example.com"),
+        (b"example.com.", "example.com"),
+        (b"xn--bcher-kva.example", "xn--bcher-kva.example"),
+        (b"_dmarc.example.com", "_dmarc.example.com"),
+        (b"localhost", "localhost"),
+        (b"", None),
+        (b".", None),
+        (b"a..b", None),
+        (b"-a.test", None),
+        (b"127.0.0.1", None),
+        (b"127.1", None),
+        (b"0x7f.1", None),
+        (b"0x7f000001", None),
+        (b"2130706433", None),
+        (b"[::1]", None),
+        (b"a.test:443", None),
+        (b"a.test/b", None),
+        (b"a\0.test", None),
+        (b"*.test", None),
+        (b"a.test\r\n", None),
+        ("b\u00fccher.test".encode(), None),
+        (b"a" * 64 + b".test", None),
+        (b"a." * 127 + b"test", None),
+    ],
+)
+def test_what_is_a_name(raw: bytes, name: str | None) -> None:
+    assert clean_name(raw) == name
+
+
+def test_wildcards_take_everything_below_and_not_what_only_ends_alike() -> None:
+    assert matches("*.a.test", "b.a.test")
+    assert matches("*.a.test", "c.b.a.test")
+    assert not matches("*.a.test", "a.test")
+    assert not matches("*.a.test", "ba.test")
+    assert not matches("a.test", "b.a.test")

@@ -1,0 +1,74 @@
+"""The same through the official SDK: secrets, rules, names and a proxy, as E2B's own examples ask for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2b.exceptions import SandboxException
+
+from e2b import Sandbox, Secret
+from tests.e2b.conftest import RunningServer, in_a_thread
+from tests.namespaces.internet import DNS, Internet, internet
+from tests.namespaces.test_egress import made_backend
+
+VALUE = "sk-live-sdk-9915"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    with internet(tmp_path_factory.mktemp("internet")) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, world: Internet) -> Iterator[RunningServer]:
+    state: Path = tmp_path_factory.mktemp("state")
+    with in_a_thread(lambda: made_backend(state, world)[0]) as running:
+        yield running
+
+
+def test_a_rule_with_a_secret_works_and_other_names_do_not(server: RunningServer, world: Internet) -> None:
+    sdk = server.sdk()
+    Secret.create("Upstream", VALUE, **sdk)
+    network = {
+        "allow_out": lambda ctx: [*ctx.rules, "allowed.test"],
+        "deny_out": lambda ctx: [ctx.all_traffic],
+        "rules": {"api.rule.test": [{"transform": {"headers": {"X-Key": f"k {Secret.fill('Upstream')}"}}}]},
+        "dns_servers": [DNS],
+    }
+    sandbox = Sandbox.create("base", network=network, **sdk)
+    try:
+        said = sandbox.commands.run("curl -sS -m 10 https://api.rule.test/sdk").stdout
+        assert json.loads(said)["path"] == "/sdk"
+        assert f"k {VALUE}" in json.dumps(world.records(path="/sdk"))
+        assert sandbox.commands.run("curl -sS -k -m 10 https://allowed.test/sdk2").stdout
+        assert sandbox.commands.run("curl -sS -k -m 10 https://other.test/ || echo no").stdout == "no\n"
+        assert VALUE not in sandbox.commands.run("env").stdout
+        told = sandbox.get_info(**sdk).network
+        assert told["allow_out"] == ["api.rule.test", "allowed.test"]
+        assert VALUE not in str(told)
+        Secret.destroy("upstream", **sdk)
+        assert "does not exist" in sandbox.commands.run("curl -sS -m 10 https://api.rule.test/gone").stdout
+    finally:
+        sandbox.kill()
+
+
+def test_an_unknown_secret_is_a_bad_request(server: RunningServer) -> None:
+    rules = {"api.rule.test": [{"transform": {"headers": {"X-Key": Secret.fill("never")}}}]}
+    with pytest.raises(SandboxException, match=r"400.*'never', which does not exist"):
+        Sandbox.create("base", network={"rules": rules}, **server.sdk())
+
+
+def test_a_proxy_s_password_is_not_told(server: RunningServer, world: Internet) -> None:
+    proxy = {"address": "proxy.test:1080", "username": "u", "password": "p"}
+    network = {"egress_proxy": proxy, "dns_servers": [DNS]}
+    sandbox = Sandbox.create("base", network=network, **server.sdk())
+    try:
+        assert sandbox.commands.run("curl -sS -m 10 http://allowed.test/by-proxy").stdout
+        assert "password" not in str(sandbox.get_info(**server.sdk()).network)
+    finally:
+        sandbox.kill()
+    assert [line["port"] for line in world.records(proxied="8.7.6.10")] == [80]
