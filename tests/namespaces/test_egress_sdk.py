@@ -72,3 +72,30 @@ def test_a_proxy_s_password_is_not_told(server: RunningServer, world: Internet) 
     finally:
         sandbox.kill()
     assert [line["port"] for line in world.records(proxied="8.7.6.10")] == [80]
+
+
+def test_an_update_leads_a_running_sandbox_to_its_gateway_and_away_again(
+    server: RunningServer, world: Internet
+) -> None:
+    sdk = server.sdk()
+    Secret.create("late", VALUE, **sdk)
+    rules = {"api.rule.test": [{"transform": {"headers": {"X-Key": Secret.fill("late")}}}]}
+    wanted = {"allow_out": ["api.rule.test"], "deny_out": ["0.0.0.0/0"], "rules": rules, "dns_servers": [DNS]}
+    sandbox = Sandbox.create("base", allow_internet_access=False, **sdk)
+    ask = "curl -sS -m 5 https://api.rule.test/{} || echo no"
+    try:
+        assert sandbox.commands.run(ask.format("early")).stdout == "no\n"
+        sandbox.update_network(wanted, **sdk)
+        assert json.loads(sandbox.commands.run(ask.format("led")).stdout)["path"] == "/led"
+        assert VALUE in json.dumps(world.records(path="/led"))
+        assert sandbox.get_info(**sdk).network["allow_out"] == ["api.rule.test"]
+        unknown = {"api.rule.test": [{"transform": {"headers": {"X-Key": Secret.fill("never")}}}]}
+        with pytest.raises(SandboxException, match="which does not exist"):
+            sandbox.update_network({**wanted, "rules": unknown}, **sdk)
+        assert json.loads(sandbox.commands.run(ask.format("still")).stdout)["path"] == "/still"
+        sandbox.update_network({"allow_internet_access": False}, **sdk)
+        assert sandbox.commands.run(ask.format("away")).stdout == "no\n"
+        assert not world.records(path="/away")
+    finally:
+        sandbox.kill()
+        Secret.destroy("late", **sdk)

@@ -287,12 +287,8 @@ async def test_whoever_gets_the_address_of_a_peer_that_has_gone_is_no_peer(runti
                 assert await heard(first, address, patience=0.2) == set()
 
 
-async def test_names_and_ipv6_are_refused_with_the_reason(runtime: Runtime, box: Sandbox) -> None:
-    for policy in (
-        NetworkPolicy(internet=True, allow_out=("example.com",), deny_out=(EVERYWHERE,)),
-        NetworkPolicy(dns_servers=(PUBLIC,)),
-        NetworkPolicy(internet=True, allow_out=("2001:db8::/32",)),
-    ):
+async def test_ipv6_is_refused_with_the_reason(runtime: Runtime, box: Sandbox) -> None:
+    for policy in (NetworkPolicy(internet=True, allow_out=("2001:db8::/32",)),):
         with pytest.raises(UnsupportedCapability) as refused:
             await runtime.sandboxes.create(SandboxSpec.from_template("base", network=policy))
         assert refused.value.capability is CapabilityName.NETWORK_POLICY
