@@ -401,6 +401,9 @@ async def test_refusals_are_told_in_the_sandbox_s_log(
     lines = [entry.message for entry in await both[1].logs.list(LogFilter(sandbox_id=boxed.id))]
     assert any("allow_out does not have that name" in line for line in lines)
     assert not any("other.test" in line or VALUE in line for line in lines)
+    use = (await boxed.network()).use
+    assert use is not None
+    assert any("allow_out does not have that name" in flow.rule and flow.packets for flow in use.refused)
 
 
 async def test_a_restarted_server_leads_what_it_left_running(tmp_path: Path, world: Internet) -> None:

@@ -27,6 +27,7 @@ from firkin.lifetimes import finish
 _KERNEL_WITHIN_S = 30.0
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 _HOST_ITSELF = "an address of the host itself, or a policy that has changed since"
+_AT_GATEWAY = "judged by name"
 _NOT_LED = "an egress gateway decides about TCP and DNS; nothing else goes out"
 _NOWHERE = Reach(())  # by itself: what such a policy allows is its gateway's to reach
 _log = logging.getLogger("firkin.host")
@@ -48,6 +49,7 @@ class _Line:
     gone: bool = False
     reach: Reach | None = None
     rules: dict[Refusal, str] = field(default_factory=dict)
+    judged: dict[str, RefusedFlow] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -145,7 +147,22 @@ class SandboxNetworks:
                 _log.warning("refused flows not read error=%s", error)
         found = self._wires.refusals.flows(line.wire.address)
         line.rules = {refusal: line.rules.get(refusal) or self._rule(line, refusal) for refusal in found}
-        return [_told(refusal, line.rules[refusal]) for refusal in reversed(found)]
+        told = [_told(refusal, line.rules[refusal]) for refusal in reversed(found)]
+        return sorted([*told, *line.judged.values()], key=lambda flow: flow.at, reverse=True)
+
+    def judged(self, name: str, reason: str, count: int) -> None:
+        """Its gateway refused so many connections or questions for that reason, one of a fixed few."""
+        line = self._lines.get(name)
+        if line is not None:
+            before = line.judged[reason].packets if reason in line.judged else 0
+            line.judged[reason] = RefusedFlow(
+                destination=_AT_GATEWAY,
+                protocol="tcp or dns",
+                port=0,
+                packets=before + count,
+                at=datetime.now(UTC),
+                rule=reason,
+            )
 
     def _rule(self, line: _Line, refusal: Refusal) -> str:
         if line.trouble or line.policy is None:

@@ -10,7 +10,11 @@ from firkin.law.network import NetworkPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedFlow:
-    """Packets to one destination that were refused. `port` is 0 where the protocol has none; `at` is the last time."""
+    """Packets to one destination that were refused. `port` is 0 where the protocol has none; `at` is the last time.
+
+    Where a gateway decided it is one for each reason; `packets` counts connections and questions then, and
+    `destination` is no address: what a guest called it is not repeated.
+    """
 
     destination: str
     protocol: str

@@ -206,6 +206,7 @@ class Gateways:
             return
         for name, count in counts.items():
             if name in Refusal.__members__ and isinstance(count, int):
+                self._networks.judged(sandbox, Refusal[name].value, count)
                 self._told(SandboxId(sandbox), f"egress refused {count} times: {Refusal[name].value}")
 
     def _died(self, owner: str) -> None:
