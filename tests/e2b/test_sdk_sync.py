@@ -254,7 +254,7 @@ def test_a_wrong_key_is_refused(server: RunningServer) -> None:
 
 
 def test_what_cannot_be_done_yet_is_refused_with_a_reason(server: RunningServer, sandbox: Sandbox) -> None:
-    with pytest.raises((SandboxException, InvalidArgumentException), match=r"network\.httpsPorts"):
-        Sandbox.create("base", network={"https_ports": [8443]}, **server.sdk())
+    with pytest.raises((SandboxException, InvalidArgumentException), match=r"network\.policy"):
+        Sandbox.create("base", network={"allow_out": ["2001:db8::1"]}, **server.sdk())
     with pytest.raises((SandboxException, InvalidArgumentException), match="template 'nothing' not found"):
         Sandbox.create("nothing", **server.sdk())

@@ -16,6 +16,7 @@ from firkin.drivers.namespaces.launcher import LaunchFailed
 from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.slots import SlotPool
 from firkin.host.roots import HostRootPreparer
+from firkin.host.wires import Wires
 from firkin.law.driver import BootPlan, RootFilesystem
 from firkin.law.errors import CapacityRejected
 from firkin.law.ids import SandboxId
@@ -147,7 +148,7 @@ async def test_a_machine_without_free_slots_says_so_at_once(tmp_path: Path) -> N
         def take(self) -> list[int]:
             raise CapacityRejected("make a sandbox slot", "slots", requested=1, available=0)
 
-    pool = SlotPool(NoLeases("full", lambda _: True, tmp_path), depth=1)
+    pool = SlotPool(NoLeases("full", lambda _: True, tmp_path), Wires(), depth=1)
     await pool.start(set())
     async with asyncio.timeout(5):
         for _ in range(2):
