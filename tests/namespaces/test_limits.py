@@ -92,3 +92,9 @@ async def test_users_processes_are_not_in_the_agent_s_group(runtime: Runtime) ->
         assert b"/agent" in agent
         assert b"/user" in mine
         assert b"/agent" not in mine
+
+
+async def test_a_closed_connection_does_not_outlive_its_sandbox_for_minutes(runtime: Runtime) -> None:
+    async with await runtime.sandboxes.create(spec()) as sandbox:
+        assert (await sandbox.exec("cat /proc/sys/net/ipv4/tcp_orphan_retries")).stdout == b"3\n"
+        assert not (await sandbox.exec("echo 15 > /proc/sys/net/ipv4/tcp_orphan_retries")).ok
