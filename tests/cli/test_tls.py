@@ -13,12 +13,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from firkin.bootstrap import certificates
 from firkin.bootstrap.certificates import issue
 from firkin.bootstrap.tls import served_certificate
 from firkin.cli.findings import Status
 from firkin.cli.main import main
 from firkin.cli.tool_checks import tls_findings
+from firkin.host import certificates
 from firkin.law.errors import InvalidSpec
 from firkin.settings import Settings, read_settings
 
@@ -85,9 +85,9 @@ def test_an_authority_is_not_used_for_what_it_may_not_sign(tmp_path: Path, monke
         issue(tmp_path, "other.test")
     with pytest.raises(InvalidSpec, match=r"sbx\.test only"):
         issue(tmp_path, "evilsbx.test")
-    later = certificates._now() + datetime.timedelta(days=3653)
+    later = certificates.now() + datetime.timedelta(days=3653)
     with monkeypatch.context() as patched:
-        patched.setattr(certificates, "_now", lambda: later)
+        patched.setattr(certificates, "now", lambda: later)
         with pytest.raises(InvalidSpec, match="expired"):
             issue(tmp_path, "sbx.test")
     (tmp_path / "ca-key.pem").write_bytes((tmp_path / "key.pem").read_bytes())
@@ -144,10 +144,10 @@ def test_what_clients_would_refuse_is_refused_at_the_start(tmp_path: Path, monke
     )
     (folder / "locked.pem").write_bytes(secret)
     assert "is encrypted" in _refusal(tmp_path, tls_key=folder / "locked.pem")
-    now = certificates._now()
+    now = certificates.now()
     for shift, says in ((-400, "expired on"), (+30, "valid only from")):
         with monkeypatch.context() as patched:
-            patched.setattr(certificates, "_now", lambda shift=shift: now + datetime.timedelta(days=shift))
+            patched.setattr(certificates, "now", lambda shift=shift: now + datetime.timedelta(days=shift))
             issue(folder, "sbx.test")
         assert says in _refusal(tmp_path)
 
@@ -155,7 +155,7 @@ def test_what_clients_would_refuse_is_refused_at_the_start(tmp_path: Path, monke
 def test_an_operators_certificate_without_names_is_refused(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "*.sbx.test")])
-    now = certificates._now()
+    now = certificates.now()
     bare = x509.CertificateBuilder(
         issuer_name=name,
         subject_name=name,
@@ -180,8 +180,8 @@ def test_the_doctor_looks_at_the_certificate(tmp_path: Path, monkeypatch: pytest
     assert (missing.status, missing.mend) == (Status.DEGRADED, "firkin tls init")
     issue(tmp_path / "tls", "sbx.test")
     assert [each.status for each in tls_findings(settings)] == [Status.OK]
-    earlier = certificates._now() - datetime.timedelta(days=380)
-    monkeypatch.setattr(certificates, "_now", lambda: earlier)
+    earlier = certificates.now() - datetime.timedelta(days=380)
+    monkeypatch.setattr(certificates, "now", lambda: earlier)
     issue(tmp_path / "old" / "tls", "sbx.test")
     (old,) = tls_findings(Settings(state_dir=tmp_path / "old", tls=True, domain="sbx.test"))
     assert (old.status, "until" in old.detail) == (Status.DEGRADED, True)

@@ -10,17 +10,18 @@ import datetime
 import ipaddress
 import os
 import re
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from firkin.bootstrap.state_files import TRUST_FILE, replace_file
+from firkin.host import certificates
+from firkin.host.system_authorities import system_authorities
 from firkin.law.errors import InvalidReason, InvalidSpec, IoFailure
 
 CA_FILE = "ca.pem"
@@ -66,13 +67,15 @@ def issue(folder: Path, domain: str, *, only_renew: bool = False) -> Issued:
     is_new = authority is None
     if authority is None:
         authority = _new_authority(domain)
-        replace_file(folder / CA_KEY_FILE, _key_pem(authority.key))
-        replace_file(folder / CA_FILE, _pem(authority.certificate))
-    key = ec.generate_private_key(ec.SECP256R1())
+        replace_file(folder / CA_KEY_FILE, certificates.key_pem(authority.key))
+        replace_file(folder / CA_FILE, certificates.pem(authority.certificate))
+    key = certificates.new_key()
     certificate = _signed(authority, key, domain)
-    replace_file(folder / KEY_FILE, _key_pem(key))
-    replace_file(folder / CERT_FILE, _pem(certificate))
-    replace_file(folder / TRUST_FILE, _system_authorities() + _pem(authority.certificate))
+    replace_file(folder / KEY_FILE, certificates.key_pem(key))
+    replace_file(folder / CERT_FILE, certificates.pem(certificate))
+    # Variables that name a file of authorities name it instead of the system's, so it has those too.
+    system = system_authorities().decode(errors="replace").rstrip("\n")
+    replace_file(folder / TRUST_FILE, f"{system}\n" + certificates.pem(authority.certificate))
     return Issued(
         folder=folder,
         names=(domain, f"*.{domain}", "localhost", "127.0.0.1", "::1"),
@@ -114,7 +117,7 @@ def _existing(folder: Path, domain: str) -> _Authority | None:
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise _refused(f"{CA_FILE} and {CA_KEY_FILE} in {folder} do not belong together; choose another --dir")
-    if certificate.not_valid_after_utc <= _now() + datetime.timedelta(days=1):
+    if certificate.not_valid_after_utc <= certificates.now() + datetime.timedelta(days=1):
         raise _refused(f"the authority in {folder} has expired; remove the folder and make another")
     names = [each.value for each in permitted if isinstance(each, x509.DNSName)]
     if not any(domain == name or domain.endswith(f".{name}") for name in names):
@@ -126,7 +129,7 @@ def _existing(folder: Path, domain: str) -> _Authority | None:
 
 
 def _new_authority(domain: str) -> _Authority:
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = certificates.new_key()
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Firkin"),
@@ -135,86 +138,18 @@ def _new_authority(domain: str) -> _Authority:
     )
     permitted: list[x509.GeneralName] = [x509.DNSName(domain), x509.DNSName("localhost")]
     permitted += [x509.IPAddress(network) for network in _LOOPBACK]
-    begin = _now() - _CLOCKS_DIFFER
-    builder = _builder(name, name, key, begin, begin + datetime.timedelta(days=_CA_DAYS))
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    builder = builder.add_extension(x509.NameConstraints(permitted, None), critical=True)
-    return _Authority(builder.sign(key, hashes.SHA256()), key)
+    begin = certificates.now() - _CLOCKS_DIFFER
+    life = (begin, begin + datetime.timedelta(days=_CA_DAYS))
+    return _Authority(certificates.authority(key, name, life, permitted), key)
 
 
 def _signed(authority: _Authority, key: ec.EllipticCurvePrivateKey, domain: str) -> x509.Certificate:
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in (domain, f"*.{domain}", "localhost")]
     names += [x509.IPAddress(network.network_address) for network in _LOOPBACK]
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Firkin")])
-    begin = _now() - _CLOCKS_DIFFER
+    begin = certificates.now() - _CLOCKS_DIFFER
     end = min(begin + datetime.timedelta(days=_CERT_DAYS), authority.certificate.not_valid_after_utc)
-    builder = _builder(subject, authority.certificate.subject, key, begin, end)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    by = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    return builder.add_extension(by, critical=False).sign(authority.key, hashes.SHA256())
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    begin: datetime.datetime,
-    end: datetime.datetime,
-) -> x509.CertificateBuilder:
-    builder = x509.CertificateBuilder(
-        issuer_name=issuer,
-        subject_name=subject,
-        public_key=key.public_key(),
-        serial_number=x509.random_serial_number(),
-        not_valid_before=begin,
-        not_valid_after=end,
-    )
-    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    plain = serialization.NoEncryption()
-    form = serialization.PrivateFormat.PKCS8
-    return key.private_bytes(serialization.Encoding.PEM, form, plain).decode()
-
-
-def _system_authorities() -> str:
-    """Those that the system trusts: variables that name a file of authorities name it instead of the system's."""
-    path = ssl.get_default_verify_paths().openssl_cafile
-    candidates = (path, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
-    for candidate in candidates:
-        try:
-            text = Path(candidate).read_text()
-        except OSError:
-            continue
-        return text if text.endswith("\n") else text + "\n"
-    return ""
+    return certificates.leaf(key, subject, (begin, end), names, issuer=authority.certificate, issuer_key=authority.key)
 
 
 def _refused(detail: str) -> InvalidSpec:

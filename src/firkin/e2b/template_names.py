@@ -41,8 +41,8 @@ class TemplateNames:
     async def meant(self, tenant: ApiKey, text: str) -> Meant:
         """What to make a sandbox from. Raises `Refused`: 404 for what is not there, 400 for what cannot be a name."""
         named = await self.visible(tenant, text)
-        info = await self.operators(text)
-        if named is not None and (named.tags or info is None):
+        info = None if named is not None and named.tags else await self.operators(text)
+        if named is not None and info is None:
             build = await self.tagged(named, tag_of(text))
             if build.prepared is None:  # it is being deleted
                 raise missing(text)

@@ -45,6 +45,8 @@ class Egress:
             if strange is not None:
                 detail = f"{strange[0][:64]!r} in a rule is not offered; ${{e2b.secrets.NAME}} is"
                 raise InvalidSpec(operation, InvalidReason.INVALID_NETWORK, detail)
+        if not wanted:
+            return
         known = {info.name for info in await self._secrets.list(owner)} if self._secrets is not None else set()
         missing = sorted(wanted - known)
         if missing:

@@ -8,12 +8,11 @@ since several languages bring bundles of their own.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
-from pathlib import Path
 
 from firkin.engine.guest_files import GuestFiles
+from firkin.host.system_authorities import system_authorities
 from firkin.law.errors import FilesystemFailure, NotFound
 from firkin.law.files import ReadOptions, SandboxPath, WriteOptions
 
@@ -26,7 +25,6 @@ VARIABLES: Mapping[str, str] = {
 }
 _BEGIN, _END = b"# Firkin egress: begin\n", b"# Firkin egress: end\n"
 _MOST_BUNDLE = 8 << 20
-_HOST_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
 
 async def make_trusted(files: GuestFiles, certificate: str) -> None:
@@ -52,20 +50,11 @@ async def _bundle(files: GuestFiles) -> bytes:
     try:
         _, pieces = await files.open_read(BUNDLE, ReadOptions())
     except NotFound:
-        return _host_bundle()
+        return system_authorities()
     read = bytearray()
     async with aclosing(pieces) as stream:  # type: ignore[type-var]  # every stream of files can be closed
         async for piece in stream:
             read += piece
             if len(read) > _MOST_BUNDLE:
-                return _host_bundle()
-    return bytes(read) if read.strip() else _host_bundle()
-
-
-def _host_bundle() -> bytes:
-    for path in (ssl.get_default_verify_paths().openssl_cafile, *_HOST_BUNDLES):
-        try:
-            return Path(path).read_bytes()
-        except OSError:
-            continue
-    return b""
+                return system_authorities()
+    return bytes(read) if read.strip() else system_authorities()

@@ -240,9 +240,9 @@ class NamespacesInstance:
     async def _remove_box(self) -> None:
         """The kernel lets a box go shortly after its last process; the last tries end what was moved into it."""
         waited = 0.0
-        self._trees.lift_cpu_quota(self._id)
         while not self._trees.remove(self._id) and waited < _BOX_GONE_WITHIN_S:
             if waited > 0.5:
+                self._trees.lift_cpu_quota(self._id)
                 for pid in self._trees.members(self._id):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
