@@ -206,9 +206,22 @@ class NamespacesInstance:
 
     def _process_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        why = self._why()
+        if why.cause is EndCause.AGENT_DIED and loop_is_bound(self.slot.numbers.loop):
+            self._around.background.start(self._ask_the_disk_again(), name=f"why {self._id} ended")
+        else:
+            self._over(why)
+
+    async def _ask_the_disk_again(self) -> None:
+        """While the kernel unmounts, an error is told by nobody: not by it any more, and not by the image yet."""
+        self._trees.lift_cpu_quota(self._id)
+        await self._disk_let_go()
+        self._over(self._why())
+
+    def _over(self, why: InstanceEnd) -> None:
         if not self._end.done():
-            self._end.set_result(self._why())
+            os.close(self._pidfd)
+            self._end.set_result(why)
 
     def _why(self) -> InstanceEnd:
         if self._requested:
