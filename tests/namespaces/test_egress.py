@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
 from firkin.law.errors import FirkinError, InvalidSpec, UnsupportedCapability
 from firkin.law.ids import SecretName, TemplateId
-from firkin.law.logs import LogFilter
 from firkin.law.network import EVERYWHERE, EgressProxy, HeaderRule, NetworkPolicy
 from firkin.law.policies import Policies
 from firkin.law.processes import Argv, Command, CommandOutput
@@ -321,21 +318,6 @@ async def test_a_new_value_counts_from_the_next_request(
     await secrets.update("", "api", VALUE)
 
 
-async def test_a_dead_gateway_lets_nothing_out_and_is_replaced_within_a_second(
-    both: tuple[Runtime, LocalBackend, NamespacesDriver], boxed: Sandbox
-) -> None:
-    pid = both[2].gateway_pids[""]
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    began = time.monotonic()
-    while both[2].gateway_pids[""] in (pid, None):  # noqa: ASYNC110 — a process is waited for
-        await asyncio.sleep(0.01)
-    said = await refused_tls(boxed, "allowed.test", NAMES["allowed.test"])
-    assert said.startswith("in "), said
-    assert time.monotonic() - began < 3.0
-    assert b'"path"' in (await bash(boxed, "curl -sS -m 10 https://api.rule.test/again")).stdout, "the same authority"
-
-
 async def test_the_next_tenant_of_a_slot_is_led_nowhere(runtime: Runtime) -> None:
     led, plain = (
         SandboxSpec.from_template("base", network=network) for network in (policy("allowed.test"), NetworkPolicy())
@@ -391,19 +373,6 @@ async def test_what_nothing_enforces_is_refused(runtime: Runtime) -> None:
     ):
         with pytest.raises(UnsupportedCapability):
             await runtime.sandboxes.create(SandboxSpec.from_template("base", network=wanted))
-
-
-async def test_refusals_are_told_in_the_sandbox_s_log(
-    both: tuple[Runtime, LocalBackend, NamespacesDriver], boxed: Sandbox
-) -> None:
-    await refused_tls(boxed, "other.test", NAMES["other.test"])
-    await asyncio.sleep(1.3)
-    lines = [entry.message for entry in await both[1].logs.list(LogFilter(sandbox_id=boxed.id))]
-    assert any("allow_out does not have that name" in line for line in lines)
-    assert not any("other.test" in line or VALUE in line for line in lines)
-    use = (await boxed.network()).use
-    assert use is not None
-    assert any("allow_out does not have that name" in flow.rule and flow.packets for flow in use.refused)
 
 
 async def test_a_restarted_server_leads_what_it_left_running(tmp_path: Path, world: Internet) -> None:

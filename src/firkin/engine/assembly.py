@@ -65,7 +65,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     """A node that has not begun to serve."""
     clock, records = ground.clock, ground.records
     events, logs, acts, roster = EventBus(clock), LogStore(clock, records), Acts(ground.children), Roster(records)
-    programs = Programs(clock)
+    ledger, programs = Ledger(records=records, events=events, logs=logs, clock=clock), Programs(clock)
     secrets = None
     if ground.server_secret is not None:
         secrets = SecretStore(records, clock=clock, server_secret=ground.server_secret)
@@ -91,7 +91,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         records=records,
         events=events,
         logs=logs,
-        ledger=Ledger(records=records, events=events, logs=logs, clock=clock),
+        ledger=ledger,
         roster=roster,
         admission=admission,
         gauge=ground.gauge,
@@ -102,7 +102,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
         volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.offer),
-        egress=Egress(ground.driver, secrets, roster=roster, logs=logs),
+        egress=Egress(ground.driver, secrets, roster=roster, ledger=ledger),
         exposures=PortExposures(ground.children),
         figures=Figures(),
         samples=Samples(roster, clock=clock, records=records, logs=logs, programs=programs),

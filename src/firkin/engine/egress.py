@@ -6,8 +6,8 @@ import logging
 import re
 from dataclasses import replace
 
+from firkin.engine.ledger import Ledger, Why
 from firkin.engine.links import Inside
-from firkin.engine.logs import LogStore
 from firkin.engine.roster import Resident, Roster
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.substrate import substrate
@@ -15,9 +15,9 @@ from firkin.engine.trust import VARIABLES, make_trusted
 from firkin.law.driver import Driver
 from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec
 from firkin.law.ids import SandboxId
-from firkin.law.logs import LogLevel, LogSource
 from firkin.law.network import NetworkPolicy
 from firkin.law.secrets import SECRET_PLACEHOLDER, named_secrets
+from firkin.law.states import SandboxState
 
 LEAD_WITHIN_S = 30.0
 _ANY_PLACEHOLDER = re.compile(r"\$\{e2b\.[^}]*\}?")
@@ -27,11 +27,11 @@ _log = logging.getLogger("firkin.engine")
 class Egress:
     """Leads inspected sandboxes. One that is not led reaches nothing: a failure here closes and never opens."""
 
-    def __init__(self, driver: Driver, secrets: SecretStore | None, *, roster: Roster, logs: LogStore) -> None:
+    def __init__(self, driver: Driver, secrets: SecretStore | None, *, roster: Roster, ledger: Ledger) -> None:
         self._driver = driver
         self._secrets = secrets
         self._roster = roster
-        self._logs = logs
+        self._ledger = ledger
         if secrets is not None:
             secrets.changed = self._secrets_changed
         if driver.egress is not None:
@@ -85,7 +85,10 @@ class Egress:
                 _log.error("secrets not changed sandbox=%s error=%s", resident.id, error)
 
     def _reported(self, sandbox_id: SandboxId, text: str) -> None:
-        self._logs.write(sandbox_id, LogSource.RUNTIME, text, LogLevel.WARN)
+        """Into the journal of one that lives."""
+        resident = self._roster.get(sandbox_id)
+        if resident is not None and resident.info.state in (SandboxState.RUNNING, SandboxState.PAUSED):
+            self._ledger.jot(resident, why=Why(cause=text, actor="engine"))
 
 
 def _wanted(policy: NetworkPolicy) -> frozenset[str]:

@@ -78,6 +78,13 @@ class Ledger:
         await self._records.change(resident.info, resident.ref, (entry,))
         self._tell(entry)
 
+    def jot(self, resident: Resident, *, why: Why) -> None:
+        """As `remark`, for what happened around a sandbox while others may be at its record. Does not wait."""
+        state = resident.info.state
+        entry = _entry(resident.id, self._clock.now(), state, state, why)
+        self._records.keep_entry(resident.info, entry)
+        self._tell(entry)
+
     async def save(self, resident: Resident) -> None:
         """Keep what changed in the record without a change of state."""
         await self._records.change(resident.info, resident.ref, ())

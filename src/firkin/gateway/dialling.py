@@ -69,18 +69,29 @@ class Dialler:
         host, port = proxy_address(proxy)
         addresses: tuple[str, ...] = (host,)
         if clean_name(host.encode()):
-            addresses = await self.addresses(tenant, host)
+            addresses = await self._proxy_addresses(tenant, host)
         elif not _is_public(tenant, host):
-            raise Refused(Refusal.PRIVATE)
+            raise Refused(Refusal.PROXY_PRIVATE)
         stream = await _first(addresses, port)
         try:
             if proxy.tls:
                 stream = await over_tls(stream, _proxy_context(proxy), proxy.tls_server_name or host)
             await _socks(stream, proxy, target)
+        except ssl.SSLCertVerificationError as error:
+            stream.writer.transport.abort()
+            raise Refused(Refusal.PROXY_UNTRUSTED) from error
         except BaseException:
             stream.writer.transport.abort()
             raise
         return stream
+
+    async def _proxy_addresses(self, tenant: Tenant, host: str) -> tuple[str, ...]:
+        """As `addresses`, but a failure is the proxy's, not the name's that the guest asked for."""
+        try:
+            return await self.addresses(tenant, host)
+        except Refused as refused:
+            private = refused.why is Refusal.PRIVATE
+            raise Refused(Refusal.PROXY_PRIVATE if private else Refusal.PROXY_FAILED) from refused
 
 
 def _is_public(tenant: Tenant, address: str) -> bool:
@@ -169,12 +180,12 @@ async def _socks(stream: Stream, proxy: EgressProxy, target: Target) -> None:
     with_password = bool(proxy.username)
     stream.writer.write(b"\x05\x01\x02" if with_password else b"\x05\x01\x00")
     if await stream.reader.readexactly(2) != (b"\x05\x02" if with_password else b"\x05\x00"):
-        raise Refused(Refusal.PROXY_FAILED)
+        raise Refused(Refusal.PROXY_LOCKED)
     if with_password:
         user, password = proxy.username.encode()[:255], proxy.password.encode()[:255]
         stream.writer.write(b"\x01" + bytes([len(user)]) + user + bytes([len(password)]) + password)
         if (await stream.reader.readexactly(2))[1] != 0:
-            raise Refused(Refusal.PROXY_FAILED)
+            raise Refused(Refusal.PROXY_LOCKED)
     if target.name is not None:
         where = b"\x03" + bytes([len(target.name)]) + target.name.encode()
     else:
@@ -182,6 +193,6 @@ async def _socks(stream: Stream, proxy: EgressProxy, target: Target) -> None:
     stream.writer.write(b"\x05\x01\x00" + where + target.port.to_bytes(2, "big"))
     said = await stream.reader.readexactly(4)
     if said[:3] != b"\x05\x00\x00":
-        raise Refused(Refusal.PROXY_FAILED)
+        raise Refused(Refusal.PROXY_DECLINED)
     bound = {1: 4, 4: 16}.get(said[3])
     await stream.reader.readexactly((bound if bound is not None else (await stream.reader.readexactly(1))[0]) + 2)

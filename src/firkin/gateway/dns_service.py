@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
+from firkin.gateway.denials import DNS, Denial
 from firkin.gateway.dialling import Dialler
 from firkin.gateway.dns_messages import ANY, A, Code, MalformedMessage, answer, parse_question
 from firkin.gateway.judgement import Refusal, Refused
@@ -20,6 +21,7 @@ from firkin.gateway.resolver import Resolver, Unresolved
 from firkin.gateway.tenants import Tenant
 from firkin.lifetimes import Children
 
+PORT = 53
 MOST_QUESTIONS = 64  # at once, of one sandbox
 _TCP_IDLE_S = 10.0
 _MOST_ON_A_CONNECTION = 256
@@ -53,7 +55,7 @@ class DnsService:
             if said is not None:
                 reply(said)
         except Exception:  # noqa: BLE001 — the root of a question: a fault of ours must not end the others
-            tenant.refused[Refusal.FAILED] += 1
+            tenant.denials.note(_denied(Refusal.FAILED, None))
         finally:
             self._open[address] -= 1
             if not self._open[address]:
@@ -84,7 +86,7 @@ class DnsService:
             return None
         name = question.name
         if name is None or not tenant.judge.answers_for(name):
-            tenant.refused[Refusal.NAME_NOT_ALLOWED] += 1
+            tenant.denials.note(_denied(Refusal.NAME_NOT_ALLOWED, name))
             return answer(question, Code.REFUSED)
         if question.kind == ANY:
             return answer(question, Code.NOT_IMPLEMENTED)
@@ -94,10 +96,14 @@ class DnsService:
             public = await self._dialler.addresses(tenant, name)
             found = await self._resolver.look_up(name, tenant.order.policy.dns_servers)
         except Refused as refused:
-            tenant.refused[refused.why] += 1
+            tenant.denials.note(_denied(refused.why, name))
             return answer(question, _code_of(refused))
         tenant.told(name, public)
         return answer(question, Code.NO_ERROR, public, found.ttl_s)
+
+
+def _denied(why: Refusal, name: str | None) -> Denial:
+    return Denial(why=why, protocol=DNS, port=PORT, name=name or "")
 
 
 def _code_of(refused: Refused) -> Code:

@@ -42,6 +42,10 @@ _STATUS = {
     Refusal.UNTRUSTED: b"502 Bad Gateway",
     Refusal.UNRESOLVED: b"502 Bad Gateway",
     Refusal.PROXY_FAILED: b"502 Bad Gateway",
+    Refusal.PROXY_PRIVATE: b"502 Bad Gateway",
+    Refusal.PROXY_UNTRUSTED: b"502 Bad Gateway",
+    Refusal.PROXY_LOCKED: b"502 Bad Gateway",
+    Refusal.PROXY_DECLINED: b"502 Bad Gateway",
 }
 _BROKEN = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, Malformed)
 

@@ -14,12 +14,14 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any  # the JSON edge of the control socket
 
+from firkin.gateway.denials import Denial, decode_denial
 from firkin.gateway.orders import SandboxOrder, Setup, encode_order, encode_setup
 from firkin.law.errors import BackendFailure
 from firkin.lifetimes import Children, finish
@@ -28,11 +30,14 @@ _START = "import sys; sys.path[:0] = {paths!r}; from firkin.gateway.process impo
 _READY_WITHIN_S = 15.0
 _TOLD_WITHIN_S = 15.0
 _FIRST_PATIENCE_S, _MOST_PATIENCE_S = 0.02, 5.0
+_YOUNG_S, _TOLD_EVERY_S = 10.0, 5.0
+DIED = "egress gateway died: nothing goes out until another one runs"
+REVIVED = "egress gateway runs again"
 _MOST_REPORT = 1 << 16
 _log = logging.getLogger("firkin.gateway")
 
-Refusals = Callable[[str, Mapping[str, int]], None]
-Died = Callable[[], None]
+Denied = Callable[[SandboxOrder, Denial, int], None]
+Told = Callable[[str], None]
 
 
 class _Gone(Exception):
@@ -40,13 +45,13 @@ class _Gone(Exception):
 
 
 class Gateway:
-    """One gateway. `refused` hears, for a sandbox, how often what was refused; `died` hears of each death."""
+    """One gateway. `denied` hears how often what was refused to whom; `told` a sentence of each death and revival."""
 
-    def __init__(self, name: str, setup: Setup, *, refused: Refusals, died: Died) -> None:
+    def __init__(self, name: str, setup: Setup, *, denied: Denied, told: Told) -> None:
         self._name = name
         self._setup = setup
-        self._refused = refused
-        self._died = died
+        self._denied = denied
+        self._told = told
         self._orders: dict[str, SandboxOrder] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -153,8 +158,10 @@ class Gateway:
         return text.decode(errors="replace").strip().rpartition("\n")[2][:300] or "it did not become ready"
 
     async def _attend(self, reader: asyncio.StreamReader) -> None:
-        """Hear it out, and begin anew when it ends."""
+        """Hear it out, and begin anew when it ends: at once, but ever later if each one dies young."""
+        patience_s, told_at = 0.0, -_TOLD_EVERY_S
         while True:
+            began = time.monotonic()
             with suppress(asyncio.IncompleteReadError, OSError, ValueError):
                 while True:
                     self._heard(await _message(reader))
@@ -163,9 +170,18 @@ class Gateway:
                 if not future.done():
                     future.set_exception(_Gone())
             _log.error("egress gateway died owner=%s pid=%s sandboxes=%d", self._name, self.pid, len(self._orders))
-            self._died()
+            died_at = time.monotonic()
+            tells = died_at >= told_at + _TOLD_EVERY_S
+            if tells:
+                told_at = died_at
+                self._told(DIED)
+            young = died_at < began + _YOUNG_S
+            patience_s = min(max(_FIRST_PATIENCE_S, 2 * patience_s), _MOST_PATIENCE_S) if young else 0.0
+            await asyncio.sleep(patience_s)
             reader = await self._revived()
             _log.warning("egress gateway started again owner=%s pid=%s", self._name, self.pid)
+            if tells:
+                self._told(f"{REVIVED} after {time.monotonic() - died_at:.1f} s")
 
     async def _revived(self) -> asyncio.StreamReader:
         patience_s = _FIRST_PATIENCE_S
@@ -183,12 +199,21 @@ class Gateway:
         self._writer.write(_framed(json.dumps({**message, "number": 0}).encode()))
 
     def _heard(self, message: dict[str, Any]) -> None:
-        if "done" in message:
+        if isinstance(message.get("done"), int):
             future = self._waiting.get(message["done"])
             if future is not None and not future.done():
                 future.set_result(None)
-        elif "refused" in message:
-            self._refused(message["sandbox"], message["refused"])
+        elif "denied" in message:
+            self._hear_denied(message)
+
+    def _hear_denied(self, message: dict[str, Any]) -> None:
+        """Raises `ValueError` for what no gateway says. One that is no longer led has nothing to be told."""
+        order = next((one for one in self._orders.values() if one.sandbox_id == message.get("sandbox")), None)
+        if not isinstance(message["denied"], list):
+            raise ValueError("a gateway reported what is no list")
+        for denial, count in map(decode_denial, message["denied"]):
+            if order is not None:
+                self._denied(order, denial, count)
 
     async def _end(self) -> None:
         writer, self._writer = self._writer, None

@@ -13,6 +13,7 @@ import ssl
 import struct
 from contextlib import suppress
 
+from firkin.gateway.denials import HTTP, TCP, Denial
 from firkin.gateway.dialling import LIMIT, Dialler, Stream, Target, prepared
 from firkin.gateway.heads import MOST_HEAD
 from firkin.gateway.hello import MOST_HELLO, NotTls, is_complete, server_name
@@ -21,7 +22,6 @@ from firkin.gateway.judgement import Refusal, Refused
 from firkin.gateway.names import clean_name
 from firkin.gateway.splicing import splice
 from firkin.gateway.tenants import Tenant
-from firkin.law.network import HeaderRule
 from firkin.lifetimes import children
 
 FIRST_BYTES_WITHIN_S = 10.0
@@ -31,6 +31,7 @@ _FORBIDDEN = (
     b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
     b"firkin egress: the network policy of this sandbox does not allow this\n"
 )
+_OF_REQUESTS = (Refusal.MALFORMED, Refusal.OTHER_HOST, Refusal.SECRET_MISSING, Refusal.PLAINTEXT_SECRET)
 _HOST = re.compile(rb"\r\nhost:[ \t]*([!-~]+)[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -43,35 +44,31 @@ class Passages:
 
     async def lead(self, tenant: Tenant, accepted: socket.socket) -> None:
         """From the first byte to the last; what goes wrong ends the connection and is counted, never raised."""
+        wanted: Target | None = None
         try:
-            await self._lead(tenant, accepted)
+            wanted = await _wanted(tenant, accepted)
+            await self._lead(tenant, accepted, wanted)
         except Refused as refused:
-            tenant.refused[refused.why] += 1
+            tenant.denials.note(_denial(tenant, wanted, refused.why))
         except (OSError, TimeoutError):
-            tenant.refused[Refusal.FAILED] += 1
+            tenant.denials.note(_denial(tenant, wanted, Refusal.FAILED))
         finally:
             accepted.close()
 
-    async def _lead(self, tenant: Tenant, accepted: socket.socket) -> None:
-        address, port = original_destination(accepted)
-        name: str | None = None
-        rule: HeaderRule | None = None
+    async def _lead(self, tenant: Tenant, accepted: socket.socket, wanted: Target) -> None:
+        rule = tenant.judge.rule(wanted.name) if wanted.name is not None else None
         try:
-            if tenant.looks_into(port):
-                name = await _asked_name(accepted, secure=tenant.speaks_tls(port))
-                rule = tenant.judge.rule(name) if name is not None else None
-            wanted = Target(address=address, port=port, name=name)
             target = await self._judged(tenant, wanted, with_rule=rule is not None)
             if rule is None:
                 server = await self._dialler.dial(tenant, target)
         except Refused:
-            await _turn_away(accepted, secure=tenant.speaks_tls(port), plain=port == 80)
+            await _turn_away(accepted, secure=tenant.speaks_tls(wanted.port), plain=wanted.port == 80)
             raise
         if rule is None:
             await splice(await _taken(accepted, None), server)  # closes both
         else:
-            assert name is not None
-            await self._intercept(tenant, accepted, target, name)
+            assert wanted.name is not None
+            await self._intercept(tenant, accepted, target, wanted.name)
 
     async def _judged(self, tenant: Tenant, target: Target, *, with_rule: bool) -> Target:
         """Where it is led. Raises `Refused`."""
@@ -84,8 +81,7 @@ class Passages:
         try:
             judge.require_address(target.address)
         except Refused as refused:
-            not_allowed = refused.why is Refusal.NOT_ALLOWED or refused.why is Refusal.DENIED
-            raise Refused(Refusal.NAME_NOT_ALLOWED if name and not_allowed else refused.why) from None
+            raise Refused(_reason(tenant, target, refused.why)) from None
         if with_rule and name is not None:
             await self._require_its_address(tenant, name, target.address)
             return target
@@ -123,6 +119,43 @@ def _noted(task: asyncio.Task[Stream]) -> None:
     """Its failure is told by whoever waits for it, if anybody still does."""
     if not task.cancelled():
         task.exception()
+
+
+def _reason(tenant: Tenant, target: Target, why: Refusal) -> Refusal:
+    """What is judged by name is refused for its name, or for having none."""
+    if why not in (Refusal.NOT_ALLOWED, Refusal.DENIED) or tenant.judge.knows_all_names:
+        return why
+    if target.name is not None:
+        return Refusal.NAME_NOT_ALLOWED
+    if not tenant.looks_into(target.port):
+        return why
+    return Refusal.NO_TLS_NAME if tenant.speaks_tls(target.port) else Refusal.NO_HOST_NAME
+
+
+def _denial(tenant: Tenant, wanted: Target | None, why: Refusal) -> Denial:
+    if wanted is None:
+        return Denial(why=why)
+    read = tenant.looks_into(wanted.port) and (wanted.port == 80 or why in _OF_REQUESTS)
+    return Denial(
+        why=why,
+        protocol=HTTP if read else TCP,
+        port=wanted.port,
+        name=wanted.name or "",
+        address=wanted.address,
+    )
+
+
+async def _wanted(tenant: Tenant, accepted: socket.socket) -> Target:
+    """Where the guest wants to go. Raises `Refused` when it says that ambiguously."""
+    address, port = original_destination(accepted)
+    if not tenant.looks_into(port):
+        return Target(address=address, port=port)
+    secure = tenant.speaks_tls(port)
+    try:
+        return Target(address=address, port=port, name=await _asked_name(accepted, secure=secure))
+    except Refused:
+        await _turn_away(accepted, secure=secure, plain=port == 80)
+        raise
 
 
 def original_destination(accepted: socket.socket) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from typing import Any  # the JSON edge of the control socket
 
 from firkin.gateway import authorities, dialling
 from firkin.gateway.confinement import confine
+from firkin.gateway.denials import Denial, encode_denial
 from firkin.gateway.dns_service import DnsService
 from firkin.gateway.judgement import Refusal
 from firkin.gateway.orders import Setup, decode_order, decode_setup
@@ -139,7 +140,7 @@ class _Gateway:
             tenant = self._tenants.get(address)
             if tenant is None or len(tenant.connections) >= MOST_CONNECTIONS:
                 if tenant is not None:
-                    tenant.refused[Refusal.TOO_MANY] += 1
+                    tenant.denials.note(Denial(why=Refusal.TOO_MANY))
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 accepted.close()
                 continue
@@ -148,14 +149,13 @@ class _Gateway:
             task.add_done_callback(tenant.connections.discard)
 
     async def _report(self, writer: asyncio.StreamWriter) -> None:
-        """Tell what was refused, in numbers: nothing that a guest wrote is in it."""
+        """Tell what was refused, and how often."""
         while True:
             await asyncio.sleep(_REPORT_EVERY_S)
             for tenant in self._tenants.values():
-                if tenant.refused:
-                    counts = {why.name: count for why, count in tenant.refused.items()}
-                    tenant.refused.clear()
-                    _say(writer, {"sandbox": tenant.order.sandbox_id, "refused": counts})
+                denied = [encode_denial(*one) for one in tenant.denials.taken()]
+                if denied:
+                    _say(writer, {"sandbox": tenant.order.sandbox_id, "denied": denied})
             await writer.drain()
 
 
@@ -164,7 +164,7 @@ async def _contained(work: Any, tenant: Tenant) -> None:
     try:
         await work
     except Exception:  # noqa: BLE001 — the root of a connection: a fault of ours must not end the others
-        tenant.refused[Refusal.FAILED] += 1
+        tenant.denials.note(Denial(why=Refusal.FAILED))
 
 
 def _say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:

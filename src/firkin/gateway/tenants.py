@@ -7,11 +7,12 @@ import re
 import ssl
 import tempfile
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 
 from firkin.gateway.authorities import Issuer
+from firkin.gateway.denials import DenialLog
 from firkin.gateway.judgement import Judge, Refusal, Refused
 from firkin.gateway.orders import SandboxOrder
 from firkin.law.network import HeaderRule
@@ -30,7 +31,7 @@ class Tenant:
     def __init__(self, order: SandboxOrder) -> None:
         self.order = order
         self.judge = Judge(order.policy)
-        self.refused: Counter[Refusal] = Counter()
+        self.denials = DenialLog()
         self.connections: set[asyncio.Task[None]] = set()
         self._told: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
         self._issuer = Issuer(order.authority, order.authority_key) if order.authority else None

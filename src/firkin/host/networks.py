@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from firkin.host.netlink import Traffic
-from firkin.host.refusals import Refusal
+from firkin.host.refusals import MOST_FLOWS, Refusal
 from firkin.host.wires import Wire, Wires
 from firkin.law.errors import BackendFailure
 from firkin.law.network import NetworkPolicy
@@ -27,11 +28,11 @@ from firkin.lifetimes import finish
 _KERNEL_WITHIN_S = 30.0
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 _HOST_ITSELF = "an address of the host itself, or a policy that has changed since"
-_AT_GATEWAY = "judged by name"
 _NOT_LED = "an egress gateway decides about TCP and DNS; nothing else goes out"
 _NOWHERE = Reach(())  # by itself: what such a policy allows is its gateway's to reach
 _log = logging.getLogger("firkin.host")
 T = TypeVar("T")
+_Flow = tuple[str, str, int, str]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -49,7 +50,7 @@ class _Line:
     gone: bool = False
     reach: Reach | None = None
     rules: dict[Refusal, str] = field(default_factory=dict)
-    judged: dict[str, RefusedFlow] = field(default_factory=dict)
+    judged: OrderedDict[_Flow, RefusedFlow] = field(default_factory=OrderedDict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -150,19 +151,16 @@ class SandboxNetworks:
         told = [_told(refusal, line.rules[refusal]) for refusal in reversed(found)]
         return sorted([*told, *line.judged.values()], key=lambda flow: flow.at, reverse=True)
 
-    def judged(self, name: str, reason: str, count: int) -> None:
-        """Its gateway refused so many connections or questions for that reason, one of a fixed few."""
+    def judged(self, name: str, flow: RefusedFlow) -> None:
+        """Its gateway refused that many more connections or questions. The last `MOST_FLOWS` are remembered."""
         line = self._lines.get(name)
-        if line is not None:
-            before = line.judged[reason].packets if reason in line.judged else 0
-            line.judged[reason] = RefusedFlow(
-                destination=_AT_GATEWAY,
-                protocol="tcp or dns",
-                port=0,
-                packets=before + count,
-                at=datetime.now(UTC),
-                rule=reason,
-            )
+        if line is None:
+            return
+        key = (flow.destination, flow.protocol, flow.port, flow.rule)
+        known = line.judged.pop(key, None)
+        line.judged[key] = replace(flow, packets=flow.packets + (known.packets if known else 0))
+        while len(line.judged) > MOST_FLOWS:
+            line.judged.popitem(last=False)
 
     def _rule(self, line: _Line, refusal: Refusal) -> str:
         if line.trouble or line.policy is None:

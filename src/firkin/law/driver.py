@@ -198,7 +198,7 @@ class EgressKeeper(Protocol):
         ...
 
     def report(self, told: Callable[[SandboxId, str], None]) -> None:
-        """Tell of what goes on at gateways, one sentence for each sandbox that it concerns."""
+        """Tell of the deaths and revivals of gateways, a sentence for each sandbox that they concern."""
         ...
 
 

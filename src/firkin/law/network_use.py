@@ -12,8 +12,8 @@ from firkin.law.network import NetworkPolicy
 class RefusedFlow:
     """Packets to one destination that were refused. `port` is 0 where the protocol has none; `at` is the last time.
 
-    Where a gateway decided it is one for each reason; `packets` counts connections and questions then, and
-    `destination` is no address: what a guest called it is not repeated.
+    Where a gateway decided, `packets` counts connections and questions, and `destination` is the name that was asked
+    for, if that is one that a host can have; else the address, or "not shown".
     """
 
     destination: str

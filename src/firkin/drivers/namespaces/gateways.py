@@ -14,12 +14,13 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from firkin.drivers.namespaces.slots import Slot, SlotPool
 from firkin.gateway.authorities import Authority, new_authority
 from firkin.gateway.confinement import CALLS
-from firkin.gateway.judgement import Refusal
+from firkin.gateway.denials import Denial, destination_of, rule_of
 from firkin.gateway.keeper import Gateway
 from firkin.gateway.orders import SandboxOrder, Setup
 from firkin.host.firewall import Doors, Firewall, FirewallUnavailable, led_group
@@ -28,6 +29,7 @@ from firkin.host.seccomp import SeccompUnavailable, compiled
 from firkin.law.errors import BackendFailure, FirkinError, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import RefusedFlow
 from firkin.lifetimes import Children, finish
 
 IDLE_S = 30.0
@@ -147,7 +149,7 @@ class Gateways:
         try:
             await self._networks.open(slot.wire)
             setup, doors = await asyncio.to_thread(self._prepared, slot, listening)
-            gateway = Gateway(owner, setup, refused=self._refused, died=lambda: self._died(owner))
+            gateway = Gateway(owner, setup, denied=self._denied, told=lambda text: self._tell(owner, text))
             await gateway.start()
             await asyncio.to_thread(
                 self._firewall.open_doors, led_group(slot.numbers.slot), slot.numbers.host_address, doors
@@ -200,19 +202,21 @@ class Gateways:
             if self._manned.get(owner) is manned and owner not in self._owners.values():
                 await finish(self._unman(owner), within_s=15.0)
 
-    def _refused(self, sandbox: str, counts: Mapping[str, int]) -> None:
-        """What the gateway says is bounded: known reasons, numbers, a sandbox that it leads."""
-        if self._told is None or sandbox not in self._sandboxes.values():
-            return
-        for name, count in counts.items():
-            if name in Refusal.__members__ and isinstance(count, int):
-                self._networks.judged(sandbox, Refusal[name].value, count)
-                self._told(SandboxId(sandbox), f"egress refused {count} times: {Refusal[name].value}")
+    def _denied(self, order: SandboxOrder, denial: Denial, count: int) -> None:
+        flow = RefusedFlow(
+            destination=destination_of(denial, order),
+            protocol=denial.protocol,
+            port=denial.port,
+            packets=count,
+            at=datetime.now(UTC),
+            rule=rule_of(denial, order),
+        )
+        self._networks.judged(order.sandbox_id, flow)
 
-    def _died(self, owner: str) -> None:
+    def _tell(self, owner: str, text: str) -> None:
         for address, sandbox_id in self._sandboxes.items():
             if self._told is not None and self._owners.get(address) == owner:
-                self._told(sandbox_id, "its egress gateway died and is started again; nothing goes out meanwhile")
+                self._told(sandbox_id, text)
 
 
 class Keeper:
