@@ -54,9 +54,16 @@ async def engine_over(
     clock: Clock | None = None,
     policies: Policies = POLICIES,
     kill_all: bool = True,
+    server_secret: bytes | None = None,
 ) -> AsyncIterator[Engine]:
     driver = driver or MemoryDriver()
-    backend = LocalBackend(driver=driver, preparer=MemoryRootPreparer(), state_dir=state_dir, clock=clock)
+    backend = LocalBackend(
+        driver=driver,
+        preparer=MemoryRootPreparer(),
+        state_dir=state_dir,
+        clock=clock,
+        server_secret=server_secret,
+    )
     await backend.start(policies)
     try:
         await backend.templates.prepare(TemplateSpec.host(id=TEMPLATE))

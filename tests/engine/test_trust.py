@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firkin.engine.snapshot_archives import _without_password
+from firkin.engine.sealed_policies import without_password
 from firkin.engine.trust import with_block
 from firkin.law.network import EgressProxy, NetworkPolicy
 
@@ -31,5 +31,5 @@ def test_a_block_that_was_cut_off_ends_with_the_file() -> None:
 def test_a_proxy_s_password_stays_here() -> None:
     policy = NetworkPolicy(egress_proxy=EgressProxy(address="p.test:1", username="u", password="secret"))
     assert "secret" not in repr(policy)
-    assert _without_password(policy).egress_proxy == EgressProxy(address="p.test:1", username="u")
-    assert _without_password(NetworkPolicy()) == NetworkPolicy()
+    assert without_password(policy).egress_proxy == EgressProxy(address="p.test:1", username="u")
+    assert without_password(NetworkPolicy()) == NetworkPolicy()

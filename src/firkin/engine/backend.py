@@ -24,6 +24,8 @@ from firkin.engine.processes import LocalProcesses
 from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
 from firkin.engine.refusal_lines import RefusalLines
+from firkin.engine.sealed_policies import seal_older
+from firkin.engine.sealing import Seal
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
@@ -185,7 +187,10 @@ class LocalBackend:
         self._state_dir.chmod(0o700)  # disks, templates and secrets of all tenants are below it
         lock = StateLock(self._state_dir)
         undo.callback(lock.release)
-        database = await Database.open(self._state_dir / "state.db")
+        seal = None if self._server_secret is None else Seal(self._server_secret)
+        database = await Database.open(
+            self._state_dir / "state.db", None if seal is None else lambda connection: seal_older(connection, seal)
+        )
         undo.push_async_callback(database.aclose)
         await self._layers.load()
         await self._driver.start()
@@ -199,7 +204,7 @@ class LocalBackend:
                 build_files_dir=self._state_dir / "build-files",
                 gauge=HostGauge(self._state_dir, self._clock),
                 clock=self._clock,
-                records=Records(database),
+                records=Records(database, seal),
                 snapshots_dir=self._state_dir / "snapshots",
                 children=await undo.enter_async_context(children()),
                 offer=await self.capabilities(),

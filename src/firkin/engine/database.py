@@ -124,6 +124,11 @@ MIGRATIONS: Sequence[str] = (
         UNIQUE (owner, name)
     ) WITHOUT ROWID;
     """,
+    # From here on passwords of proxies are sealed: see `engine.sealed_policies`, which does that to older rows.
+    """
+    INSERT OR REPLACE INTO facts
+        SELECT 'passwords in the clear', 'perhaps' WHERE EXISTS (SELECT 1 FROM journal);
+    """,
 )
 
 
@@ -137,8 +142,9 @@ _Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
 class Database:
     """Use as ``database = await Database.open(path)`` … ``await database.aclose()``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, prepare: Callable[[sqlite3.Connection], None] | None = None) -> None:
         self._path = path
+        self._prepare = prepare
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Waiting | _Closed] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="firkin-records", daemon=True)
@@ -147,9 +153,12 @@ class Database:
         self._closing = False
 
     @classmethod
-    async def open(cls, path: Path) -> Database:
-        """Open or make the file and bring its schema up to date; `BackendFailure` when a newer Firkin wrote it."""
-        database = cls(path)
+    async def open(cls, path: Path, prepare: Callable[[sqlite3.Connection], None] | None = None) -> Database:
+        """Open or make the file and bring its schema up to date; `BackendFailure` when a newer Firkin wrote it.
+
+        `prepare` works on it, outside of any transaction, before anybody else does.
+        """
+        database = cls(path, prepare)
         database._thread.start()
         await database._opened
         return database
@@ -215,6 +224,8 @@ class Database:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             _migrate(connection)
+            if self._prepare is not None:
+                self._prepare(connection)
         except BaseException:
             connection.close()
             raise

@@ -9,6 +9,7 @@ from dataclasses import replace
 from firkin.engine.ledger import Ledger, Why
 from firkin.engine.links import Inside
 from firkin.engine.roster import Resident, Roster
+from firkin.engine.sealed_policies import require_open
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.substrate import substrate
 from firkin.engine.trust import VARIABLES, make_trusted
@@ -38,8 +39,9 @@ class Egress:
             driver.egress.report(self._reported)
 
     async def check(self, operation: str, owner: str, policy: NetworkPolicy) -> None:
-        """`InvalidSpec` for a placeholder that nothing fills, and for a secret that `owner` does not have."""
+        """`InvalidSpec` for a placeholder that nothing fills, a secret that `owner` does not have, a bad password."""
         wanted = _wanted(policy)
+        self._check_proxy(operation, policy)
         for value in (value for rule in policy.rules for value in rule.headers.values()):
             strange = _ANY_PLACEHOLDER.search(SECRET_PLACEHOLDER.sub("", value))
             if strange is not None:
@@ -53,11 +55,24 @@ class Egress:
             detail = f"a rule names the secret {missing[0]!r}, which does not exist; create it first"
             raise InvalidSpec(operation, InvalidReason.MISSING_SECRET, detail)
 
+    def _check_proxy(self, operation: str, policy: NetworkPolicy) -> None:
+        require_open(policy)
+        proxy = policy.egress_proxy
+        if proxy is None:
+            return
+        if any(letter < " " for letter in proxy.username + proxy.password):
+            detail = "the egress proxy's user name and password must not have control characters"
+            raise InvalidSpec(operation, InvalidReason.INVALID_NETWORK, detail)
+        if proxy.password and self._secrets is None:
+            detail = "the egress proxy's password is kept sealed with a server secret, and this runtime has none"
+            raise InvalidSpec(operation, InvalidReason.INVALID_NETWORK, detail)
+
     async def lead(self, operation: str, resident: Resident) -> None:
         """Have its gateway know what holds for it. Raises when that fails: then it reaches nothing."""
         keeper, info = self._driver.egress, resident.info
         if keeper is None or not info.network.is_inspected:
             return
+        require_open(info.network)
         values = {}
         if self._secrets is not None:
             values = await self._secrets.values(info.owner, _wanted(info.network))

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from firkin.engine.database import Database, Job
+from firkin.engine.sealed_policies import PolicySeal
+from firkin.engine.sealing import Seal
 from firkin.engine.stored_forms import (
     Origin,
     SnapshotRecord,
@@ -73,20 +75,21 @@ T = TypeVar("T")
 
 
 class Records:
-    """Typed reading and writing over the `Database`. Raises its `IoFailure`."""
+    """Typed reading and writing over the `Database`. Raises its `IoFailure`. Passwords of proxies lie sealed in it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seal: Seal | None = None) -> None:
         self._database = database
+        self._policies = PolicySeal(seal)
 
     async def add(self, record: SandboxRecord, entry: JournalEntry, *, anew: bool = False) -> None:
         """`sqlite3.IntegrityError` when the id is still remembered; with `anew`, when its sandbox has not ended."""
-        row = (record.info.id, record.info.state.value, dump(record.info), dump(record.origin))
+        row = (record.info.id, record.info.state.value, self._dumped(record.info), dump(record.origin))
         told = _rows(record.info, (entry,))
         await self._database.run(lambda connection: _add(connection, row, told, anew=anew))
 
     async def change(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> None:
         ended_at = None if info.ended_at is None else info.ended_at.timestamp()
-        row = (info.state.value, ended_at, dump(info), None if ref is None else dump(ref), info.id)
+        row = (info.state.value, ended_at, self._dumped(info), None if ref is None else dump(ref), info.id)
         told = _rows(info, entries)
         await self._database.run(lambda connection: _change(connection, row, told))
 
@@ -98,7 +101,7 @@ class Records:
             ).fetchall()
         )
         found = [
-            SandboxRecord(info=load_info(info), origin=load_origin(origin), ref=load_ref(ref))
+            SandboxRecord(info=self._policies.open_info(load_info(info)), origin=load_origin(origin), ref=load_ref(ref))
             for info, origin, ref in rows
         ]
         return sorted(found, key=lambda record: record.info.created_at)
@@ -108,7 +111,10 @@ class Records:
         row = await self._database.run(
             lambda connection: connection.execute("SELECT info FROM sandboxes WHERE id = ?", (sandbox_id,)).fetchone()
         )
-        return None if row is None else load_info(row[0])
+        return None if row is None else self._policies.open_info(load_info(row[0]))
+
+    def _dumped(self, info: SandboxInfo) -> str:
+        return dump(self._policies.close_info(info))
 
     async def journal(self, sandbox_id: str, limit: int = 1000) -> list[JournalEntry]:
         """The newest `limit` changes, oldest first."""
@@ -170,7 +176,7 @@ class Records:
         return await self._database.run(lambda connection: _forget(connection, before.timestamp()))
 
     async def put_snapshot(self, record: SnapshotRecord) -> None:
-        row = (record.info.id, dump(record))
+        row = (record.info.id, dump(self._policies.close_snapshot(record)))
         await self._database.run(
             lambda connection: connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", row)
         )
@@ -184,7 +190,7 @@ class Records:
         rows = await self._database.run(
             lambda connection: connection.execute("SELECT record FROM snapshots").fetchall()
         )
-        return [load_snapshot(text) for (text,) in rows]
+        return [self._policies.open_snapshot(load_snapshot(text)) for (text,) in rows]
 
     async def fact(self, name: str) -> str | None:
         """A small fact that outlives the server."""

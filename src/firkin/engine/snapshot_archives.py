@@ -19,9 +19,9 @@ import msgspec
 
 from firkin.engine import captured_files
 from firkin.engine.captured_files import StreamWriter
+from firkin.engine.sealed_policies import without_password
 from firkin.engine.stored_forms import SnapshotRecord, dump, load_snapshot
 from firkin.law.errors import CapacityRejected, FirkinError, HostDiskFull, IoFailure, SnapshotIntegrityFailure
-from firkin.law.network import NetworkPolicy
 from firkin.law.snapshots import SnapshotIntegrity
 
 MEDIA_TYPE = "application/vnd.firkin.snapshot+tar"
@@ -34,8 +34,11 @@ _PIECE = 1 << 20
 
 
 async def exported(record: SnapshotRecord, directory: Path, content: SnapshotIntegrity) -> AsyncIterator[bytes]:
-    """The archive in pieces of about 1 MiB; ends early, with `IoFailure`, when the files cannot be read."""
-    manifest = dump(replace(record, network=_without_password(record.network))).encode()
+    """The archive in pieces of about 1 MiB; ends early, with `IoFailure`, when the files cannot be read.
+
+    It is for other machines: who imports it gives the proxy's password anew, or reaches nothing.
+    """
+    manifest = dump(replace(record, network=without_password(record.network))).encode()
     yield _head(_MANIFEST, len(manifest)) + manifest + _padding(len(manifest)) + _head(_FILES, content.size_bytes)
     stream = captured_files.stream(directory)
     try:
@@ -45,13 +48,6 @@ async def exported(record: SnapshotRecord, directory: Path, content: SnapshotInt
         raise IoFailure("export", str(directory), error.strerror or str(error)) from error
     seal = hashlib.sha256(manifest).hexdigest().encode()
     yield _padding(content.size_bytes) + _head(_SEAL, _SEAL_BYTES) + seal + _padding(_SEAL_BYTES) + bytes(2 * _RECORD)
-
-
-def _without_password(network: NetworkPolicy) -> NetworkPolicy:
-    """An archive is for other machines: who imports it gives the proxy's password anew, or reaches nothing."""
-    if network.egress_proxy is None:
-        return network
-    return replace(network, egress_proxy=replace(network.egress_proxy, password=""))
 
 
 def _next_piece(stream: captured_files.Pieces) -> bytes:
@@ -166,7 +162,7 @@ async def imported(
                 f"the archive is damaged: {who} says {said}, but it has {found.sha256} and {found.size_bytes} bytes"
             )
             raise SnapshotIntegrityFailure(_IMPORT, None, detail)
-    return Arrived(record=record, content=found)
+    return Arrived(record=replace(record, network=without_password(record.network)), content=found)
 
 
 async def _manifest(intake: _Intake) -> bytes:
