@@ -42,10 +42,11 @@ _NAMED = "/run/netns"
 
 @dataclass(frozen=True)
 class Internet:
-    """`authority` is the file of the test authority's certificate."""
+    """`authority` is the file of the test authority's certificate, `namespace` where its hosts are."""
 
     authority: Path
     seen: Path
+    namespace: str
 
     def records(self, **wanted: str) -> list[dict[str, Any]]:
         """What the hosts saw, of which these fields are so."""
@@ -70,7 +71,7 @@ def internet(folder: Path) -> Iterator[Internet]:
         server = subprocess.Popen(["ip", "netns", "exec", name, sys.executable, __file__, str(folder)])
         try:
             _wait_for(folder / "ready")
-            yield Internet(authority, seen)
+            yield Internet(authority, seen, name)
         finally:
             server.kill()
             server.wait()
@@ -79,6 +80,19 @@ def internet(folder: Path) -> Iterator[Internet]:
         if not mounted:  # the first use of a name makes a mount of it that stays
             subprocess.run(["umount", _NAMED], check=False)
         subprocess.run(["ip", "link", "del", "tnet0"], check=False, capture_output=True)
+
+
+@contextmanager
+def proxy(world: Internet, port: int, *, certificate: str = "") -> Iterator[None]:
+    """Another SOCKS5 proxy, a process of its own on `PROXY`: over TLS, if it has the certificate of some name."""
+    words = [sys.executable, __file__, str(world.seen.parent), str(port), certificate]
+    with subprocess.Popen(["ip", "netns", "exec", world.namespace, *words], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            server.kill()
 
 
 def _wire(name: str) -> None:
@@ -220,6 +234,19 @@ class _Socks(socketserver.StreamRequestHandler):
             back.join(5)
 
 
+def _serve_proxy(folder: Path, port: int, certificate: str) -> None:
+    _Socks.folder = folder
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    socketserver.ThreadingTCPServer.daemon_threads = True
+    server = socketserver.ThreadingTCPServer((PROXY, port), _Socks)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / f"{certificate}.pem")
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    print("ready", flush=True)
+    server.serve_forever()
+
+
 def _copy(source: socket.socket, sink: socket.socket) -> None:
     try:
         while data := source.recv(65536):
@@ -293,4 +320,6 @@ def _serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        _serve_proxy(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
     _serve(Path(sys.argv[1]))
