@@ -156,6 +156,8 @@ class _Web(BaseHTTPRequestHandler):
             self._upgrade()
         elif self.path.startswith("/bytes/"):
             self._answer(200, bytes(int(self.path.rpartition("/")[2])))
+        elif self.path.startswith("/locked/"):
+            self._locked()
         else:
             self._answer(200, json.dumps(seen).encode())
 
@@ -191,6 +193,18 @@ class _Web(BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(0.3)
         self.wfile.write(b"0\r\n\r\n")
+
+    def _locked(self) -> None:
+        """Files below ``files``, for those who bring a token."""
+        path = (self.folder / "files" / self.path.partition("?")[0].removeprefix("/locked/")).resolve()
+        if path.is_dir():
+            path /= "index"
+        if not (self.headers.get("Authorization") or "").startswith("Bearer sk-"):
+            self._answer(401, b"")
+        elif path.is_file() and path.is_relative_to(self.folder / "files"):
+            self._answer(200, path.read_bytes(), **{"Content-Type": "text/html"} if path.name == "index" else {})
+        else:
+            self._answer(404, b"")
 
     def _upgrade(self) -> None:
         self.send_response(101)
