@@ -13,16 +13,19 @@ from firkin.drivers.memory.driver import MemoryDriver, MemoryInstance
 from firkin.engine.database import MIGRATIONS
 from firkin.engine.sealed_policies import seal_older
 from firkin.engine.sealing import Seal
+from firkin.engine.trust import CERTIFICATE
 from firkin.gateway.keeper import DIED
 from firkin.law.capabilities import Capabilities, CapabilityName
-from firkin.law.errors import InvalidSpec, IoFailure
+from firkin.law.errors import BackendFailure, FirkinError, InvalidSpec, IoFailure
 from firkin.law.events import JournalQuery
+from firkin.law.files import ReadOptions
 from firkin.law.ids import SandboxId
 from firkin.law.lifecycle_events import UPDATED, event_type
 from firkin.law.logs import LogFilter
 from firkin.law.network import EVERYWHERE, EgressProxy, NetworkPolicy
 from firkin.law.sandboxes import Graceful, Timeout
-from firkin.law.snapshots import ForkOptions, RestoreOptions, SnapshotOptions
+from firkin.law.snapshots import ForkOptions, PauseOptions, RestoreOptions, SnapshotOptions
+from firkin.law.states import SandboxState
 from tests.engine.conftest import SPEC, Engine, engine_over
 
 KEY = b"k" * 32
@@ -40,12 +43,16 @@ class Keeper:
     def __init__(self) -> None:
         self.tell: Callable[[SandboxId, str], None] = lambda sandbox_id, text: None
         self.led: dict[SandboxId, NetworkPolicy] = {}
+        self.certificate = ""
+        self.failure: FirkinError | None = None
 
     async def lead(
         self, sandbox_id: SandboxId, *, owner: str, policy: NetworkPolicy, secrets: Mapping[str, str]
     ) -> str:
+        if self.failure is not None:
+            raise self.failure
         self.led[sandbox_id] = policy
-        return ""
+        return self.certificate
 
     def report(self, told: Callable[[SandboxId, str], None]) -> None:
         self.tell = told
@@ -215,3 +222,28 @@ async def test_a_row_moved_to_another_sandbox_does_not_open(tmp_path: Path, driv
     driver.keeper.led.clear()
     async with engine_over(state, driver=driver, server_secret=KEY):
         assert set(driver.keeper.led) == {theirs.id}
+
+
+@pytest.mark.parametrize("keep_memory", [True, False], ids=["with memory", "without"])
+async def test_an_authority_that_grew_old_in_a_pause_is_replaced_in_the_sandbox(
+    led: Engine, driver: LedDriver, keep_memory: bool
+) -> None:
+    driver.keeper.certificate = "the first"
+    info = await led.backend.sandboxes.create(replace(SPEC, network=proxied()))
+    resident = led.node.roster.get(info.id)
+    assert led.backend.pauses is not None
+    assert resident is not None
+    assert resident.trusts == "the first"
+    await led.backend.pauses.pause(info.id, PauseOptions(keep_memory=keep_memory))
+    driver.keeper.certificate = "the second"
+    await led.backend.pauses.resume(info.id)
+    _, pieces = await led.backend.filesystems.open_read(info.id, CERTIFICATE, ReadOptions())
+    assert b"".join([piece async for piece in pieces]) == b"the second"
+
+
+async def test_a_gateway_in_trouble_keeps_nobody_frozen(led: Engine, driver: LedDriver) -> None:
+    info = await led.backend.sandboxes.create(replace(SPEC, network=proxied()))
+    assert led.backend.pauses is not None
+    await led.backend.pauses.pause(info.id, PauseOptions(keep_memory=True))
+    driver.keeper.failure = BackendFailure("lead", "the gateway", "it does not answer")
+    assert (await led.backend.pauses.resume(info.id)).state is SandboxState.RUNNING

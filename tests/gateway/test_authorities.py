@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from cryptography import x509
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from firkin.gateway.authorities import Authority, Issuer, new_authority
 from firkin.gateway.orders import SandboxOrder
@@ -78,3 +79,83 @@ def test_clocks_that_are_days_off_do_no_harm() -> None:
         certificate = x509.load_pem_x509_certificate(text.encode())
         assert certificate.not_valid_before_utc < now - day
         assert certificate.not_valid_after_utc > now + 4 * day
+
+
+NOW = datetime.datetime(2026, 11, 28, 12, tzinfo=datetime.UTC)
+HOUR, DAY = datetime.timedelta(hours=1), datetime.timedelta(days=1)
+
+
+class Hand:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime.datetime:
+        return self.now
+
+
+def shown_leaf(server: ssl.SSLContext) -> x509.Certificate:
+    """What a client sees, whatever it thinks of that."""
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=lambda: server.wrap_socket(theirs, server_side=True).close())
+    thread.start()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(ours) as client:
+        raw = client.getpeercert(binary_form=True)
+    thread.join(5)
+    assert raw is not None
+    return x509.load_der_x509_certificate(raw)
+
+
+def is_taken(leaf: x509.Certificate, authority: Authority, at: datetime.datetime) -> bool:
+    """By a client that trusts `authority`, whose clock says `at`."""
+    trusted = Store([x509.load_pem_x509_certificate(authority.certificate.encode())])
+    verifier = PolicyBuilder().store(trusted).time(at).build_server_verifier(x509.DNSName("api.test"))
+    try:
+        verifier.verify(leaf, [])
+    except VerificationError:
+        return False
+    return True
+
+
+def at_work(authority: Authority, clock: Hand) -> Tenant:
+    made = tenant("api.test", authority=authority)
+    return Tenant(made.order, clock)
+
+
+@pytest.mark.parametrize("jump", [13 * HOUR, 30 * DAY, 170 * DAY, -HOUR, -DAY], ids=str)
+def test_after_a_pause_or_a_jump_of_the_clock_a_fresh_leaf_is_shown(jump: datetime.timedelta) -> None:
+    clock, authority = Hand(), new_authority(["api.test"], NOW)
+    guest = at_work(authority, clock)
+    before = shown_leaf(guest.shown("api.test"))
+    assert is_taken(before, authority, NOW)
+    clock.now += jump
+    after = shown_leaf(guest.shown("api.test"))
+    assert authority.serves(clock.now)
+    assert after != before
+    for off in (-DAY, 0 * DAY, DAY):  # the guest's clock is not quite the gateway's
+        assert is_taken(after, authority, clock.now + off)
+    if jump > 7 * DAY:
+        assert not is_taken(before, authority, clock.now), "the old one would have been refused"
+
+
+def test_a_leaf_is_kept_for_hours() -> None:
+    clock, authority = Hand(), new_authority(["api.test"], NOW)
+    guest = at_work(authority, clock)
+    first = guest.shown("api.test")
+    clock.now += 11 * HOUR
+    assert guest.shown("api.test") is first
+
+
+@pytest.mark.parametrize("jump", [181 * DAY, 400 * DAY, -2 * DAY, -30 * DAY], ids=str)
+def test_an_authority_that_is_old_or_of_the_future_is_replaced_before_it_fails(jump: datetime.timedelta) -> None:
+    now = NOW + jump
+    assert new_authority(["api.test"], NOW).serves(NOW)
+    assert not new_authority(["api.test"], NOW).serves(now)
+    fresh = new_authority(["api.test"], now)
+    assert fresh.serves(now)
+    clock = Hand()
+    clock.now = now
+    assert is_taken(shown_leaf(at_work(fresh, clock).shown("api.test")), fresh, now)

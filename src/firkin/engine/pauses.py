@@ -9,6 +9,7 @@ start that the files are to be kept.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ FREEZE_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 2.0
 RECLAIM_AFTER_S = 5.0
 _PAUSE, _RESUME = "pause sandbox", "resume sandbox"
+_log = logging.getLogger("firkin.engine")
 
 
 class LocalPauses:
@@ -176,9 +178,10 @@ async def _thaw(node: Node, resident: Resident, lifetime_s: float | None, why: W
     resident.reservation = node.admission.reserve_again(before.resources, held)
     node.links.readmit(resident)
     try:
+        await _lead_again(node, resident)
         async with substrate(_RESUME, node.driver.name, within_s=FREEZE_WITHIN_S, sandbox_id=resident.id):
             await instance.thaw()
-        if resident.to_trust:  # a server came and went while it stood still
+        if resident.to_trust:  # a server came and went while it stood still, or the authority grew old
             await node.egress.settle(resident, await node.links.connect(resident))
         resident.info = _running(node, before, lifetime_s)
         await node.ledger.move(resident, Act.RESUME, why=why)
@@ -190,6 +193,14 @@ async def _thaw(node: Node, resident: Resident, lifetime_s: float | None, why: W
         resident.release()
         resident.reservation = node.admission.hold_memory(before.resources)
         raise
+
+
+async def _lead_again(node: Node, resident: Resident) -> None:
+    """Its gateway led it all the while; told once more, it renews what has grown old."""
+    try:
+        await node.egress.lead(_RESUME, resident)
+    except FirkinError as error:
+        _log.error("not led to an egress gateway sandbox=%s error=%s", resident.id, error)
 
 
 async def _forget_memory(node: Node, resident: Resident) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import re
 import ssl
 import tempfile
-import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from firkin.gateway.authorities import Issuer
 from firkin.gateway.denials import DenialLog
 from firkin.gateway.judgement import Judge, Refusal, Refused
 from firkin.gateway.orders import SandboxOrder
+from firkin.host import certificates
 from firkin.law.network import HeaderRule
 from firkin.law.secrets import SECRET_PLACEHOLDER
 
@@ -22,20 +23,22 @@ MOST_CONNECTIONS = 512
 _MOST_NAMES = 1024
 _MOST_ADDRESSES = 64
 _MOST_LEAVES = 256
-_LEAF_FOR_S = 12 * 3600.0
+_LEAF_KEPT = datetime.timedelta(hours=12)
+_AT_ONCE = datetime.timedelta(0)
 
 
 class Tenant:
     """One sandbox: its order, the addresses it was told, the certificates it was shown, its connections."""
 
-    def __init__(self, order: SandboxOrder) -> None:
+    def __init__(self, order: SandboxOrder, clock: Callable[[], datetime.datetime] = certificates.now) -> None:
         self.order = order
+        self._clock = clock
         self.judge = Judge(order.policy)
         self.denials = DenialLog()
         self.connections: set[asyncio.Task[None]] = set()
         self._told: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
         self._issuer = Issuer(order.authority, order.authority_key) if order.authority else None
-        self._leaves: OrderedDict[str, tuple[float, ssl.SSLContext]] = OrderedDict()
+        self._leaves: OrderedDict[str, tuple[datetime.datetime, ssl.SSLContext]] = OrderedDict()
 
     def keeps(self, order: SandboxOrder) -> bool:
         """Whether `order` changes nothing but secrets, so that what is open may stay open."""
@@ -75,10 +78,10 @@ class Tenant:
 
     def shown(self, name: str) -> ssl.SSLContext:
         """What it is shown as `name`."""
-        known = self._leaves.get(name)
-        if known is None or known[0] < time.monotonic():
+        known, now = self._leaves.get(name), self._clock()
+        if known is None or not _AT_ONCE <= now - known[0] < _LEAF_KEPT:
             assert self._issuer is not None, "a policy with rules comes with an authority"
-            known = (time.monotonic() + _LEAF_FOR_S, _server_context(self._issuer.leaf(name)))
+            known = (now, _server_context(self._issuer.leaf(name, now)))
             self._leaves[name] = known
             while len(self._leaves) > _MOST_LEAVES:
                 self._leaves.popitem(last=False)

@@ -23,6 +23,7 @@ from firkin.gateway.confinement import CALLS
 from firkin.gateway.denials import Denial, destination_of, rule_of
 from firkin.gateway.keeper import Gateway
 from firkin.gateway.orders import SandboxOrder, Setup
+from firkin.host import certificates
 from firkin.host.firewall import Doors, Firewall, FirewallUnavailable, led_group
 from firkin.host.networks import SandboxNetworks
 from firkin.host.seccomp import SeccompUnavailable, compiled
@@ -138,7 +139,7 @@ class Gateways:
         if not domains:
             return None
         known = self._trusted.get(address)
-        if known is None or known.domains != domains:
+        if known is None or known.domains != domains or not known.authority.serves(certificates.now()):
             known = self._trusted[address] = _Trusted(domains, new_authority(domains))
         return known
 
