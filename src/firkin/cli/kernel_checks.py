@@ -11,6 +11,7 @@ from pathlib import Path
 
 from firkin.cli.findings import Finding, found
 from firkin.host.cgroups import detect
+from firkin.host.firewall import FLOWS
 
 _DETACHED_OVERLAY = (6, 13)
 _IDMAPPED_OVERLAY = (5, 19)
@@ -27,6 +28,7 @@ def kernel_findings() -> Iterator[Finding]:
     yield _loop_devices()
     yield _seccomp()
     yield _policies()
+    yield _connections()
     yield from _limits()
     yield _memory()
     yield _paused_memory()
@@ -139,6 +141,19 @@ def _policies() -> Finding:
         "nftables can decide for each sandbox" if missing is None else f"the kernel lacks {missing}",
         why="allow_out, deny_out and peers of a sandbox; without it there is only internet or none",
         mend="as root, with a kernel that has CONFIG_NF_TABLES_NETDEV: modprobe nf_tables",
+    )
+
+
+def _connections() -> Finding:
+    """Of all connections, those of the host too. What finds no place there is dropped by the kernel, never let by."""
+    held, most = (_read(f"/proc/sys/net/netfilter/nf_conntrack_{name}") for name in ("count", "max"))
+    room = int(most or "0") - int(held or "0")
+    return found(
+        "connections",
+        not most or room >= 2 * FLOWS,
+        f"{held} of at most {most}" if most else "not counted yet",
+        why=f"a sandbox may hold {FLOWS}; when the machine's table is full, new connections of all are dropped",
+        mend="sysctl -w net.netfilter.nf_conntrack_max=262144",
     )
 
 

@@ -147,6 +147,7 @@ class Gateways:
         pool = await self._pool()
         slot = await pool.take(online=True)
         listening: list[socket.socket] = []
+        gateway: Gateway | None = None
         try:
             await self._networks.open(slot.wire)
             setup, doors = await asyncio.to_thread(self._prepared, slot, listening)
@@ -156,6 +157,8 @@ class Gateways:
                 self._firewall.open_doors, led_group(slot.numbers.slot), slot.numbers.host_address, doors
             )
         except BaseException as error:
+            if gateway is not None:
+                await finish(gateway.aclose(), within_s=10.0)
             _close(listening)
             await finish(pool.dismantle(slot), within_s=10.0)
             if isinstance(error, (OSError, FirewallUnavailable, SeccompUnavailable)):
