@@ -7,6 +7,7 @@ import pytest
 from firkin.gateway.judgement import Judge, Refusal, Refused
 from firkin.gateway.names import clean_name, matches, most_specific
 from firkin.law.network import EVERYWHERE, HeaderRule, NetworkPolicy
+from firkin.law.reach import Reach
 
 
 def refusal(judge: Judge, address: str) -> Refusal | None:
@@ -17,6 +18,9 @@ def refusal(judge: Judge, address: str) -> Refusal | None:
     return None
 
 
+NOBODY_S = ("127.0.0.1", "198.18.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255")
+
+
 @pytest.mark.parametrize(
     "address",
     ["10.0.0.1", "127.0.0.1", "169.254.169.254", "172.31.0.1", "192.168.0.1", "198.18.0.1", "100.64.0.1", "0.0.0.0",
@@ -25,7 +29,10 @@ def refusal(judge: Judge, address: str) -> Refusal | None:
 def test_private_addresses_need_an_address_in_allow_out(address: str) -> None:
     assert refusal(Judge(NetworkPolicy(internet=True)), address) is Refusal.PRIVATE
     assert refusal(Judge(NetworkPolicy(allow_out=("*",))), address) is Refusal.PRIVATE
-    assert refusal(Judge(NetworkPolicy(allow_out=(address,))), address) is None
+    assert refusal(Judge(NetworkPolicy(internet=True, allow_out=(EVERYWHERE,))), address) is Refusal.PRIVATE
+    never = Reach.of(NetworkPolicy(allow_out=(address,))).is_nothing
+    assert refusal(Judge(NetworkPolicy(allow_out=(address,))), address) is (Refusal.PRIVATE if never else None)
+    assert never is (address in NOBODY_S)
 
 
 def test_allow_wins_over_deny_and_deny_over_internet() -> None:

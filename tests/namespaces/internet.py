@@ -36,6 +36,7 @@ NAMES = {
     "loopback.test": "127.0.0.1",
 }
 DNS, GATEWAY, PROXY = "8.7.6.53", "8.7.6.1", "8.7.6.14"
+PRIVATE = ("10.1.2.3", "10.1.2.4")
 _ADDRESSES = sorted({address for address in NAMES.values() if address.startswith("8.7.")} | {DNS})
 _NAMED = "/run/netns"
 
@@ -101,8 +102,12 @@ def _wire(name: str) -> None:
     _ip("link", "set", "tnet0", "up")
     for address in _ADDRESSES:
         _ip("-n", name, "addr", "add", f"{address}/24", "dev", "tnet1")
+    for address in PRIVATE:
+        _ip("-n", name, "addr", "add", f"{address}/32", "dev", "tnet1")
     _ip("-n", name, "link", "set", "tnet1", "up")
     _ip("-n", name, "link", "set", "lo", "up")
+    for address in PRIVATE:
+        _ip("route", "add", f"{address}/32", "dev", "tnet0")
     Path("/proc/sys/net/ipv4/conf/tnet0/forwarding").write_text("1")
 
 
@@ -323,14 +328,16 @@ def _serve(folder: Path) -> None:
         secure.socket = first.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
         servers.append(secure)
     socketserver.ThreadingTCPServer.allow_reuse_address = True
-    servers.append(socketserver.ThreadingTCPServer((PROXY, 1080), _Socks))
+    servers += [socketserver.ThreadingTCPServer((address, 1080), _Socks) for address in (PROXY, PRIVATE[0])]
     servers.append(socketserver.ThreadingTCPServer(("0.0.0.0", 7000), _Echo))
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    dns.bind((DNS, 53))
+    first_dns, second_dns = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    first_dns.bind((DNS, 53))
+    second_dns.bind((PRIVATE[0], 53))
+    threading.Thread(target=_dns, args=(second_dns, folder), daemon=True).start()
     (folder / "ready").touch()
-    _dns(dns, folder)
+    _dns(first_dns, folder)
 
 
 if __name__ == "__main__":

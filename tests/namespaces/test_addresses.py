@@ -169,6 +169,14 @@ POLICIES = {
     "wide words": (NetworkPolicy(internet=True, allow_out=("0.0.0.0/0", "8.0.0.0/5", "168.0.0.0/6")), {PUBLIC}),
     "one address": (NetworkPolicy(allow_out=(PUBLIC,)), {PUBLIC}),
     "by a gateway": (NetworkPolicy(internet=True, dns_servers=("9.9.9.53",)), {PUBLIC}),
+    "by a gateway, named": (
+        NetworkPolicy(
+            internet=True,
+            allow_out=("192.168.77.0/24", "198.18.0.0/15", "127.0.0.0/8", "0.0.0.0/8", "9.8.7.0/24"),
+            dns_servers=("9.9.9.53",),
+        ),
+        {PUBLIC, OTHER_LAN},
+    ),
 }
 
 

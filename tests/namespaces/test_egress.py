@@ -366,7 +366,7 @@ async def test_a_secret_that_does_not_exist_is_refused_before_anything_is_made(r
 
 async def test_what_nothing_enforces_is_refused(runtime: Runtime) -> None:
     for wanted in (
-        policy("allowed.test", "10.0.0.0/8"),
+        policy("allowed.test", "10.0.0.0/8", dns_servers=("192.168.1.1",)),
         policy("allowed.test", dns_servers=("192.168.1.1",)),
         policy("allowed.test", peers=("a",)),
         NetworkPolicy(internet=True, https_ports=(8443,)),

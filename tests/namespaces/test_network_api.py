@@ -102,7 +102,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(sandbox: Sandbox, server:
     for body, says in [
         ({"denyOut": ["not-a-cidr"]}, "invalid denied CIDR not-a-cidr"),
         ({"allowOut": ["example.com"]}, "you must include 'ALL_TRAFFIC' in deny out"),
-        ({"allowOut": ["example.com", "10.0.0.1"], "denyOut": ["0.0.0.0/0"]}, "gateways do not reach them"),
+        ({"dnsServers": ["10.0.0.1"]}, "dns_servers that allow_out does not name"),
         ({"httpsPorts": [8443]}, "network.httpsPorts is not supported"),
         ({"rules": {"example.com": [{"transform": {"headers": {"a": "${e2b.secrets.x}"}}}]}}, "does not exist"),
         ({"allowPorts": [70000]}, "port 70000 is not"),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Callable
 from datetime import datetime
 
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
 from firkin.law.network import NetworkPolicy
 from firkin.law.policies import DeadlinePolicy
-from firkin.law.reach import PRIVATE
+from firkin.law.reach import Reach
 from firkin.law.sandboxes import FromSnapshot, Isolation, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
 
 INSPECTION = Permanent("this driver has no egress gateways, which domains, rules, proxies and DNS servers need")
-_PRIVATE_LED = Permanent("private addresses beside domains, rules, a proxy or DNS servers: gateways do not reach them")
+_PRIVATE_DNS = Permanent("a private address in dns_servers that allow_out does not name")
 _PEERS_LED = Permanent("peers beside domains, rules, a proxy or DNS servers: only the gateway is reached then")
 _HTTPS_PORTS = Permanent("https_ports without domains or rules: nobody reads names then")
 ONLY_IPV4 = Permanent("sandboxes have no IPv6, so allow_out can name IPv4 addresses only")
@@ -41,7 +41,7 @@ def check_network(operation: str, policy: NetworkPolicy, offer: Capabilities, *,
         offer.require(operation, CapabilityName.NETWORK_POLICY)
     unenforced = (
         (INSPECTION, policy.is_inspected and not gateways),
-        (_PRIVATE_LED, policy.is_inspected and _names_private(policy)),
+        (_PRIVATE_DNS, not all(map(_may_be_asked(policy), policy.dns_servers))),
         (_PEERS_LED, policy.is_inspected and bool(policy.peers)),
         (_HTTPS_PORTS, bool(policy.https_ports) and not policy.is_inspected),
     )
@@ -52,10 +52,10 @@ def check_network(operation: str, policy: NetworkPolicy, offer: Capabilities, *,
         raise UnsupportedCapability(operation, CapabilityName.NETWORK_POLICY, ONLY_IPV4)
 
 
-def _names_private(policy: NetworkPolicy) -> bool:
-    wanted = [ipaddress.ip_network(text) for text in (*policy.allowed_networks, *policy.dns_servers)]
-    private = [ipaddress.IPv4Network(text) for text in PRIVATE]
-    return any(network.version == 4 and any(map(network.subnet_of, private)) for network in wanted)
+def _may_be_asked(policy: NetworkPolicy) -> Callable[[str], bool]:
+    """Whether a DNS server is public, or named in `allow_out`."""
+    within = Reach.of(NetworkPolicy(internet=True, allow_out=policy.allowed_networks))
+    return lambda server: ":" in server or within.holds(server)
 
 
 def deadline_after(wish: SandboxDeadline | None, policy: DeadlinePolicy, now: datetime) -> float | None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from firkin.gateway.names import matches, most_specific
 from firkin.law.network import EVERYWHERE, HeaderRule, NetworkPolicy
-from firkin.law.reach import PRIVATE
+from firkin.law.reach import PRIVATE, Reach
 
 _PRIVATE = tuple(ipaddress.IPv4Network(text) for text in PRIVATE)
 
@@ -56,7 +56,7 @@ class Judge:
     """One policy, made ready to be asked often."""
 
     def __init__(self, policy: NetworkPolicy) -> None:
-        self._allowed = tuple(ipaddress.ip_network(text) for text in policy.allowed_networks)
+        self._allowed = Reach.of(NetworkPolicy(allow_out=policy.allowed_networks))
         self._denied = tuple(ipaddress.ip_network(text) for text in policy.denied_networks)
         self._names = policy.allowed_domains
         self._rules = {rule.domain.lower(): rule for rule in policy.rules}
@@ -66,7 +66,7 @@ class Judge:
 
     def allows_by_address(self, address: str) -> bool:
         """Whether `allow_out` has it by address."""
-        return _within(address, self._allowed)
+        return self._allowed.holds(address)
 
     def require_address(self, address: str) -> None:
         """Raises `Refused` when that address is not to be reached by itself, without a name."""

@@ -100,9 +100,9 @@ class SandboxNetworks:
                 raise BackendFailure("lead to an egress gateway", line.wire.interface, line.trouble) from error
             line.trouble = ""
 
-    async def open(self, wire: Wire) -> None:
-        """Let out what is no sandbox, to public addresses. Raises `OSError`."""
-        await _in_thread(lambda: self._wires.enforce(wire, Reach.of(NetworkPolicy(internet=True))))
+    async def open(self, wire: Wire, reach: Reach) -> None:
+        """Let out what is no sandbox, so far and no farther. `OSError`: then it reaches nothing."""
+        await _in_thread(lambda: self._wires.enforce(wire, reach))
 
     async def disconnect(self, name: str) -> None:
         """It is gone: nobody reaches its address any more. Its wire is to be cleaned yet. Idempotent."""

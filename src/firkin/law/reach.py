@@ -61,6 +61,11 @@ class Reach:
         private = _without(_spans(network for network in named if _is_private(network)), _NEVER)
         return cls(tuple(_merged([*_without(public, _PRIVATE), *private, *_spans(map(_network, peers))])))
 
+    @classmethod
+    def joined(cls, reaches: Iterable[Reach]) -> Reach:
+        """What any of them holds."""
+        return cls(tuple(_merged(span for reach in reaches for span in reach.spans)))
+
     @property
     def is_nothing(self) -> bool:
         return not self.spans
@@ -68,7 +73,7 @@ class Reach:
     @property
     def is_plain(self) -> bool:
         """Whether it is just the internet: every public address and no other."""
-        return self == _INTERNET
+        return self == INTERNET
 
     def holds(self, address: str) -> bool:
         number = int(ipaddress.IPv4Address(address))
@@ -145,4 +150,5 @@ def _without(spans: Iterable[Span], taken: Collection[Span]) -> list[Span]:
 _EVERYWHERE: list[Span] = [(0, 0xFFFFFFFF)]
 _PRIVATE = _spans(map(_network, PRIVATE))
 _NEVER = _spans(map(_network, NEVER))
-_INTERNET = Reach(tuple(_without(_EVERYWHERE, _PRIVATE)))
+INTERNET = Reach(tuple(_without(_EVERYWHERE, _PRIVATE)))
+"""Every public address."""

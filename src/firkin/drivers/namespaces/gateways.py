@@ -31,6 +31,7 @@ from firkin.law.errors import BackendFailure, FirkinError, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import RefusedFlow
+from firkin.law.reach import INTERNET, Reach
 from firkin.lifetimes import Children, finish
 
 IDLE_S = 30.0
@@ -44,11 +45,12 @@ Told = Callable[[SandboxId, str], None]
 
 @dataclass(slots=True)
 class _Manned:
-    """A gateway, where it is, and whom it serves."""
+    """A gateway and where it is. `reach` is what its own network lets it reach, None when that is not known."""
 
     gateway: Gateway
     slot: Slot
     listening: list[socket.socket]
+    reach: Reach | None = INTERNET
 
 
 @dataclass(slots=True)
@@ -79,6 +81,7 @@ class Gateways:
         self._owners: dict[str, str] = {}
         self._sandboxes: dict[str, SandboxId] = {}
         self._trusted: dict[str, _Trusted] = {}
+        self._reaches: dict[str, Reach] = {}
         self._lock = asyncio.Lock()
         self._tasks = Children()
         self._told: Told | None = None
@@ -109,6 +112,8 @@ class Gateways:
             manned = self._manned.get(owner) or await self._man(owner)
             self._owners[address] = owner
             self._sandboxes[address] = sandbox_id
+            self._reaches[address] = Reach.of(NetworkPolicy(internet=True, allow_out=policy.allowed_networks))
+            await self._fit_reach(owner, manned)
         await manned.gateway.lead(order)
         await self._networks.lead(str(sandbox_id), led_group(manned.slot.numbers.slot))
         return order.authority
@@ -118,12 +123,16 @@ class Gateways:
         address = slot.numbers.guest_address
         self._trusted.pop(address, None)
         self._sandboxes.pop(address, None)
+        self._reaches.pop(address, None)
         owner = self._owners.pop(address, None)
         manned = self._manned.get(owner) if owner is not None else None
         if manned is None or owner is None:
             return
         with suppress(BackendFailure):
             await manned.gateway.forget(address)
+        with suppress(BackendFailure):  # it is logged, and shuts the gateway off
+            async with self._lock:
+                await self._fit_reach(owner, manned)
         if owner not in self._owners.values():
             self._tasks.start(self._end_if_idle(owner, manned), name=f"idle gateway {owner}")
 
@@ -149,7 +158,7 @@ class Gateways:
         listening: list[socket.socket] = []
         gateway: Gateway | None = None
         try:
-            await self._networks.open(slot.wire)
+            await self._networks.open(slot.wire, INTERNET)
             setup, doors = await asyncio.to_thread(self._prepared, slot, listening)
             gateway = Gateway(owner, setup, denied=self._denied, told=lambda text: self._tell(owner, text))
             await gateway.start()
@@ -167,6 +176,20 @@ class Gateways:
         manned = self._manned[owner] = _Manned(gateway, slot, listening)
         _log.info("egress gateway started owner=%s pid=%s", owner, gateway.pid)
         return manned
+
+    async def _fit_reach(self, owner: str, manned: _Manned) -> None:
+        """Its own network lets it reach what its sandboxes may reach by address, beside what is public. No more."""
+        led = [self._reaches[address] for address, led_by in self._owners.items() if led_by == owner]
+        reach = Reach.joined([INTERNET, *led])
+        if reach == manned.reach or self._manned.get(owner) is not manned:
+            return
+        manned.reach = None
+        try:
+            await self._networks.open(manned.slot.wire, reach)
+        except OSError as error:
+            _log.error("egress gateway cut off owner=%s error=%s", owner, error)
+            raise BackendFailure("open an egress gateway's way", "namespaces", str(error)) from error
+        manned.reach = reach
 
     def _prepared(self, slot: Slot, listening: list[socket.socket]) -> tuple[Setup, Doors]:
         """Sockets in the host's network, and what the process is told of them."""
