@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from firkin.gateway.judgement import Judge, Refusal, Refused
 from firkin.gateway.names import clean_name, matches, most_specific
 from firkin.law.network import EVERYWHERE, HeaderRule, NetworkPolicy
-from firkin.law.reach import Reach
+from firkin.law.reach import PRIVATE, Reach, denial
+
+_NEAR = st.builds(
+    lambda block, off: (int(ipaddress.IPv4Address(block.partition("/")[0])) + off) % 2**32,
+    st.sampled_from(PRIVATE),
+    st.integers(-2, 70_000),
+)
+_ADDRESSES = st.one_of(_NEAR, st.integers(0, 0xFFFFFFFF)).map(lambda number: str(ipaddress.IPv4Address(number)))
+_LISTS = st.lists(st.builds(lambda at, size: f"{at}/{size}", _ADDRESSES, st.integers(0, 32)), max_size=5).map(tuple)
+_POLICIES = st.builds(
+    lambda internet, allow, deny: NetworkPolicy(internet=internet, allow_out=allow, deny_out=deny),
+    st.booleans(),
+    _LISTS,
+    _LISTS,
+)
 
 
 def refusal(judge: Judge, address: str) -> Refusal | None:
@@ -33,6 +51,12 @@ def test_private_addresses_need_an_address_in_allow_out(address: str) -> None:
     never = Reach.of(NetworkPolicy(allow_out=(address,))).is_nothing
     assert refusal(Judge(NetworkPolicy(allow_out=(address,))), address) is (Refusal.PRIVATE if never else None)
     assert never is (address in NOBODY_S)
+
+
+@settings(max_examples=300)
+@given(_POLICIES, _ADDRESSES)
+def test_by_address_a_gateway_judges_as_the_law_does(policy: NetworkPolicy, address: str) -> None:
+    assert (refusal(Judge(policy), address) is None) is (denial(policy, address) == "")
 
 
 def test_allow_wins_over_deny_and_deny_over_internet() -> None:

@@ -48,6 +48,14 @@ def test_spans_are_in_order_and_neither_touch_nor_overlap(policy: NetworkPolicy)
     assert all(before[1] + 1 < after[0] for before, after in pairwise(spans))
 
 
+@given(st.lists(_POLICIES, max_size=3), _INTERESTING)
+def test_joined_holds_what_any_of_them_holds(policies: list[NetworkPolicy], address: str) -> None:
+    reaches = [Reach.of(policy) for policy in policies]
+    joined = Reach.joined(reaches)
+    assert joined.holds(address) is any(reach.holds(address) for reach in reaches)
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(joined.spans))
+
+
 @given(_POLICIES)
 def test_no_policy_opens_the_host_s_loopback_or_another_sandbox(policy: NetworkPolicy) -> None:
     reach = Reach.of(policy)

@@ -62,6 +62,11 @@ class Reach:
         return cls(tuple(_merged([*_without(public, _PRIVATE), *private, *_spans(map(_network, peers))])))
 
     @classmethod
+    def internet(cls) -> Reach:
+        """Every public address."""
+        return _INTERNET
+
+    @classmethod
     def joined(cls, reaches: Iterable[Reach]) -> Reach:
         """What any of them holds."""
         return cls(tuple(_merged(span for reach in reaches for span in reach.spans)))
@@ -73,7 +78,7 @@ class Reach:
     @property
     def is_plain(self) -> bool:
         """Whether it is just the internet: every public address and no other."""
-        return self == INTERNET
+        return self == _INTERNET
 
     def holds(self, address: str) -> bool:
         number = int(ipaddress.IPv4Address(address))
@@ -150,5 +155,4 @@ def _without(spans: Iterable[Span], taken: Collection[Span]) -> list[Span]:
 _EVERYWHERE: list[Span] = [(0, 0xFFFFFFFF)]
 _PRIVATE = _spans(map(_network, PRIVATE))
 _NEVER = _spans(map(_network, NEVER))
-INTERNET = Reach(tuple(_without(_EVERYWHERE, _PRIVATE)))
-"""Every public address."""
+_INTERNET = Reach(tuple(_without(_EVERYWHERE, _PRIVATE)))

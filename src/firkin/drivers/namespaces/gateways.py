@@ -31,7 +31,7 @@ from firkin.law.errors import BackendFailure, FirkinError, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import RefusedFlow
-from firkin.law.reach import INTERNET, Reach
+from firkin.law.reach import Reach
 from firkin.lifetimes import Children, finish
 
 IDLE_S = 30.0
@@ -50,7 +50,7 @@ class _Manned:
     gateway: Gateway
     slot: Slot
     listening: list[socket.socket]
-    reach: Reach | None = INTERNET
+    reach: Reach | None
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ class Gateways:
         listening: list[socket.socket] = []
         gateway: Gateway | None = None
         try:
-            await self._networks.open(slot.wire, INTERNET)
+            await self._networks.open(slot.wire, Reach.internet())
             setup, doors = await asyncio.to_thread(self._prepared, slot, listening)
             gateway = Gateway(owner, setup, denied=self._denied, told=lambda text: self._tell(owner, text))
             await gateway.start()
@@ -173,14 +173,14 @@ class Gateways:
             if isinstance(error, (OSError, FirewallUnavailable, SeccompUnavailable)):
                 raise BackendFailure("start an egress gateway", "namespaces", str(error)) from error
             raise
-        manned = self._manned[owner] = _Manned(gateway, slot, listening)
+        manned = self._manned[owner] = _Manned(gateway, slot, listening, Reach.internet())
         _log.info("egress gateway started owner=%s pid=%s", owner, gateway.pid)
         return manned
 
     async def _fit_reach(self, owner: str, manned: _Manned) -> None:
         """Its own network lets it reach what its sandboxes may reach by address, beside what is public. No more."""
         led = [self._reaches[address] for address, led_by in self._owners.items() if led_by == owner]
-        reach = Reach.joined([INTERNET, *led])
+        reach = Reach.joined([Reach.internet(), *led])
         if reach == manned.reach or self._manned.get(owner) is not manned:
             return
         manned.reach = None
