@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from e2b.exceptions import SandboxException
 
 from e2b import Sandbox, Secret
-from tests.e2b.conftest import RunningServer, in_a_thread
+from firkin.cli.main import _run
+from tests.e2b.conftest import ALICE, RunningServer, in_a_thread
 from tests.namespaces.internet import DNS, Internet, internet
 from tests.namespaces.test_egress import made_backend
 
@@ -72,6 +77,42 @@ def test_a_proxy_s_password_is_not_told(server: RunningServer, world: Internet) 
     finally:
         sandbox.kill()
     assert [line["port"] for line in world.records(proxied="8.7.6.10")] == [80]
+
+
+def test_a_proxy_s_credentials_are_one_line(server: RunningServer) -> None:
+    proxy = {"address": "proxy.test:1080", "username": "u", "password": "p\nq"}
+    with pytest.raises(SandboxException, match=r"400.*control characters"):
+        Sandbox.create("base", network={"egress_proxy": proxy, "dns_servers": [DNS]}, **server.sdk())
+
+
+def test_the_route_and_the_command_show_the_names_that_were_refused(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("FIRKIN_", "E2B_"))]:
+        monkeypatch.delenv(name)
+    network = {"allow_out": ["allowed.test"], "deny_out": ["0.0.0.0/0"], "dns_servers": [DNS]}
+    sandbox = Sandbox.create("base", network=network, **server.sdk())
+    try:
+        sandbox.commands.run("curl -s -m 5 --resolve other.test:443:8.7.6.12 https://other.test/a?b=c || true")
+        path = f"{server.url}/firkin/v1/sandboxes/{sandbox.sandbox_id}/network"
+        for _ in range(50):
+            told = httpx.get(path, headers={"X-API-Key": ALICE}, timeout=20).json()["refused"]
+            if told:
+                break
+            time.sleep(0.1)
+        [flow] = told
+        assert flow["at"]
+        assert {key: flow[key] for key in flow if key != "at"} == {
+            "destination": "other.test",
+            "protocol": "tcp",
+            "port": 443,
+            "packets": 1,
+            "rule": "allow_out does not have that name",
+        }
+        assert _run(["sandbox", "network", sandbox.sandbox_id, "--url", server.url, "--api-key", ALICE]) == 0
+        assert re.search(r"other\.test +tcp +443 +1 +allow_out does not have that name", capfd.readouterr().out)
+    finally:
+        sandbox.kill()
 
 
 def test_an_update_leads_a_running_sandbox_to_its_gateway_and_away_again(
