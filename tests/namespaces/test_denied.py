@@ -16,6 +16,7 @@ from firkin import Runtime, Sandbox
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.engine.backend import LocalBackend
 from firkin.gateway.denials import MOST_FLOWS, NOT_SHOWN
+from firkin.gateway.judgement import Refusal
 from firkin.gateway.keeper import DIED, REVIVED, Gateway
 from firkin.law.events import JournalQuery
 from firkin.law.ids import SecretName, TemplateId
@@ -121,6 +122,21 @@ async def test_a_deleted_secret_is_named_with_its_rule(both: Both, box: Sandbox)
         assert flow.rule == "secret passing deleted: rule api.rule.test"
     finally:
         await secrets.create(SecretSpec(name=SecretName("passing"), value=VALUE))
+
+
+async def test_a_program_that_does_not_trust_the_authority_is_explained(box: Sandbox) -> None:
+    text = """
+import socket, ssl
+bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+try:
+    bare.wrap_socket(socket.create_connection(('api.rule.test', 443), 5), server_hostname='api.rule.test')
+except ssl.SSLCertVerificationError:
+    print('not trusted')
+"""
+    assert await python(box, text) == "not trusted"
+    [flow] = await refused(box, bool)
+    assert (flow.destination, flow.protocol, flow.port) == ("api.rule.test", "tcp", 443)
+    assert flow.rule == f"{Refusal.NOT_TRUSTED_INSIDE.value}: rule api.rule.test"
 
 
 # Names as no host has them: in questions, in hellos, in heads.

@@ -35,7 +35,14 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}")
 _BY_ADDRESS = frozenset((Refusal.DENIED, Refusal.NOT_ALLOWED, Refusal.PRIVATE))
 _BY_GROUND = frozenset(
-    (Refusal.PRIVATE, Refusal.OTHER_ADDRESS, Refusal.OTHER_HOST, Refusal.PLAINTEXT_SECRET, Refusal.UNTRUSTED)
+    (
+        Refusal.PRIVATE,
+        Refusal.OTHER_ADDRESS,
+        Refusal.OTHER_HOST,
+        Refusal.PLAINTEXT_SECRET,
+        Refusal.UNTRUSTED,
+        Refusal.NOT_TRUSTED_INSIDE,
+    )
 )
 
 

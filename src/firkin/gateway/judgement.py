@@ -35,6 +35,7 @@ class Refusal(StrEnum):
     PLAINTEXT_SECRET = "the rule holds a secret, which goes out by https only"
     UNREACHABLE = "the server could not be reached"
     UNTRUSTED = "the server's certificate is not trusted"
+    NOT_TRUSTED_INSIDE = "a program inside does not trust the sandbox's authority, /etc/ssl/certs/firkin-egress.pem"
     PROXY_FAILED = "the egress proxy could not be used"
     PROXY_PRIVATE = "the egress proxy has a private address, and those are out of reach"
     PROXY_UNTRUSTED = "the egress proxy's certificate is not trusted"

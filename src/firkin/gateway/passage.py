@@ -100,7 +100,7 @@ class Passages:
             dialled.add_done_callback(_noted)
             guest: Stream | None = None
             try:
-                guest = await _taken(accepted, context)
+                guest = await _trusting(accepted, context)
                 await Interception(tenant, guest, name=name, port=target.port, secure=secure).run(dialled)
             except asyncio.CancelledError:
                 if guest is not None:
@@ -233,6 +233,14 @@ async def _taken(accepted: socket.socket, context: ssl.SSLContext | None) -> Str
         lambda: protocol, owned, ssl=context, ssl_handshake_timeout=within_s
     )
     return Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+
+
+async def _trusting(accepted: socket.socket, context: ssl.SSLContext | None) -> Stream:
+    """As `_taken`; a guest that does not like its certificate is told apart from one that hung up."""
+    try:
+        return await _taken(accepted, context)
+    except ssl.SSLError as error:
+        raise Refused(Refusal.NOT_TRUSTED_INSIDE if "ALERT" in (error.reason or "") else Refusal.FAILED) from error
 
 
 async def _turn_away(accepted: socket.socket, *, secure: bool, plain: bool) -> None:
