@@ -130,9 +130,10 @@ class Gateways:
             return
         with suppress(BackendFailure):
             await manned.gateway.forget(address)
-        with suppress(BackendFailure):  # it is logged, and shuts the gateway off
-            async with self._lock:
-                await self._fit_reach(owner, manned)
+        if self._reach_of(owner) != manned.reach:  # the lock is held while gateways start: few wait for it
+            with suppress(BackendFailure):  # it is logged, and shuts the gateway off
+                async with self._lock:
+                    await self._fit_reach(owner, manned)
         if owner not in self._owners.values():
             self._tasks.start(self._end_if_idle(owner, manned), name=f"idle gateway {owner}")
 
@@ -179,8 +180,7 @@ class Gateways:
 
     async def _fit_reach(self, owner: str, manned: _Manned) -> None:
         """Its own network lets it reach what its sandboxes may reach by address, beside what is public. No more."""
-        led = [self._reaches[address] for address, led_by in self._owners.items() if led_by == owner]
-        reach = Reach.joined([Reach.internet(), *led])
+        reach = self._reach_of(owner)
         if reach == manned.reach or self._manned.get(owner) is not manned:
             return
         manned.reach = None
@@ -190,6 +190,10 @@ class Gateways:
             _log.error("egress gateway cut off owner=%s error=%s", owner, error)
             raise BackendFailure("open an egress gateway's way", "namespaces", str(error)) from error
         manned.reach = reach
+
+    def _reach_of(self, owner: str) -> Reach:
+        led = [self._reaches[address] for address, led_by in self._owners.items() if led_by == owner]
+        return Reach.joined([Reach.internet(), *led])
 
     def _prepared(self, slot: Slot, listening: list[socket.socket]) -> tuple[Setup, Doors]:
         """Sockets in the host's network, and what the process is told of them."""
