@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -37,9 +39,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
         yield up
 
 
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runtime(tmp_path_factory: pytest.TempPathFactory, world: Internet) -> AsyncIterator[Runtime]:
-    backend, _ = made_backend(tmp_path_factory.mktemp("state"), world)
+async def runtime(state: Path, world: Internet) -> AsyncIterator[Runtime]:
+    backend, _ = made_backend(state, world)
     async with Runtime.open(backend, kill_all=True) as opened:
         await opened.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
         assert backend.secrets is not None
@@ -115,6 +122,24 @@ async def test_a_proxy_that_is_not_the_one_gets_nothing_and_the_reason_is_told(
         }
     assert [line for line in world.records() if "proxied" in line] == before
     assert not world.records(path="/never")
+
+
+async def test_nothing_in_the_state_folder_has_the_password(runtime: Runtime, state: Path) -> None:
+    async with behind(runtime, by_tls(password="open-sesame-4711")) as sandbox:
+        await sandbox.update_network((await sandbox.network()).policy)
+        await sandbox.snapshot()
+        await sandbox.pause(keep_memory=False)
+        assert files_with("proxy.test:1443", state), "the policy itself is there"
+        assert files_with("open-sesame-4711", state) == []
+        await sandbox.resume()
+        assert files_with("open-sesame-4711", state) == []
+
+
+def files_with(word: str, folder: Path) -> list[str]:
+    found = subprocess.run(
+        ["grep", "-rlaF", "--devices=skip", word, str(folder)], capture_output=True, text=True, check=False, timeout=50
+    )
+    return found.stdout.splitlines()
 
 
 HOLD = """
