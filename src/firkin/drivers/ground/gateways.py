@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from firkin.drivers.namespaces.slots import Slot, SlotPool
+from firkin.drivers.ground.slots import Slot, SlotPool
 from firkin.gateway.authorities import Authority, new_authority
 from firkin.gateway.confinement import CALLS
 from firkin.gateway.judgement import Refusal
