@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from firkin.drivers.namespaces.leases import BLOCK
-from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.drivers.ground.leases import BLOCK
+from firkin.drivers.ground.numbers import SlotNumbers
 from firkin.host.volume_disks import FIRST_LOOP, LOOPS
 
 _PATIENCE_S = 15.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from firkin.drivers.namespaces.numbers import SLOTS, SlotNumbers
+from firkin.drivers.ground.numbers import SLOTS, SlotNumbers
 from firkin.drivers.namespaces.preflight import check
 from firkin.host import volume_disks
 from firkin.host.disks import add_loop_device, attach, loop_is_bound

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from firkin.drivers.namespaces.leases import BLOCK, SlotLeases
-from firkin.drivers.namespaces.numbers import SLOTS, SlotNumbers
+from firkin.drivers.ground.leases import BLOCK, SlotLeases
+from firkin.drivers.ground.numbers import SLOTS, SlotNumbers
 
 
 def test_two_servers_never_get_the_same_slot(tmp_path: Path) -> None:

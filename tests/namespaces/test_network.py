@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 
 from firkin import Runtime, Sandbox
-from firkin.drivers.namespaces.helper_process import HelperProcess
-from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.drivers.ground.helper_process import HelperProcess
+from firkin.drivers.ground.numbers import SlotNumbers
 from firkin.host.disks import remove_loop_device
 from firkin.host.firewall import ONLINE
 from firkin.law.network import NetworkPolicy
@@ -193,7 +193,7 @@ def _packets(interface: str) -> int:
 async def test_a_new_slot_forgets_what_a_killed_server_allowed() -> None:
     ip("link", "add", "fk4031", "type", "veth", "peer", "name", "fk4031b")
     ip("link", "set", "fk4031", "group", str(ONLINE))
-    maker = HelperProcess("firkin.drivers.namespaces.slot_maker")
+    maker = HelperProcess("firkin.drivers.ground.slot_maker")
     await maker.start()
     await maker.send(b'{"slot": 4031}', [])
     _, fds = await maker.receive()

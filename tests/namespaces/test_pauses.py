@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from firkin.drivers.ground.ground import Ground
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.drivers.namespaces.freezer import Freezer
 from firkin.drivers.namespaces.instance import NamespacesInstance
@@ -191,7 +192,7 @@ async def test_a_host_without_a_freezer_offers_no_pauses(tmp_path: Path) -> None
     found = cgroups.detect()
     without = cgroups.Layout(1, found.roots, found.controllers - {"freezer"})
     for layout, offered in ((without, False), (cgroups.Layout(2, {"": "/"}, frozenset()), True)):
-        report = await NamespacesDriver(tmp_path, layout=layout).capabilities()
+        report = await NamespacesDriver(tmp_path, ground=Ground(tmp_path, layout=layout)).capabilities()
         assert [report.supports(name) for name in FREEZING] == [offered] * 3
 
 

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from firkin import Runtime, Sandbox
-from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.drivers.ground.numbers import SlotNumbers
 from firkin.host.nfnetlink import Nfnetlink
 from firkin.host.reach_tables import tables
 from firkin.law.capabilities import CapabilityName

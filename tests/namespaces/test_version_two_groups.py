@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from firkin import Runtime
+from firkin.drivers.ground.ground import Ground
 from firkin.drivers.namespaces.driver import NamespacesDriver
-from firkin.drivers.namespaces.options import NamespacesOptions
 from firkin.engine.backend import LocalBackend
 from firkin.host.cgroups import Layout
 from firkin.host.roots import HostRootPreparer
@@ -27,7 +27,8 @@ TREE = "/sys/fs/cgroup/unified"
 @pytest.mark.asyncio
 @pytest.mark.skipif(not os.path.exists(f"{TREE}/cgroup.procs"), reason="no version 2 tree beside version 1 here")
 async def test_a_sandbox_lives_and_ends_on_a_version_two_tree(tmp_path: Path) -> None:
-    driver = NamespacesDriver(tmp_path, NamespacesOptions(ready_slots=1), Layout(2, {"": TREE}, frozenset()))
+    ground = Ground(tmp_path, ready_slots=1, layout=Layout(2, {"": TREE}, frozenset()))
+    driver = NamespacesDriver(tmp_path, ground=ground)
     backend = LocalBackend(driver=driver, preparer=HostRootPreparer(), state_dir=tmp_path)
     async with Runtime.open(backend) as runtime:
         await runtime.templates.prepare(TemplateSpec.host(id=TemplateId("base")))

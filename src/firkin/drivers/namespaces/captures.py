@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from firkin.drivers.namespaces.process_table import start_time
+from firkin.drivers.ground.process_table import start_time
 from firkin.host.disks import copy_image
 from firkin.host.superblocks import mark_clean
 from firkin.host.syncing import sync_filesystem

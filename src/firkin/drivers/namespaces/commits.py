@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from firkin.drivers.namespaces.slots import Slot
+from firkin.drivers.ground.slots import Slot
 from firkin.host.disks import UPPER, attach, is_attached, mount_ext4
 from firkin.host.program_paths import find_program
 from firkin.host.programs import program_environment, run_program

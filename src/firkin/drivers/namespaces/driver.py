@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-import shutil
 import signal
 import socket
 import time
@@ -18,31 +16,26 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from firkin.drivers.ground.gateways import Keeper
+from firkin.drivers.ground.ground import Ground, leave_host
+from firkin.drivers.ground.helper_process import HelperDied
+from firkin.drivers.ground.process_table import start_time
+from firkin.drivers.ground.slots import Slot
 from firkin.drivers.namespaces import preflight
 from firkin.drivers.namespaces.captures import IMAGE, DiskThreads
 from firkin.drivers.namespaces.commits import copy_layer
-from firkin.drivers.namespaces.gateways import Gateways, Keeper
-from firkin.drivers.namespaces.helper_process import HelperDied
 from firkin.drivers.namespaces.instance import NamespacesInstance, Surroundings
 from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
-from firkin.drivers.namespaces.leases import SlotLeases
 from firkin.drivers.namespaces.options import NamespacesOptions
 from firkin.drivers.namespaces.orders import LaunchOrder
-from firkin.drivers.namespaces.process_table import start_time
-from firkin.drivers.namespaces.slots import Slot, SlotPool
 from firkin.drivers.namespaces.volumes import VolumeDisks
-from firkin.host import cgroups
 from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
-from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding, uplinks
 from firkin.host.netlink import Traffic
-from firkin.host.netns_sockets import NamespaceSockets
-from firkin.host.networks import SandboxNetworks
 from firkin.host.overlays import takes_descriptors
 from firkin.host.seccomp import cached_filter
 from firkin.host.superblocks import is_clean
 from firkin.host.syscalls import open_tree
-from firkin.host.wires import Wires
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
@@ -58,7 +51,6 @@ from firkin.law.ids import SandboxId
 from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
-_RUN = Path("/run/firkin")
 _BOOT_WITHIN_S = 30.0
 _COPY_WITHIN_S = 600.0
 _UNDO_WITHIN_S = 30.0
@@ -69,32 +61,25 @@ _ATTEMPTS = 4
 class NamespacesDriver:
     """Implements the law's `Driver`. `state_dir` holds disks and caches; sockets live below /run/firkin."""
 
-    def __init__(
-        self, state_dir: Path, options: NamespacesOptions | None = None, layout: cgroups.Layout | None = None
-    ) -> None:
-        """`layout` says where control groups are; by default that is found out."""
+    def __init__(self, state_dir: Path, options: NamespacesOptions | None = None, ground: Ground | None = None) -> None:
+        """`ground` is shared with other drivers of the server; by default this one has its own, below `state_dir`."""
         self._state = state_dir
         self._options = options or NamespacesOptions()
-        self._label = _label(state_dir)
-        self._trees = cgroups.Trees(layout or cgroups.detect(), self._label)
+        self._ground = ground or Ground(
+            state_dir, ready_slots=self._options.ready_slots, egress_trust=self._options.egress_trust
+        )
+        self._trees = self._ground.trees()
         self._disks = state_dir / "disks"
-        self._sockets = _RUN / self._label
+        self._sockets = self._ground.run_folder()
         self._bases = BaseDisks(self._disks)
         self._volumes = VolumeDisks(state_dir / "volumes")
-        self._firewall = Firewall()
-        self._leases = SlotLeases(self._label, _in_use)
-        self._wires = Wires()
-        self._networks = SandboxNetworks(self._wires)
-        self._slots = SlotPool(self._leases, self._wires, depth=self._options.ready_slots)
-        self._gateways = Gateways(self._slot_pool, self._networks, self._firewall, trust=self._options.egress_trust)
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
-        self._slots_started = False
         self._around = Surroundings(
             trees=self._trees,
-            sockets=NamespaceSockets(),
-            networks=self._networks,
-            unled=self._gateways.forget,
+            sockets=self._ground.sockets,
+            networks=self._ground.networks,
+            unled=self._ground.gateways.forget,
             disk_threads=DiskThreads(),
             background=Children(),
             released=self._released,
@@ -116,11 +101,11 @@ class NamespacesDriver:
 
     @property
     def egress(self) -> Keeper:
-        return Keeper(self._gateways, lambda sandbox_id: getattr(self._instances.get(sandbox_id), "slot", None))
+        return self._ground.keeper()
 
     @property
     def gateway_pids(self) -> Mapping[str, int | None]:
-        return self._gateways.pids
+        return self._ground.gateways.pids
 
     @property
     def launcher_pid(self) -> int | None:
@@ -137,11 +122,11 @@ class NamespacesDriver:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
         await self._volumes.start()
-        await asyncio.to_thread(self._open_network)
+        await self._ground.open()
         program = await asyncio.to_thread(cached_filter, self._state / "cache")
         self._launcher = Launcher(
             {
-                "label": self._label,
+                "label": self._trees.label,
                 "groups": self._trees.layout.as_object(),
                 "disks": str(self._disks),
                 "scratch": str(self._state / "launcher"),
@@ -151,30 +136,14 @@ class NamespacesDriver:
         )
         await self._launcher.start()
 
-    def _open_network(self) -> None:
-        try:
-            self._firewall.install()
-            self._wires.start()
-        except (FirewallUnavailable, OSError) as error:
-            raise BackendFailure("start", NAME, str(error)) from error
-        for uplink in uplinks():
-            allow_forwarding(uplink)
-
-    async def _slot_pool(self) -> SlotPool:
-        """Started at the first need: only then is it known which slots living sandboxes hold."""
-        if not self._slots_started:
-            self._slots_started = True
-            await self._slots.start({instance.slot.numbers.slot for instance in self._instances.values()})
-        return self._slots
-
     async def boot(self, plan: BootPlan) -> NamespacesInstance:
         if plan.sandbox_id in self._instances:
             raise BackendFailure("create sandbox", NAME, f"an instance {plan.sandbox_id!r} exists already")
-        slots = await self._slot_pool()
+        slots = await self._ground.slots()
         for attempt in range(_ATTEMPTS):
             slot = await slots.take(online=plan.network.internet and not plan.network.is_inspected)
             try:
-                before = await self._networks.connect(plan.sandbox_id, slot.wire, plan.network)
+                before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
                 async with self._volumes.mounted(plan.volumes) as mounts:
                     return await self._boot_in(plan, slot, mounts, before)
             except BaseException as error:
@@ -271,21 +240,19 @@ class NamespacesDriver:
     def _instance(self, sandbox_id: SandboxId, ref: InstanceRef, pidfd: int, slot: Slot) -> NamespacesInstance:
         instance = NamespacesInstance(sandbox_id, ref, pidfd=pidfd, slot=slot, surroundings=self._around)
         self._instances[sandbox_id] = instance
+        self._ground.settle(sandbox_id, slot)
         return instance
 
     async def _released(self, instance: NamespacesInstance) -> None:
         self._instances.pop(instance.sandbox_id, None)
-        await self._networks.disconnect(instance.sandbox_id)
-        await self._gateways.forget(instance.slot)
-        self._slots.give_back(instance.slot)
+        await self._ground.vacate(instance.sandbox_id, instance.slot)
 
     async def _undo(self, plan: BootPlan, slot: Slot) -> None:
         """After a failed boot: nothing of it may stay, however far it came, but the files that were there before."""
         await self._end_remains(plan.sandbox_id)
-        await self._networks.disconnect(plan.sandbox_id)
         if not plan.continues:
             await self.discard(plan.sandbox_id)
-        self._slots.give_back(slot)
+        await self._ground.vacate(plan.sandbox_id, slot)
 
     async def _remove_remains(self, sandbox_id: str) -> None:
         await self._end_remains(sandbox_id)
@@ -347,9 +314,9 @@ class NamespacesDriver:
             os.close(network)
             os.close(pidfd)
             return None
-        slot = self._slots.adopt(int(facts["slot"]))
+        slot = self._ground.adopt(int(facts["slot"]))
         slot.network = network
-        self._networks.adopt(sandbox_id, slot.wire, Traffic.of_text(str(facts.get("traffic_before", ""))))
+        self._ground.networks.adopt(sandbox_id, slot.wire, Traffic.of_text(str(facts.get("traffic_before", ""))))
         return self._instance(sandbox_id, ref, pidfd, slot)
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
@@ -361,13 +328,14 @@ class NamespacesDriver:
         for orphan in sorted((boxes | images | sockets) - kept):
             await self._remove_remains(orphan)
             removed.append(f"what was left of sandbox {orphan}")
-        await self._slot_pool()
+        await self._ground.slots()
         return removed
 
     async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
         if sandbox_id in self._instances:
             raise BackendFailure("commit a layer", NAME, f"sandbox {sandbox_id!r} has not ended")
-        slot = await (await self._slot_pool()).take(online=False)
+        pool = await self._ground.slots()
+        slot = await pool.take(online=False)
         try:
             async with asyncio.timeout(_COPY_WITHIN_S):
                 await copy_layer(self._disk(sandbox_id), slot, into)
@@ -376,7 +344,7 @@ class NamespacesDriver:
         except OSError as error:
             raise IoFailure("commit", f"the disk of sandbox {sandbox_id!r}", error.strerror or str(error)) from error
         finally:
-            self._slots.give_back(slot)
+            pool.give_back(slot)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)
@@ -390,26 +358,10 @@ class NamespacesDriver:
             instance.let_go()
         if self._launcher is not None:
             await self._launcher.aclose()
-        await self._gateways.aclose()
-        if self._slots_started:
-            await self._slots.aclose()
-        await asyncio.to_thread(self._around.sockets.close)
         self._around.disk_threads.close()
         await self._volumes.aclose()
-        self._leases.release(keep={instance.slot.numbers.slot for instance in self._instances.values()})
-        await asyncio.to_thread(self._leave_host)
-
-    def _leave_host(self) -> None:
-        """With no sandbox left, nothing of ours stays on the host outside the state directory."""
-        empty = not self._trees.boxes()
-        self._trees.close()
-        if empty:
-            self._trees.remove_if_empty()
-            shutil.rmtree(self._sockets, ignore_errors=True)
-            if not _anyone_left():
-                self._firewall.remove_if_last()
-        self._wires.close()
-        self._firewall.close()
+        await asyncio.to_thread(leave_host, self._trees, self._sockets)
+        await self._ground.aclose()
 
     def _disk(self, sandbox_id: SandboxId) -> Path:
         return self._disks / f"{sandbox_id}.img"
@@ -468,32 +420,3 @@ def _close(fds: list[int], *, borrowed: tuple[int, ...]) -> None:
         fd = fds.pop()
         if fd not in borrowed:
             os.close(fd)
-
-
-def _label(state_dir: Path) -> str:
-    """This server's name on the host, the same over restarts."""
-    path = state_dir / "label"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        label = secrets.token_hex(4)
-        path.write_text(label + "\n")
-        return label
-
-
-def _in_use(label: str) -> bool:
-    """Whether any process still lives in a box of the server called `label`."""
-    trees = cgroups.Trees(cgroups.detect(), label)
-    if not any(os.path.isdir(f"{root}/firkin/{label}") for root in trees.layout.roots.values()):
-        return False
-    trees.open()
-    try:
-        return any(trees.members(box) for box in trees.boxes())
-    finally:
-        trees.close()
-
-
-def _anyone_left() -> bool:
-    """Whether another server's boxes are on this machine."""
-    return any(os.path.isdir(f"{root}/firkin") for root in cgroups.detect().roots.values())

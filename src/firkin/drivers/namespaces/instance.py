@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.channels import SocketChannel, StreamChannel, over_socket, over_unix
+from firkin.drivers.ground.slots import Slot
 from firkin.drivers.namespaces.captures import DiskCapture, DiskThreads
 from firkin.drivers.namespaces.freezer import Freezer
-from firkin.drivers.namespaces.slots import Slot
 from firkin.host.cgroups import Trees
 from firkin.host.disks import loop_is_bound
 from firkin.host.netns_sockets import NamespaceSockets

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
+from firkin.drivers.ground.helper_process import HelperDied, HelperProcess
 from firkin.drivers.namespaces.orders import VOLUMES, Failure, LaunchOrder
 from firkin.law.errors import BackendFailure, HostDiskFull, InvalidReason, InvalidSpec, RetryClass
 from firkin.lifetimes import Children

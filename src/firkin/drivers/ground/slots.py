@@ -15,9 +15,9 @@ import os
 from collections import deque
 from contextlib import suppress
 
-from firkin.drivers.namespaces.helper_process import HelperDied, HelperProcess
-from firkin.drivers.namespaces.leases import SlotLeases
-from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.drivers.ground.helper_process import HelperDied, HelperProcess
+from firkin.drivers.ground.leases import SlotLeases
+from firkin.drivers.ground.numbers import SlotNumbers
 from firkin.host.disks import loop_is_bound, remove_loop_device
 from firkin.host.firewall import ONLINE
 from firkin.host.wires import OFFLINE, Wire, Wires
@@ -26,7 +26,7 @@ from firkin.lifetimes import Children
 
 _LOOP_FREE_WITHIN_S = 10.0
 _QUIET_S = 0.2
-_MAKER = "firkin.drivers.namespaces.slot_maker"
+_MAKER = "firkin.drivers.ground.slot_maker"
 
 
 class Slot:

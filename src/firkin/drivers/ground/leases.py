@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from firkin.drivers.namespaces.numbers import SLOTS
+from firkin.drivers.ground.numbers import SLOTS
 from firkin.law.errors import CapacityRejected
 
 BLOCK = 32

@@ -15,7 +15,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from firkin.drivers.namespaces.numbers import SlotNumbers
+from firkin.drivers.ground.numbers import SlotNumbers
 from firkin.host import disks, firewall, namespaces, netlink, syscalls
 from firkin.host.nfnetlink import Nfnetlink
 from firkin.host.wires import forget_tenant

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from firkin.drivers.namespaces.slots import Slot, SlotPool
+from firkin.drivers.ground.slots import Slot, SlotPool
 from firkin.gateway.authorities import Authority, new_authority
 from firkin.gateway.confinement import CALLS
 from firkin.gateway.denials import Denial, destination_of, rule_of
