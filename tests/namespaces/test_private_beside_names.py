@@ -112,7 +112,7 @@ async def test_an_update_opens_and_shuts_them_and_the_gateway_s_own_network_foll
 
 
 def interface_of_gateway(driver: NamespacesDriver) -> str:
-    return driver._gateways._manned[""].slot.numbers.interface
+    return driver._ground.gateways._manned[""].slot.numbers.interface
 
 
 def table(interface: str) -> str:
