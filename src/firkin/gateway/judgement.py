@@ -35,6 +35,8 @@ class Refusal(StrEnum):
     UNTRUSTED = "the server's certificate is not trusted"
     PROXY_FAILED = "the egress proxy could not be used"
     TOO_MANY = "too many connections at once"
+    TOO_MUCH = "an HTTP/2 connection sent more at once than it may"
+    CLEARTEXT_HTTP2 = "HTTP/2 without TLS is led by address only: use https or HTTP/1.1"
     FAILED = "the gateway failed"
 
 

@@ -13,14 +13,17 @@ import ssl
 import struct
 from contextlib import suppress
 
+from firkin.gateway import cleartext_h2
 from firkin.gateway.dialling import LIMIT, Dialler, Stream, Target, prepared
 from firkin.gateway.heads import MOST_HEAD
-from firkin.gateway.hello import MOST_HELLO, NotTls, is_complete, server_name
+from firkin.gateway.hello import MOST_HELLO, NotTls, is_complete, protocols, server_name
 from firkin.gateway.interception import Interception, secured
+from firkin.gateway.interception_h2 import InterceptionH2
 from firkin.gateway.judgement import Refusal, Refused
 from firkin.gateway.names import clean_name
 from firkin.gateway.splicing import splice
 from firkin.gateway.tenants import Tenant
+from firkin.gateway.upstreams import HTTP_2, Upstreams, agreed
 from firkin.law.network import HeaderRule
 from firkin.lifetimes import children
 
@@ -35,11 +38,11 @@ _HOST = re.compile(rb"\r\nhost:[ \t]*([!-~]+)[ \t]*\r\n", re.IGNORECASE)
 
 
 class Passages:
-    """Leads connections. `upstream` is what the servers of rules are held to."""
+    """Leads connections. `upstreams` is what the servers of rules are held to."""
 
-    def __init__(self, dialler: Dialler, upstream: ssl.SSLContext) -> None:
+    def __init__(self, dialler: Dialler, upstreams: Upstreams) -> None:
         self._dialler = dialler
-        self._upstream = upstream
+        self._upstreams = upstreams
 
     async def lead(self, tenant: Tenant, accepted: socket.socket) -> None:
         """From the first byte to the last; what goes wrong ends the connection and is counted, never raised."""
@@ -60,6 +63,8 @@ class Passages:
             if tenant.looks_into(port):
                 name = await _asked_name(accepted, secure=tenant.speaks_tls(port))
                 rule = tenant.judge.rule(name) if name is not None else None
+                if port == 80 and cleartext_h2.begins_with_preface(accepted):
+                    cleartext_h2.judge_by_address(tenant, address)
             wanted = Target(address=address, port=port, name=name)
             target = await self._judged(tenant, wanted, with_rule=rule is not None)
             if rule is None:
@@ -98,14 +103,18 @@ class Passages:
 
     async def _intercept(self, tenant: Tenant, accepted: socket.socket, target: Target, name: str) -> None:
         secure = tenant.speaks_tls(target.port)
-        context = tenant.shown(name) if secure else None
+        offered = protocols(accepted.recv(MOST_HELLO, socket.MSG_PEEK)) if secure else ()
         async with children() as tasks:
-            dialled = tasks.start(self._server(tenant, target, name, secure=secure), name="dial")
+            dialled = tasks.start(self._server(tenant, target, name, offered if secure else None), name="dial")
             dialled.add_done_callback(_noted)
             guest: Stream | None = None
             try:
-                guest = await _taken(accepted, context)
-                await Interception(tenant, guest, name=name, port=target.port, secure=secure).run(dialled)
+                protocol = await agreed(dialled, offered)
+                guest = await _taken(accepted, tenant.shown(name, protocol) if secure else None)
+                if protocol == HTTP_2:
+                    await InterceptionH2(tenant, guest, name=name, port=target.port).run(dialled)
+                else:
+                    await Interception(tenant, guest, name=name, port=target.port, secure=secure).run(dialled)
             except asyncio.CancelledError:
                 if guest is not None:
                     guest.writer.transport.abort()
@@ -114,9 +123,10 @@ class Passages:
                 if dialled.done() and not dialled.cancelled() and dialled.exception() is None:
                     dialled.result().writer.close()
 
-    async def _server(self, tenant: Tenant, target: Target, name: str, *, secure: bool) -> Stream:
+    async def _server(self, tenant: Tenant, target: Target, name: str, offered: tuple[bytes, ...] | None) -> Stream:
+        """With TLS if protocols are `offered`, and be they none."""
         server = await self._dialler.dial(tenant, target)
-        return await secured(self._upstream, server, name) if secure else server
+        return server if offered is None else await secured(self._upstreams.offering(offered), server, name)
 
 
 def _noted(task: asyncio.Task[Stream]) -> None:
@@ -204,11 +214,14 @@ async def _taken(accepted: socket.socket, context: ssl.SSLContext | None) -> Str
 
 async def _turn_away(accepted: socket.socket, *, secure: bool, plain: bool) -> None:
     """Say no in the guest's own protocol where there is one; else reset, so that it does not wait."""
+    in_h2 = plain and cleartext_h2.begins_with_preface(accepted)
     with suppress(OSError):
         accepted.recv(MOST_HEAD)  # unread bytes would turn the answer into a reset
     with suppress(OSError):
         if secure:
             accepted.send(_ACCESS_DENIED)
+        elif in_h2:
+            cleartext_h2.turn_away(accepted)
         elif plain:
             accepted.send(_FORBIDDEN)
         else:

@@ -18,6 +18,7 @@ from firkin.law.network import HeaderRule
 from firkin.law.secrets import SECRET_PLACEHOLDER
 
 MOST_CONNECTIONS = 512
+MOST_HELD = 96 << 20
 _MOST_NAMES = 1024
 _MOST_ADDRESSES = 64
 _MOST_LEAVES = 256
@@ -32,9 +33,10 @@ class Tenant:
         self.judge = Judge(order.policy)
         self.refused: Counter[Refusal] = Counter()
         self.connections: set[asyncio.Task[None]] = set()
+        self.held = 0  # bytes of bodies in HTTP/2 that wait for somebody to take them
         self._told: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
         self._issuer = Issuer(order.authority, order.authority_key) if order.authority else None
-        self._leaves: OrderedDict[str, tuple[float, ssl.SSLContext]] = OrderedDict()
+        self._leaves: OrderedDict[tuple[str, str], tuple[float, ssl.SSLContext]] = OrderedDict()
 
     def keeps(self, order: SandboxOrder) -> bool:
         """Whether `order` changes nothing but secrets, so that what is open may stay open."""
@@ -62,6 +64,10 @@ class Tenant:
     def was_told(self, name: str, address: str) -> bool:
         return address in self._told.get(name, ())
 
+    def has_rule_at(self, address: str) -> bool:
+        """Whether a name that leads there, as far as it was told, has a rule."""
+        return any(address in told and self.judge.rule(name) is not None for name, told in self._told.items())
+
     def filled(self, rule: HeaderRule) -> dict[str, str]:
         """The headers of `rule` with the secrets as they are at this moment. Raises `Refused`."""
         return {name: SECRET_PLACEHOLDER.sub(self._secret, value) for name, value in rule.headers.items()}
@@ -72,16 +78,16 @@ class Tenant:
             raise Refused(Refusal.SECRET_MISSING)
         return value
 
-    def shown(self, name: str) -> ssl.SSLContext:
-        """What it is shown as `name`."""
-        known = self._leaves.get(name)
+    def shown(self, name: str, protocol: str = "http/1.1") -> ssl.SSLContext:
+        """What it is shown as `name`, where `protocol` is spoken."""
+        known = self._leaves.get((name, protocol))
         if known is None or known[0] < time.monotonic():
             assert self._issuer is not None, "a policy with rules comes with an authority"
-            known = (time.monotonic() + _LEAF_FOR_S, _server_context(self._issuer.leaf(name)))
-            self._leaves[name] = known
+            known = (time.monotonic() + _LEAF_FOR_S, _server_context(self._issuer.leaf(name), protocol))
+            self._leaves[name, protocol] = known
             while len(self._leaves) > _MOST_LEAVES:
                 self._leaves.popitem(last=False)
-        self._leaves.move_to_end(name)
+        self._leaves.move_to_end((name, protocol))
         return known[1]
 
     def cut(self) -> None:
@@ -90,10 +96,10 @@ class Tenant:
             task.cancel()
 
 
-def _server_context(pem: str) -> ssl.SSLContext:
+def _server_context(pem: str, protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     # OpenSSL takes chains from files only; in a gateway's process all files are in memory
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(pem)

@@ -1,0 +1,84 @@
+"""One request of an intercepted HTTP/2 connection, and its answer: what of it is under way, and how far it is."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from firkin.gateway.h2_fields import Asked, Field
+from firkin.gateway.judgement import Refusal
+
+_STATUS = {
+    Refusal.OTHER_HOST: b"421",  # the client may ask again on a connection of its own (RFC 9110 15.5.20)
+    Refusal.MALFORMED: b"400",
+    Refusal.UNREACHABLE: b"502",
+    Refusal.UNTRUSTED: b"502",
+    Refusal.UNRESOLVED: b"502",
+    Refusal.PROXY_FAILED: b"502",
+}
+
+
+@dataclass(slots=True)
+class Flow:
+    """A body on its way in one direction.
+
+    `ended` means that all of it came, `done` that all of it went on. `taken` bytes went
+    on of which the sender has not been told yet.
+    """
+
+    chunks: deque[bytes] = field(default_factory=deque)
+    trailers: list[Field] | None = None
+    held: int = 0
+    taken: int = 0
+    ended: bool = False
+    done: bool = False
+
+    @property
+    def has_more(self) -> bool:
+        return not self.done and (self.ended or bool(self.chunks))
+
+    def put(self, data: bytes) -> None:
+        self.chunks.append(data)
+        self.held += len(data)
+
+    def cut(self, most: int) -> bytes:
+        """What is next, at most so much of it."""
+        chunk = self.chunks.popleft()
+        if len(chunk) > most:
+            self.chunks.appendleft(chunk[most:])
+            chunk = chunk[:most]
+        self.held -= len(chunk)
+        self.done = self.ended and not self.chunks and not self.trailers
+        return chunk
+
+    def drop(self) -> int:
+        """Let go of what is held; how much that was."""
+        dropped, self.held, self.trailers = self.held, 0, None
+        self.chunks.clear()
+        return dropped
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """`server` is the number of its stream there: 0 while there is no room for it, and when it is answered here.
+
+    `asked` is kept until it goes out. `length` is what the request said of its body, `received` what came of it.
+    """
+
+    guest: int
+    asked: Asked | None = None
+    server: int = 0
+    up: Flow = field(default_factory=Flow)
+    down: Flow = field(default_factory=Flow)
+    length: int | None = None
+    received: int = 0
+    bodiless: bool = False  # it asked with HEAD
+    answered: bool = False
+
+
+def refusal(why: Refusal) -> tuple[list[Field], bytes]:
+    """An answer of our own, as head and body."""
+    text = b"firkin egress: %s\n" % why.value.encode()
+    length = b"%d" % len(text)
+    status = _STATUS.get(why, b"403")
+    return [(b":status", status), (b"content-type", b"text/plain"), (b"content-length", length)], text
