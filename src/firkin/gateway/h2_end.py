@@ -13,7 +13,7 @@ from contextlib import suppress
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RemoteSettingsChanged
+from h2.events import DataReceived, Event
 from h2.exceptions import NoAvailableStreamIDError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
@@ -26,7 +26,6 @@ _MOST_STREAMS_UNTOLD = 1024  # a client that has not heard the limit yet is refu
 LAST_STREAM = 2**31 - 1
 _CONNECTION_WINDOW = 1 << 20
 _DEFAULT_WINDOW = 65535
-_MOST_TABLE = 4096
 
 
 class _Machine(H2Connection):
@@ -89,10 +88,7 @@ class End:
                 yield event
 
     def _note(self, event: Event) -> None:
-        if isinstance(event, RemoteSettingsChanged):  # a peer may ask for a table of gigabytes
-            encoder = self._machine.encoder
-            encoder.header_table_size = min(encoder.header_table_size, _MOST_TABLE)
-        elif isinstance(event, DataReceived) and event.flow_controlled_length:
+        if isinstance(event, DataReceived) and event.flow_controlled_length:
             self._unsaid += event.flow_controlled_length
             if self._unsaid >= _CONNECTION_WINDOW // 2:
                 self._machine.increment_flow_control_window(self._unsaid)

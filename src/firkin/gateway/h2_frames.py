@@ -10,6 +10,7 @@ unknown. So is GOAWAY, after which the machine would let no running stream end i
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,6 +20,7 @@ MOST_FRAME = 16384
 MOST_HEADER_BLOCK = 64 * 1024
 _MOST_CONTINUATIONS = 16
 _MOST_SETTINGS = 64
+_MOST_TABLE = 4096
 _HEAD = 9
 _ACK = END_STREAM = 0x1
 _END_HEADERS = 0x4
@@ -146,12 +148,16 @@ class FrameGate:
 
 
 def _known_settings(frame: bytes) -> bytes:
-    """Without those that mean nothing here: the machine would remember every number for as long as the connection."""
+    """Without those that mean nothing here: the machine would remember every number for as long as the connection.
+
+    The table of headers is bounded, too: a peer may allow one of gigabytes, and then have it filled.
+    """
     body = frame[_HEAD:]
     if frame[4] & _ACK or len(body) % 6:
         return frame
     if len(body) > 6 * _MOST_SETTINGS:
         raise TooMuch
-    pairs = (body[at : at + 6] for at in range(0, len(body), 6))
-    kept = b"".join(pair for pair in pairs if int.from_bytes(pair[:2], "big") in _KNOWN_SETTINGS)
+    pairs = (struct.unpack_from("!HI", body, at) for at in range(0, len(body), 6))
+    bounded = ((number, min(value, _MOST_TABLE) if number == 1 else value) for number, value in pairs)
+    kept = b"".join(struct.pack("!HI", *pair) for pair in bounded if pair[0] in _KNOWN_SETTINGS)
     return len(kept).to_bytes(3, "big") + frame[3:_HEAD] + kept

@@ -47,7 +47,8 @@ class Relay:
         self._exchanges: dict[int, Exchange] = {}  # by the guest's stream
         self._opened: dict[int, Exchange] = {}  # by the server's
         self._queue: dict[int, Exchange] = {}  # in order; those that the server has no room for yet
-        self._leaving = False  # the guest was told that no further request is taken
+        self._leaving = False  # no further request is taken
+        self._bade_farewell = False
         self._guest_left = False
 
     @property
@@ -67,8 +68,9 @@ class Relay:
 
     def retire(self, code: int = ErrorCodes.NO_ERROR) -> None:
         """Ask the guest to take its next requests elsewhere."""
-        if not self._leaving:
-            self._leaving = True
+        self._leaving = True
+        if not self._bade_farewell:
+            self._bade_farewell = True
             self.guest.go_away(self.guest.last_stream, code)
 
     def guest_said(self, data: bytes, now: float) -> None:
@@ -96,8 +98,11 @@ class Relay:
             self._open_queued()
 
     def server_lost(self, why: Refusal) -> None:
-        """It hung up, or broke. What it has said whole still goes to the guest."""
-        self.retire()
+        """It hung up, or broke. What it has said whole still goes to the guest.
+
+        The guest's farewell comes last: a client made with `h2` hears nothing after it.
+        """
+        self._leaving = True
         for exchange in list(self._exchanges.values()):
             if exchange.down.ended:
                 self._stop_request(exchange)

@@ -77,6 +77,7 @@ class InterceptionH2:
             await self._say_last(relay)
             raise
         else:
+            relay.retire()
             await self._say_last(relay)
         finally:
             relay.close()
