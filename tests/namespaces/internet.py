@@ -2,11 +2,12 @@
 
 As a program inside that namespace it serves DNS, HTTP, HTTPS with certificates of
 a test authority, a SOCKS5 proxy and an echo on public-looking addresses. What a web
-host sees is a line of JSON in a file. Standard library only.
+host sees is a line of JSON in a file. Standard library only, but for the modern hosts.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -34,7 +35,10 @@ NAMES = {
     "private.test": "10.1.2.3",
     "metadata.test": "169.254.169.254",
     "loopback.test": "127.0.0.1",
+    "modern.rule.test": "8.7.6.20",
+    "grpc.rule.test": "8.7.6.21",
 }
+_MODERN = ("8.7.6.20", "8.7.6.21")  # they speak HTTP/2: tests.namespaces.modern_hosts
 DNS, GATEWAY, PROXY = "8.7.6.53", "8.7.6.1", "8.7.6.14"
 _ADDRESSES = sorted({address for address in NAMES.values() if address.startswith("8.7.")} | {DNS})
 _NAMED = "/run/netns"
@@ -58,8 +62,8 @@ def _ip(*words: str) -> None:
 
 
 @contextmanager
-def internet(folder: Path) -> Iterator[Internet]:
-    """Up for the length of the block; nothing of it stays on the host."""
+def internet(folder: Path, *, modern: bool = False) -> Iterator[Internet]:
+    """Up for the length of the block, with hosts that speak HTTP/2 if `modern`; nothing of it stays on the host."""
     name, mounted = f"fkinet{os.getpid()}", os.path.ismount(_NAMED)
     authority = _certificates(folder)
     seen = folder / "seen"
@@ -67,7 +71,9 @@ def internet(folder: Path) -> Iterator[Internet]:
     _ip("netns", "add", name)
     try:
         _wire(name)
-        server = subprocess.Popen(["ip", "netns", "exec", name, sys.executable, __file__, str(folder)])
+        server = subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, __file__, str(folder), *["modern"] * modern]
+        )
         try:
             _wait_for(folder / "ready")
             yield Internet(authority, seen)
@@ -264,7 +270,7 @@ def _dns(listening: socket.socket, folder: Path) -> None:
         listening.sendto(data[:2] + struct.pack("!5H", flags, 1, count, 0, 0) + question + answers, client)
 
 
-def _serve(folder: Path) -> None:
+def _serve(folder: Path, *, modern: bool) -> None:
     _Web.folder = _Socks.folder = folder
     contexts = {}
     for name in NAMES:
@@ -277,8 +283,8 @@ def _serve(folder: Path) -> None:
     first = contexts["other.test"]
     first.sni_callback = choose  # type: ignore[assignment]
     servers: list[socketserver.BaseServer] = [ThreadingHTTPServer(("0.0.0.0", 80), _Web)]
-    for port in (443, 8443):
-        secure = ThreadingHTTPServer(("0.0.0.0", port), _Web)
+    for address, port in itertools.product(set(_ADDRESSES) - set(_MODERN), (443, 8443)):
+        secure = ThreadingHTTPServer((address, port), _Web)
         secure.socket = first.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
         servers.append(secure)
     socketserver.ThreadingTCPServer.allow_reuse_address = True
@@ -286,6 +292,11 @@ def _serve(folder: Path) -> None:
     servers.append(socketserver.ThreadingTCPServer(("0.0.0.0", 7000), _Echo))
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+    if modern:
+        from tests.namespaces import modern_hosts
+
+        threading.Thread(target=modern_hosts.serve, args=(folder,), daemon=True).start()
+        _wait_for(folder / "modern")
     dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     dns.bind((DNS, 53))
     (folder / "ready").touch()
@@ -293,4 +304,5 @@ def _serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    _serve(Path(sys.argv[1]), modern="modern" in sys.argv)
