@@ -61,6 +61,11 @@ class Relay:
         """Whether no request is under way and none can come."""
         return not self._exchanges and (self._leaving or self._guest_left)
 
+    @property
+    def held(self) -> int:
+        """How many bytes of bodies wait here."""
+        return sum(exchange.up.held + exchange.down.held for exchange in self._exchanges.values())
+
     def close(self) -> None:
         """Give back what it holds of the tenant's."""
         for exchange in list(self._exchanges.values()):

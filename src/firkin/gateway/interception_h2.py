@@ -21,12 +21,13 @@ from firkin.gateway.h2_relay import Relay
 from firkin.gateway.interception import BETWEEN_REQUESTS_S
 from firkin.gateway.judgement import Refusal, Refused
 from firkin.gateway.splicing import IDLE_S
-from firkin.gateway.tenants import MOST_HELD, Tenant
+from firkin.gateway.tenants import MOST_CONNECTIONS, MOST_HELD, Tenant
 from firkin.gateway.upstreams import HTTP_2, protocol_of
 from firkin.lifetimes import children
 
 _PIECE = 1 << 16
 _MOST_WAITING = 1 << 20
+_FAIR_SHARE = MOST_HELD // MOST_CONNECTIONS
 _LAST_WORDS_WITHIN_S = 2.0
 
 
@@ -68,13 +69,13 @@ class InterceptionH2:
         relay = Relay(self._tenant, name=self._name, port=self._port, refused=why)
         try:
             await self._serve(relay, server)
-        except asyncio.CancelledError:
-            self._guest.writer.transport.abort()
-            raise
         except (OSError, TimeoutError):
             self._guest.writer.transport.abort()
         except Refused:
             await self._say_last(relay)
+            raise
+        except BaseException:  # cut, or a fault
+            self._guest.writer.transport.abort()
             raise
         else:
             relay.retire()
@@ -88,6 +89,7 @@ class InterceptionH2:
         """Until nothing more can come. Raises OSError, `TimeoutError` and `Refused`."""
         guest_wakes, server_wakes = asyncio.Event(), asyncio.Event()
         guest = _Side(relay, relay.guest, self._guest, guest_wakes, server_wakes)
+        guest.wake_both()  # both ends have a greeting to say
         async with children() as tasks:
             ends = {
                 tasks.start(self._hear_guest(guest), name="hear guest"),
@@ -108,20 +110,19 @@ class InterceptionH2:
         try:
             while data := await self._heard(side):
                 side.relay.guest_said(data, asyncio.get_running_loop().time())
-                self._require_modesty()
+                self._require_modesty(side.relay)
                 side.wake_both()
         except ProtocolError:
             raise Refused(Refusal.MALFORMED) from None
         except TooMuch:
-            side.end.go_away(side.end.last_stream, ErrorCodes.ENHANCE_YOUR_CALM, Refusal.TOO_MUCH.value.encode())
-            raise Refused(Refusal.TOO_MUCH) from None
+            raise _told_off(side.relay) from None
 
     async def _hear_server(self, side: _Side) -> None:
         why = Refusal.UNREACHABLE
         try:
             while data := await self._heard(side):
                 side.relay.server_said(data, asyncio.get_running_loop().time())
-                self._require_modesty()
+                self._require_modesty(side.relay)
                 side.wake_both()
         except (OSError, ProtocolError):
             pass
@@ -135,14 +136,18 @@ class InterceptionH2:
             self._room.clear()
             await self._room.wait()
         data = await side.stream.reader.read(_PIECE)
-        if not side.relay.idle:
-            self._moved_at = asyncio.get_running_loop().time()
+        self._note_movement(side.relay)
         return data
 
-    def _require_modesty(self) -> None:
-        """Windows bound each stream; this bounds all streams of all connections of one sandbox."""
-        if self._tenant.held > MOST_HELD:
-            raise TooMuch
+    def _note_movement(self, relay: Relay) -> None:
+        """Pings alone keep no connection open."""
+        if not relay.idle:
+            self._moved_at = asyncio.get_running_loop().time()
+
+    def _require_modesty(self, relay: Relay) -> None:
+        """Windows bound each stream; this bounds all streams of all connections of one sandbox. Raises `Refused`."""
+        if self._tenant.held > MOST_HELD and relay.held > _FAIR_SHARE:
+            raise _told_off(relay)
 
     async def _tell(self, side: _Side) -> None:
         """Whatever is to go out there, as fast as it is taken; to the guest, until there is nothing more to say."""
@@ -157,7 +162,7 @@ class InterceptionH2:
                     break
                 side.stream.writer.write(data)
                 await side.stream.writer.drain()
-                self._moved_at = asyncio.get_running_loop().time()
+                self._note_movement(side.relay)
                 self._room.set()
 
     async def _tell_server(self, side: _Side) -> None:
@@ -191,3 +196,8 @@ async def _outcome(dialled: asyncio.Task[Stream]) -> tuple[Stream | None, Refusa
         return await dialled, None
     except Refused as refused:
         return None, refused.why
+
+
+def _told_off(relay: Relay) -> Refused:
+    relay.guest.go_away(relay.guest.last_stream, ErrorCodes.ENHANCE_YOUR_CALM, Refusal.TOO_MUCH.value.encode())
+    return Refused(Refusal.TOO_MUCH)

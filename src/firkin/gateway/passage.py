@@ -103,7 +103,7 @@ class Passages:
 
     async def _intercept(self, tenant: Tenant, accepted: socket.socket, target: Target, name: str) -> None:
         secure = tenant.speaks_tls(target.port)
-        offered = protocols(accepted.recv(MOST_HELLO, socket.MSG_PEEK)) if secure else ()
+        offered = _offered(accepted) if secure else ()
         async with children() as tasks:
             dialled = tasks.start(self._server(tenant, target, name, offered if secure else None), name="dial")
             dialled.add_done_callback(_noted)
@@ -154,6 +154,14 @@ async def _asked_name(accepted: socket.socket, *, secure: bool) -> str | None:
         return None
     except TimeoutError:  # the server is to speak first, or the guest is slow on purpose
         return None
+
+
+def _offered(accepted: socket.socket) -> tuple[bytes, ...]:
+    """The protocols in a hello that is all there."""
+    try:
+        return protocols(accepted.recv(MOST_HELLO, socket.MSG_PEEK))
+    except NotTls:
+        raise Refused(Refusal.MALFORMED) from None
 
 
 def _has_head(data: bytes) -> bool:
