@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from firkin.gateway.h2_fields import Asked, Field
@@ -23,38 +22,30 @@ class Flow:
     """A body on its way in one direction.
 
     `ended` means that all of it came, `done` that all of it went on. `taken` bytes went
-    on of which the sender has not been told yet.
+    on of which the sender has not been told yet. What waits is one piece, however many frames
+    it came in: a window of single bytes would weigh fifty times what it says.
     """
 
-    chunks: deque[bytes] = field(default_factory=deque)
+    waiting: bytearray = field(default_factory=bytearray)
     trailers: list[Field] | None = None
-    held: int = 0
     taken: int = 0
     ended: bool = False
     done: bool = False
 
     @property
     def has_more(self) -> bool:
-        return not self.done and (self.ended or bool(self.chunks))
-
-    def put(self, data: bytes) -> None:
-        self.chunks.append(data)
-        self.held += len(data)
+        return not self.done and (self.ended or bool(self.waiting))
 
     def cut(self, most: int) -> bytes:
         """What is next, at most so much of it."""
-        chunk = self.chunks.popleft()
-        if len(chunk) > most:
-            self.chunks.appendleft(chunk[most:])
-            chunk = chunk[:most]
-        self.held -= len(chunk)
-        self.done = self.ended and not self.chunks and not self.trailers
-        return chunk
+        piece = bytes(self.waiting[:most])
+        del self.waiting[:most]
+        self.done = self.ended and not self.waiting and not self.trailers
+        return piece
 
     def drop(self) -> int:
-        """Let go of what is held; how much that was."""
-        dropped, self.held, self.trailers = self.held, 0, None
-        self.chunks.clear()
+        """Let go of what waits; how much that was."""
+        dropped, self.waiting, self.trailers = len(self.waiting), bytearray(), None
         return dropped
 
 

@@ -64,7 +64,7 @@ class Relay:
     @property
     def held(self) -> int:
         """How many bytes of bodies wait here."""
-        return sum(exchange.up.held + exchange.down.held for exchange in self._exchanges.values())
+        return sum(len(exchange.up.waiting) + len(exchange.down.waiting) for exchange in self._exchanges.values())
 
     def close(self) -> None:
         """Give back what it holds of the tenant's."""
@@ -135,7 +135,7 @@ class Relay:
         """One frame. False when the window is shut."""
         upwards = sink is self.server
         stream, source = (exchange.server, self.guest) if upwards else (exchange.guest, self.server)
-        if not flow.chunks:
+        if not flow.waiting:
             flow.done = True
             if flow.trailers:
                 sink.send_head(stream, flow.trailers, ends=True)
@@ -160,10 +160,10 @@ class Relay:
             flow.taken = 0
 
     def _hold(self, exchange: Exchange, flow: Flow, event: DataReceived) -> None:
-        if event.data:
-            flow.put(event.data)
-            self._tenant.held += len(event.data)
-        if padding := (event.flow_controlled_length or 0) - len(event.data or b""):
+        data = event.data or b""
+        flow.waiting += data
+        self._tenant.held += len(data)
+        if padding := (event.flow_controlled_length or 0) - len(data):
             self._took(exchange, flow, self.guest if flow is exchange.up else self.server, padding)
 
     def _requested(self, event: RequestReceived) -> None:
@@ -205,7 +205,7 @@ class Relay:
             self._unqueue(exchange)
             exchange.server = stream
             self._opened[stream] = exchange
-            exchange.up.done = exchange.up.ended and not exchange.up.chunks and not exchange.up.trailers
+            exchange.up.done = exchange.up.ended and not exchange.up.waiting and not exchange.up.trailers
             self.server.send_head(stream, head, ends=exchange.up.done)
 
     def _request_goes_on(self, exchange: Exchange, event: Event) -> None:
@@ -275,7 +275,7 @@ class Relay:
         exchange.down.ended, exchange.down.done = True, exchange.bodiless
         self.guest.send_head(exchange.guest, head, ends=exchange.bodiless)
         if not exchange.bodiless:
-            exchange.down.put(text)
+            exchange.down.waiting += text
             self._tenant.held += len(text)
         self._stop_request(exchange)
 
