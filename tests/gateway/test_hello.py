@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firkin.gateway.hello import MOST_HELLO, NotTls, is_complete, server_name
+from firkin.gateway.hello import MOST_HELLO, NotTls, is_complete, protocols, server_name
 
 
-def hello(name: str | None = "api.test") -> bytes:
+def hello(name: str | None = "api.test", offered: tuple[str, ...] = ()) -> bytes:
     context = ssl.create_default_context()
+    if offered:
+        context.set_alpn_protocols(list(offered))
     context.check_hostname = False
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context.wrap_bio(incoming, outgoing, server_hostname=name)
@@ -30,6 +32,15 @@ def test_the_name_is_found_at_every_split() -> None:
     assert is_complete(data)
     assert server_name(data) == "api.test"
     assert server_name(hello(None)) is None
+
+
+def test_the_protocols_are_told_in_their_order() -> None:
+    assert protocols(hello()) == ()
+    assert protocols(hello(offered=("h2", "http/1.1", "x"))) == (b"h2", b"http/1.1", b"x")
+    assert server_name(hello(offered=("h2",))) == "api.test"
+    broken = hello(offered=("h2",)).replace(b"\x00\x03\x02h2", b"\x00\x03\x05h2")
+    with pytest.raises(NotTls):
+        protocols(broken)
 
 
 def test_a_hello_may_come_in_many_records() -> None:

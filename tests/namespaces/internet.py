@@ -2,11 +2,12 @@
 
 As a program inside that namespace it serves DNS, HTTP, HTTPS with certificates of
 a test authority, a SOCKS5 proxy and an echo on public-looking addresses. What a web
-host sees is a line of JSON in a file. Standard library only.
+host sees is a line of JSON in a file. Standard library only, but for the modern hosts.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -34,9 +35,12 @@ NAMES = {
     "private.test": "10.1.2.3",
     "metadata.test": "169.254.169.254",
     "loopback.test": "127.0.0.1",
+    "modern.rule.test": "8.7.6.20",
+    "grpc.rule.test": "8.7.6.21",
 }
 DNS, GATEWAY, PROXY = "8.7.6.53", "8.7.6.1", "8.7.6.14"
 PRIVATE = ("10.1.2.3", "10.1.2.4")
+_MODERN = frozenset(("8.7.6.20", "8.7.6.21", PRIVATE[0]))  # there tests.namespaces.modern_hosts speak HTTP/2
 _ADDRESSES = sorted({address for address in NAMES.values() if address.startswith("8.7.")} | {DNS})
 _NAMED = "/run/netns"
 
@@ -60,8 +64,8 @@ def _ip(*words: str) -> None:
 
 
 @contextmanager
-def internet(folder: Path) -> Iterator[Internet]:
-    """Up for the length of the block; nothing of it stays on the host."""
+def internet(folder: Path, *, modern: bool = False) -> Iterator[Internet]:
+    """Up for the length of the block, with hosts that speak HTTP/2 if `modern`; nothing of it stays on the host."""
     name, mounted = f"fkinet{os.getpid()}", os.path.ismount(_NAMED)
     authority = _certificates(folder)
     seen = folder / "seen"
@@ -69,7 +73,9 @@ def internet(folder: Path) -> Iterator[Internet]:
     _ip("netns", "add", name)
     try:
         _wire(name)
-        server = subprocess.Popen(["ip", "netns", "exec", name, sys.executable, __file__, str(folder)])
+        server = subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, __file__, str(folder), *["modern"] * modern]
+        )
         try:
             _wait_for(folder / "ready")
             yield Internet(authority, seen, name)
@@ -310,7 +316,7 @@ def _dns(listening: socket.socket, folder: Path) -> None:
         listening.sendto(data[:2] + struct.pack("!5H", flags, 1, count, 0, 0) + question + answers, client)
 
 
-def _serve(folder: Path) -> None:
+def _serve(folder: Path, *, modern: bool) -> None:
     _Web.folder = _Socks.folder = folder
     contexts = {}
     for name in NAMES:
@@ -323,8 +329,9 @@ def _serve(folder: Path) -> None:
     first = contexts["other.test"]
     first.sni_callback = choose  # type: ignore[assignment]
     servers: list[socketserver.BaseServer] = [ThreadingHTTPServer(("0.0.0.0", 80), _Web)]
-    for port in (443, 8443):
-        secure = ThreadingHTTPServer(("0.0.0.0", port), _Web)
+    others = {*_ADDRESSES, *PRIVATE} - (_MODERN if modern else frozenset())
+    for address, port in itertools.product(others, (443, 8443)):
+        secure = ThreadingHTTPServer((address, port), _Web)
         secure.socket = first.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
         servers.append(secure)
     socketserver.ThreadingTCPServer.allow_reuse_address = True
@@ -336,11 +343,17 @@ def _serve(folder: Path) -> None:
     first_dns.bind((DNS, 53))
     second_dns.bind((PRIVATE[0], 53))
     threading.Thread(target=_dns, args=(second_dns, folder), daemon=True).start()
+    if modern:
+        from tests.namespaces import modern_hosts
+
+        threading.Thread(target=modern_hosts.serve, args=(folder,), daemon=True).start()
+        _wait_for(folder / "modern")
     (folder / "ready").touch()
     _dns(first_dns, folder)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 3:
         _serve_proxy(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    _serve(Path(sys.argv[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    _serve(Path(sys.argv[1]), modern="modern" in sys.argv)

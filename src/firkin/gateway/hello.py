@@ -1,5 +1,7 @@
 """The first message of TLS, read without taking part: which name does the client ask for (RFC 8446 4.1.2, 6066 3)?
 
+And which protocols could it speak (ALPN, RFC 7301)?
+
 Bytes in, an answer out. Encrypted ClientHello hides the true name; what counts is
 the name that stands outside, since that is where the connection is led.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 from firkin.gateway.names import clean_name
 
 MOST_HELLO = 32 * 1024  # post-quantum key shares make 2 KiB; the rest is room
-_HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 22, 1, 0, 0
+_HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME, _PROTOCOLS = 22, 1, 0, 0, 16
 
 
 class NotTls(Exception):
@@ -18,24 +20,23 @@ class NotTls(Exception):
 
 def server_name(data: bytes) -> str | None:
     """The name that the hello asks for, None when it asks for none. Raises `NotTls`."""
-    hello = _Reader(_message(data))
-    hello.take(2 + 32)  # version, random
-    hello.take(hello.number(1))  # session
-    hello.take(hello.number(2))  # ciphers
-    hello.take(hello.number(1))  # compressions
-    if hello.at_end:
-        return None
-    extensions = _Reader(hello.take(hello.number(2)))
-    seen: set[int] = set()
-    name: str | None = None
-    while not extensions.at_end:
-        kind, body = extensions.number(2), extensions.take(extensions.number(2))
-        if kind in seen:
-            raise NotTls
-        seen.add(kind)
-        if kind == _SERVER_NAME:
-            name = _only_name(body)
-    return name
+    body = _extensions(data).get(_SERVER_NAME)
+    return None if body is None else _only_name(body)
+
+
+def protocols(data: bytes) -> tuple[bytes, ...]:
+    """Those that the hello offers, best first. Raises `NotTls`."""
+    body = _extensions(data).get(_PROTOCOLS)
+    if body is None:
+        return ()
+    offered = _Reader(body)
+    names = _Reader(offered.take(offered.number(2)))
+    found = []
+    while not names.at_end:
+        found.append(names.take(names.number(1)))
+    if not offered.at_end:
+        raise NotTls
+    return tuple(found)
 
 
 def is_complete(data: bytes) -> bool:
@@ -47,6 +48,25 @@ def is_complete(data: bytes) -> bool:
     except _NotYet:
         return False
     return True
+
+
+def _extensions(data: bytes) -> dict[int, bytes]:
+    """By their numbers; one number twice is no hello."""
+    hello = _Reader(_message(data))
+    hello.take(2 + 32)  # version, random
+    hello.take(hello.number(1))  # session
+    hello.take(hello.number(2))  # ciphers
+    hello.take(hello.number(1))  # compressions
+    if hello.at_end:
+        return {}
+    extensions = _Reader(hello.take(hello.number(2)))
+    seen: dict[int, bytes] = {}
+    while not extensions.at_end:
+        kind, body = extensions.number(2), extensions.take(extensions.number(2))
+        if kind in seen:
+            raise NotTls
+        seen[kind] = body
+    return seen
 
 
 def _only_name(body: bytes) -> str:

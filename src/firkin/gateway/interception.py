@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Coroutine
 from contextlib import suppress
 
+from firkin.gateway.answers import status_of, text_of
 from firkin.gateway.dialling import Stream, over_tls
 from firkin.gateway.heads import (
     MOST_HEAD,
@@ -36,17 +37,6 @@ from firkin.lifetimes import children
 
 BETWEEN_REQUESTS_S = 90.0
 _PIECE = 1 << 16
-_STATUS = {
-    Refusal.MALFORMED: b"400 Bad Request",
-    Refusal.UNREACHABLE: b"502 Bad Gateway",
-    Refusal.UNTRUSTED: b"502 Bad Gateway",
-    Refusal.UNRESOLVED: b"502 Bad Gateway",
-    Refusal.PROXY_FAILED: b"502 Bad Gateway",
-    Refusal.PROXY_PRIVATE: b"502 Bad Gateway",
-    Refusal.PROXY_UNTRUSTED: b"502 Bad Gateway",
-    Refusal.PROXY_LOCKED: b"502 Bad Gateway",
-    Refusal.PROXY_DECLINED: b"502 Bad Gateway",
-}
 _BROKEN = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, Malformed)
 
 
@@ -143,11 +133,10 @@ class Interception:
 
     async def _say(self, why: Refusal) -> None:
         """Tell the guest in an answer of our own."""
-        text = b"firkin egress: %s\n" % why.value.encode()
-        status = _STATUS.get(why, b"403 Forbidden")
-        head = b"HTTP/1.1 %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        text, status = text_of(why), status_of(why)
+        head = b"HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
         with suppress(OSError):
-            self._guest.writer.write(head % (status, len(text)) + text)
+            self._guest.writer.write(head % (status, status.phrase.encode(), len(text)) + text)
             await self._guest.writer.drain()
 
 

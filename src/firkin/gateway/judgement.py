@@ -42,6 +42,8 @@ class Refusal(StrEnum):
     PROXY_LOCKED = "the egress proxy did not take the user and password"
     PROXY_DECLINED = "the egress proxy did not connect to the server"
     TOO_MANY = "too many connections at once"
+    TOO_MUCH = "an HTTP/2 connection sent more at once than it may"
+    CLEARTEXT_HTTP2 = "HTTP/2 without TLS is led by address only: use https or HTTP/1.1"
     FAILED = "the gateway failed"
 
 

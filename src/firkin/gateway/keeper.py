@@ -243,9 +243,9 @@ async def _message(reader: asyncio.StreamReader) -> dict[str, Any]:
 
 
 def _paths() -> list[str]:
-    """Where Firkin and `cryptography` are, and nothing else of what is installed is looked for."""
+    """Where Firkin is and what a gateway imports, and nothing else of what is installed is looked for."""
     found = [Path(__file__).parents[2]]
-    for module in ("cryptography", "_cffi_backend"):
+    for module in ("cryptography", "_cffi_backend", "h2", "hpack", "hyperframe"):
         spec = find_spec(module)
         if spec is not None and spec.origin is not None:
             place = Path(spec.origin).parent

@@ -13,15 +13,18 @@ import ssl
 import struct
 from contextlib import suppress
 
-from firkin.gateway.denials import HTTP, TCP, Denial
+from firkin.gateway import cleartext_h2
+from firkin.gateway.denials import Denial
 from firkin.gateway.dialling import LIMIT, Dialler, Stream, Target, prepared
 from firkin.gateway.heads import MOST_HEAD
-from firkin.gateway.hello import MOST_HELLO, NotTls, is_complete, server_name
+from firkin.gateway.hello import MOST_HELLO, NotTls, is_complete, protocols, server_name
 from firkin.gateway.interception import Interception, secured
+from firkin.gateway.interception_h2 import InterceptionH2
 from firkin.gateway.judgement import Refusal, Refused
 from firkin.gateway.names import clean_name
 from firkin.gateway.splicing import splice
 from firkin.gateway.tenants import Tenant
+from firkin.gateway.upstreams import HTTP_2, Upstreams, agreed
 from firkin.lifetimes import children
 
 FIRST_BYTES_WITHIN_S = 10.0
@@ -31,16 +34,15 @@ _FORBIDDEN = (
     b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
     b"firkin egress: the network policy of this sandbox does not allow this\n"
 )
-_OF_REQUESTS = (Refusal.MALFORMED, Refusal.OTHER_HOST, Refusal.SECRET_MISSING, Refusal.PLAINTEXT_SECRET)
 _HOST = re.compile(rb"\r\nhost:[ \t]*([!-~]+)[ \t]*\r\n", re.IGNORECASE)
 
 
 class Passages:
-    """Leads connections. `upstream` is what the servers of rules are held to."""
+    """Leads connections. `upstreams` is what the servers of rules are held to."""
 
-    def __init__(self, dialler: Dialler, upstream: ssl.SSLContext) -> None:
+    def __init__(self, dialler: Dialler, upstreams: Upstreams) -> None:
         self._dialler = dialler
-        self._upstream = upstream
+        self._upstreams = upstreams
 
     async def lead(self, tenant: Tenant, accepted: socket.socket) -> None:
         """From the first byte to the last; what goes wrong ends the connection and is counted, never raised."""
@@ -49,20 +51,22 @@ class Passages:
             wanted = await _wanted(tenant, accepted)
             await self._lead(tenant, accepted, wanted)
         except Refused as refused:
-            tenant.denials.note(_denial(tenant, wanted, refused.why))
+            _deny(tenant, wanted, refused.why)
         except (OSError, TimeoutError):
-            tenant.denials.note(_denial(tenant, wanted, Refusal.FAILED))
+            _deny(tenant, wanted, Refusal.FAILED)
         finally:
             accepted.close()
 
     async def _lead(self, tenant: Tenant, accepted: socket.socket, wanted: Target) -> None:
         rule = tenant.judge.rule(wanted.name) if wanted.name is not None else None
         try:
+            if wanted.port == 80 and tenant.looks_into(80) and cleartext_h2.begins_with_preface(accepted):
+                cleartext_h2.judge_by_address(tenant, wanted.address)
             target = await self._judged(tenant, wanted, with_rule=rule is not None)
             if rule is None:
                 server = await self._dialler.dial(tenant, target)
-        except Refused:
-            await _turn_away(accepted, secure=tenant.speaks_tls(wanted.port), plain=wanted.port == 80)
+        except Refused as refused:
+            await _turn_away(accepted, refused.why, secure=tenant.speaks_tls(wanted.port), plain=wanted.port == 80)
             raise
         if rule is None:
             await splice(await _taken(accepted, None), server)  # closes both
@@ -94,14 +98,19 @@ class Passages:
 
     async def _intercept(self, tenant: Tenant, accepted: socket.socket, target: Target, name: str) -> None:
         secure = tenant.speaks_tls(target.port)
-        context = tenant.shown(name) if secure else None
+        offered = _offered(accepted) if secure else ()
         async with children() as tasks:
-            dialled = tasks.start(self._server(tenant, target, name, secure=secure), name="dial")
+            dialled = tasks.start(self._server(tenant, target, name, offered if secure else None), name="dial")
             dialled.add_done_callback(_noted)
             guest: Stream | None = None
             try:
-                guest = await _trusting(accepted, context)
-                await Interception(tenant, guest, name=name, port=target.port, secure=secure).run(dialled)
+                protocol = await agreed(dialled, offered)
+                guest = await _trusting(accepted, tenant.shown(name, protocol) if secure else None)
+                if protocol == HTTP_2:
+                    over_h2 = InterceptionH2(tenant, guest, name=name, port=target.port, address=target.address)
+                    await over_h2.run(dialled)
+                else:
+                    await Interception(tenant, guest, name=name, port=target.port, secure=secure).run(dialled)
             except asyncio.CancelledError:
                 if guest is not None:
                     guest.writer.transport.abort()
@@ -110,9 +119,10 @@ class Passages:
                 if dialled.done() and not dialled.cancelled() and dialled.exception() is None:
                     dialled.result().writer.close()
 
-    async def _server(self, tenant: Tenant, target: Target, name: str, *, secure: bool) -> Stream:
+    async def _server(self, tenant: Tenant, target: Target, name: str, offered: tuple[bytes, ...] | None) -> Stream:
+        """With TLS if protocols are `offered`, and be they none."""
         server = await self._dialler.dial(tenant, target)
-        return await secured(self._upstream, server, name) if secure else server
+        return server if offered is None else await secured(self._upstreams.offering(offered), server, name)
 
 
 def _noted(task: asyncio.Task[Stream]) -> None:
@@ -132,17 +142,11 @@ def _reason(tenant: Tenant, target: Target, why: Refusal) -> Refusal:
     return Refusal.NO_TLS_NAME if tenant.speaks_tls(target.port) else Refusal.NO_HOST_NAME
 
 
-def _denial(tenant: Tenant, wanted: Target | None, why: Refusal) -> Denial:
+def _deny(tenant: Tenant, wanted: Target | None, why: Refusal) -> None:
     if wanted is None:
-        return Denial(why=why)
-    read = tenant.looks_into(wanted.port) and (wanted.port == 80 or why in _OF_REQUESTS)
-    return Denial(
-        why=why,
-        protocol=HTTP if read else TCP,
-        port=wanted.port,
-        name=wanted.name or "",
-        address=wanted.address,
-    )
+        tenant.denials.note(Denial(why=why))
+    else:
+        tenant.deny(why, port=wanted.port, name=wanted.name, address=wanted.address)
 
 
 async def _wanted(tenant: Tenant, accepted: socket.socket) -> Target:
@@ -153,8 +157,8 @@ async def _wanted(tenant: Tenant, accepted: socket.socket) -> Target:
     secure = tenant.speaks_tls(port)
     try:
         return Target(address=address, port=port, name=await _asked_name(accepted, secure=secure))
-    except Refused:
-        await _turn_away(accepted, secure=secure, plain=port == 80)
+    except Refused as refused:
+        await _turn_away(accepted, refused.why, secure=secure, plain=port == 80)
         raise
 
 
@@ -177,6 +181,14 @@ async def _asked_name(accepted: socket.socket, *, secure: bool) -> str | None:
         return None
     except TimeoutError:  # the server is to speak first, or the guest is slow on purpose
         return None
+
+
+def _offered(accepted: socket.socket) -> tuple[bytes, ...]:
+    """The protocols in a hello that is all there."""
+    try:
+        return protocols(accepted.recv(MOST_HELLO, socket.MSG_PEEK))
+    except NotTls:
+        raise Refused(Refusal.MALFORMED) from None
 
 
 def _has_head(data: bytes) -> bool:
@@ -243,13 +255,16 @@ async def _trusting(accepted: socket.socket, context: ssl.SSLContext | None) -> 
         raise Refused(Refusal.NOT_TRUSTED_INSIDE if "ALERT" in (error.reason or "") else Refusal.FAILED) from error
 
 
-async def _turn_away(accepted: socket.socket, *, secure: bool, plain: bool) -> None:
+async def _turn_away(accepted: socket.socket, why: Refusal, *, secure: bool, plain: bool) -> None:
     """Say no in the guest's own protocol where there is one; else reset, so that it does not wait."""
+    in_h2 = plain and cleartext_h2.begins_with_preface(accepted)
     with suppress(OSError):
         accepted.recv(MOST_HEAD)  # unread bytes would turn the answer into a reset
     with suppress(OSError):
         if secure:
             accepted.send(_ACCESS_DENIED)
+        elif in_h2:
+            cleartext_h2.turn_away(accepted, why)
         elif plain:
             accepted.send(_FORBIDDEN)
         else:

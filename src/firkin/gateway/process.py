@@ -20,6 +20,7 @@ from firkin.gateway.orders import Setup, decode_order, decode_setup
 from firkin.gateway.passage import Passages
 from firkin.gateway.resolver import Resolver
 from firkin.gateway.tenants import MOST_CONNECTIONS, Tenant
+from firkin.gateway.upstreams import Upstreams
 from firkin.host import syscalls
 from firkin.lifetimes import Children, children
 
@@ -34,12 +35,12 @@ def main(control: int, parent: int) -> None:
         os._exit(0)
     channel = socket.socket(fileno=control)
     setup = decode_setup(_message(channel))
-    upstream = dialling.trust(setup.trust)
+    upstreams = Upstreams(dialling.trust(setup.trust))
     _load_what_is_loaded_late()
     if setup.confined:
         syscalls.overwrite_arguments(b"firkin-egress")
         confine(setup, parent)
-    asyncio.run(_Gateway(setup, channel, upstream).serve())
+    asyncio.run(_Gateway(setup, channel, upstreams).serve())
 
 
 def _load_what_is_loaded_late() -> None:
@@ -68,14 +69,14 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 class _Gateway:
     """All that is served, and what is known of whom."""
 
-    def __init__(self, setup: Setup, channel: socket.socket, upstream: Any) -> None:
+    def __init__(self, setup: Setup, channel: socket.socket, upstreams: Upstreams) -> None:
         self._setup = setup
         self._channel = channel
         self._tenants: dict[str, Tenant] = {}
         self._told = asyncio.Event()
         self._resolver = Resolver([_udp(fd) for fd in setup.resolvers])
         self._dialler = dialling.Dialler(self._resolver)
-        self._passages = Passages(self._dialler, upstream)
+        self._passages = Passages(self._dialler, upstreams)
 
     async def serve(self) -> None:
         await self._resolver.start()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from firkin.gateway.authorities import Issuer
-from firkin.gateway.denials import DenialLog
+from firkin.gateway.denials import HTTP, TCP, Denial, DenialLog
 from firkin.gateway.judgement import Judge, Refusal, Refused
 from firkin.gateway.orders import SandboxOrder
 from firkin.host import certificates
@@ -20,11 +20,19 @@ from firkin.law.network import HeaderRule
 from firkin.law.secrets import SECRET_PLACEHOLDER
 
 MOST_CONNECTIONS = 512
+MOST_HELD = 96 << 20
 _MOST_NAMES = 1024
 _MOST_ADDRESSES = 64
 _MOST_LEAVES = 256
 _LEAF_KEPT = datetime.timedelta(hours=12)
 _AT_ONCE = datetime.timedelta(0)
+_OF_REQUESTS = (
+    Refusal.MALFORMED,
+    Refusal.OTHER_HOST,
+    Refusal.SECRET_MISSING,
+    Refusal.PLAINTEXT_SECRET,
+    Refusal.TOO_MUCH,
+)
 
 
 class Tenant:
@@ -36,9 +44,10 @@ class Tenant:
         self.judge = Judge(order.policy)
         self.denials = DenialLog()
         self.connections: set[asyncio.Task[None]] = set()
+        self.held = 0  # bytes of bodies in HTTP/2 that wait for somebody to take them
         self._told: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
         self._issuer = Issuer(order.authority, order.authority_key) if order.authority else None
-        self._leaves: OrderedDict[str, tuple[datetime.datetime, ssl.SSLContext]] = OrderedDict()
+        self._leaves: OrderedDict[tuple[str, str], tuple[datetime.datetime, ssl.SSLContext]] = OrderedDict()
 
     def keeps(self, order: SandboxOrder) -> bool:
         """Whether `order` changes nothing but secrets, so that what is open may stay open."""
@@ -50,6 +59,12 @@ class Tenant:
 
     def speaks_tls(self, port: int) -> bool:
         return port == 443 or port in self.order.policy.https_ports
+
+    def deny(self, why: Refusal, *, port: int, name: str | None, address: str) -> None:
+        """Remember that a connection there, or a request on it, was refused."""
+        read = self.looks_into(port) and (port == 80 or why in _OF_REQUESTS)
+        protocol = HTTP if read else TCP
+        self.denials.note(Denial(why=why, protocol=protocol, port=port, name=name or "", address=address))
 
     def told(self, name: str, addresses: Iterable[str]) -> None:
         """Remember what addresses it was told for `name`: it may keep them longer than a resolver."""
@@ -66,6 +81,10 @@ class Tenant:
     def was_told(self, name: str, address: str) -> bool:
         return address in self._told.get(name, ())
 
+    def has_rule_at(self, address: str) -> bool:
+        """Whether a name that leads there, as far as it was told, has a rule."""
+        return any(address in told and self.judge.rule(name) is not None for name, told in self._told.items())
+
     def filled(self, rule: HeaderRule) -> dict[str, str]:
         """The headers of `rule` with the secrets as they are at this moment. Raises `Refused`."""
         return {name: SECRET_PLACEHOLDER.sub(self._secret, value) for name, value in rule.headers.items()}
@@ -76,16 +95,16 @@ class Tenant:
             raise Refused(Refusal.SECRET_MISSING)
         return value
 
-    def shown(self, name: str) -> ssl.SSLContext:
-        """What it is shown as `name`."""
-        known, now = self._leaves.get(name), self._clock()
+    def shown(self, name: str, protocol: str = "http/1.1") -> ssl.SSLContext:
+        """What it is shown as `name`, where `protocol` is spoken."""
+        known, now = self._leaves.get((name, protocol)), self._clock()
         if known is None or not _AT_ONCE <= now - known[0] < _LEAF_KEPT:
             assert self._issuer is not None, "a policy with rules comes with an authority"
-            known = (now, _server_context(self._issuer.leaf(name, now)))
-            self._leaves[name] = known
+            known = (now, _server_context(self._issuer.leaf(name, now), protocol))
+            self._leaves[name, protocol] = known
             while len(self._leaves) > _MOST_LEAVES:
                 self._leaves.popitem(last=False)
-        self._leaves.move_to_end(name)
+        self._leaves.move_to_end((name, protocol))
         return known[1]
 
     def cut(self) -> None:
@@ -94,10 +113,10 @@ class Tenant:
             task.cancel()
 
 
-def _server_context(pem: str) -> ssl.SSLContext:
+def _server_context(pem: str, protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     # OpenSSL takes chains from files only; in a gateway's process all files are in memory
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(pem)
