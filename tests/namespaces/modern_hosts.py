@@ -29,8 +29,8 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
-MODERN, CALLED = "modern.rule.test", "grpc.rule.test"
-HOSTS = {MODERN: "8.7.6.20", CALLED: "8.7.6.21"}
+MODERN, CALLED, HIDDEN = "modern.rule.test", "grpc.rule.test", "private.test"
+HOSTS = {MODERN: "8.7.6.20", CALLED: "8.7.6.21", HIDDEN: "10.1.2.3"}
 _WINDOW = 1 << 20
 
 
@@ -47,10 +47,6 @@ def _note(folder: Path, seen: dict[str, Any]) -> None:
 
 
 async def _serve_h2(folder: Path) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / f"{MODERN}.pem")
-    context.set_alpn_protocols(["h2", "http/1.1"])
-
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await _Connection(folder, reader, writer).serve()
@@ -59,7 +55,11 @@ async def _serve_h2(folder: Path) -> None:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(accepted, HOSTS[MODERN], 443, ssl=context)
+    for name in (MODERN, HIDDEN):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / f"{name}.pem")
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        server = await asyncio.start_server(accepted, HOSTS[name], 443, ssl=context)
     (folder / "modern").touch()
     await server.serve_forever()
 

@@ -15,13 +15,15 @@ import pytest_asyncio
 
 from firkin import Runtime, Sandbox
 from firkin.engine.backend import LocalBackend
+from firkin.gateway.judgement import Refusal
 from firkin.law.ids import SecretName, TemplateId
 from firkin.law.network import HeaderRule
 from firkin.law.sandboxes import SandboxSpec
 from firkin.law.secrets import SecretSpec
 from firkin.law.templates import TemplateSpec
 from tests.namespaces.internet import Internet, internet
-from tests.namespaces.modern_hosts import CALLED, HOSTS, MODERN
+from tests.namespaces.modern_hosts import CALLED, HIDDEN, HOSTS, MODERN
+from tests.namespaces.test_denied import refused
 from tests.namespaces.test_egress import bash, made_backend, policy, python
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -295,3 +297,55 @@ async def test_json_of_refusals_has_none_of_the_guest_s_words(boxed: Sandbox) ->
     told = json.dumps([flow.rule for flow in use.refused])
     assert "another host" in told
     assert "other.test" not in told
+
+
+BARE = f"""
+import socket, ssl
+bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); bare.set_alpn_protocols(['h2'])
+try: bare.wrap_socket(socket.create_connection(('{HOSTS[MODERN]}', 443), 5), server_hostname='{MODERN}')
+except ssl.SSLCertVerificationError: print('not trusted')
+"""
+
+
+async def test_each_refusal_is_told_with_name_protocol_port_and_rule(both: tuple[Runtime, LocalBackend]) -> None:
+    gone = HeaderRule(domain=MODERN, headers={"Authorization": "${e2b.secrets.passing}"})
+    secrets = both[1].secrets
+    assert secrets is not None
+    await secrets.create(SecretSpec(name=SecretName("passing"), value=VALUE))
+    spec = SandboxSpec.from_template("base", network=policy(MODERN, rules=(gone,)))
+    async with await both[0].sandboxes.create(spec) as sandbox:
+        ask = f"curl -sS --http2 -m 5 {URL}/path-of-mine"
+        assert await python(sandbox, BARE) == "not trusted"
+        await bash(sandbox, f"{ask} -H 'Host: other.test'")
+        await secrets.delete("", "passing")
+        await bash(sandbox, f"{ask}; {ask}")
+        wanted = {
+            (MODERN, "tcp", 443, 1, f"{Refusal.NOT_TRUSTED_INSIDE.value}: rule {MODERN}"),
+            (MODERN, "http", 443, 1, f"{Refusal.OTHER_HOST.value}: rule {MODERN}"),
+            (MODERN, "http", 443, 2, f"secret passing deleted: rule {MODERN}"),
+        }
+        flows = await refused(sandbox, lambda flows: sum(flow.packets for flow in flows) >= 4)
+        assert {(flow.destination, flow.protocol, flow.port, flow.packets, flow.rule) for flow in flows} == wanted
+
+
+async def test_a_private_server_is_reached_only_where_allow_out_has_its_address_too(
+    both: tuple[Runtime, LocalBackend], world: Internet
+) -> None:
+    rules = (HeaderRule(domain=HIDDEN, headers=HEADERS),)
+    ask = f"curl -sS --http2 -m 5 --resolve {HIDDEN}:443:{HOSTS[HIDDEN]} https://{HIDDEN}/"
+    clear = f"curl -sS --http2-prior-knowledge -m 5 http://{HOSTS[HIDDEN]}/"
+    spec = SandboxSpec.from_template("base", network=policy(HIDDEN, HOSTS[HIDDEN], rules=rules))
+    async with await both[0].sandboxes.create(spec) as sandbox:
+        done = await bash(sandbox, f"{ask}named -w '%{{http_version}}'")
+        assert done.stdout.endswith(b"2"), done
+    [seen] = world.records(path="/named")
+    assert ["authorization", f"Bearer {VALUE}"] in sent(seen)
+    spec = SandboxSpec.from_template("base", network=policy(HIDDEN, rules=rules))
+    async with await both[0].sandboxes.create(spec) as sandbox:
+        await bash(sandbox, f"{ask}hidden; {clear}hidden")
+        flows = await refused(sandbox, lambda flows: len(flows) >= 2)
+        assert {(flow.destination, flow.protocol, flow.port, flow.rule) for flow in flows} == {
+            (HIDDEN, "tcp", 443, f"the name leads to a private address: allow_out {HIDDEN}"),
+            (HOSTS[HIDDEN], "http", 80, "a private or link-local address that allow_out does not name"),
+        }
+    assert not world.records(path="/hidden")

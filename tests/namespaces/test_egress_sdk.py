@@ -17,6 +17,7 @@ from e2b import Sandbox, Secret
 from firkin.cli.main import _run
 from tests.e2b.conftest import ALICE, RunningServer, in_a_thread
 from tests.namespaces.internet import DNS, Internet, internet
+from tests.namespaces.modern_hosts import MODERN
 from tests.namespaces.test_egress import made_backend
 
 VALUE = "sk-live-sdk-9915"
@@ -24,7 +25,7 @@ VALUE = "sk-live-sdk-9915"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
-    with internet(tmp_path_factory.mktemp("internet")) as up:
+    with internet(tmp_path_factory.mktemp("internet"), modern=True) as up:
         yield up
 
 
@@ -111,6 +112,32 @@ def test_the_route_and_the_command_show_the_names_that_were_refused(
         }
         assert _run(["sandbox", "network", sandbox.sandbox_id, "--url", server.url, "--api-key", ALICE]) == 0
         assert re.search(r"other\.test +tcp +443 +1 +allow_out does not have that name", capfd.readouterr().out)
+    finally:
+        sandbox.kill()
+
+
+def test_the_command_shows_the_host_and_the_rule_of_a_stream_that_was_refused(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("FIRKIN_", "E2B_"))]:
+        monkeypatch.delenv(name)
+    rules = {MODERN: [{"transform": {"headers": {"X-Team": "a"}}}]}
+    network = {"allow_out": [MODERN], "deny_out": ["0.0.0.0/0"], "rules": rules, "dns_servers": [DNS]}
+    sandbox = Sandbox.create("base", network=network, **server.sdk())
+    try:
+        ask = f"curl -s --http2 -m 5 -H 'Host: other.test' https://{MODERN}/a?b=c -w '%{{http_version}} %{{http_code}}'"
+        assert sandbox.commands.run(ask).stdout.endswith("2 421")
+        wanted = rf"{re.escape(MODERN)} +http +443 +1 +the request asks for another host [a-z ]+: rule {MODERN}\n"
+        shown = ""
+        for _ in range(50):
+            assert _run(["sandbox", "network", sandbox.sandbox_id, "--url", server.url, "--api-key", ALICE]) == 0
+            shown = capfd.readouterr().out
+            if re.search(wanted, shown):
+                break
+            time.sleep(0.1)
+        assert re.search(wanted, shown), shown
+        assert "other.test" not in shown
+        assert "/a" not in shown.partition("Refused")[2]
     finally:
         sandbox.kill()
 
