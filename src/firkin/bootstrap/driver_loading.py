@@ -9,9 +9,18 @@ when it is asked for. The convention that a driver class keeps:
 `state_dir` is the folder that belongs to it alone; everything that the driver
 leaves on the machine must carry a label made from it, so that two servers with
 two state folders never touch each other's sandboxes. Unknown options are
-refused by `InvalidSpec`. Two methods are optional: `root_preparer()` returns the
-`RootPreparer` of a driver whose roots are not directories of the host, and
-`doctor()` returns findings for ``firkin doctor``.
+refused by `InvalidSpec`. A driver that can be one of a server's tiers also has
+
+    isolation: str
+    @classmethod
+    def on_ground(cls, ground: Ground, state_dir: Path, options: Mapping[str, str]) -> Self
+
+`isolation` is the name of its tier. `ground` is what the drivers of one server share;
+making the driver makes nothing on the machine, nor `state_dir`, which is there by the
+time of its `start`. `preflight` and `capabilities` may be asked before `start`. Two
+methods are optional: `root_preparer()` returns the `RootPreparer` of a driver whose
+roots are not directories of the host, and `doctor()` returns findings for
+``firkin doctor``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -28,10 +29,11 @@ from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.tiers import Tiers
 from firkin.engine.volumes import LocalVolumes
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.host.layer_store import LayerStore
-from firkin.law.backend import BackendInfo, Preflight
+from firkin.law.backend import BackendInfo, Preflight, TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver, RootPreparer
 from firkin.law.errors import BackendFailure, RetryClass
@@ -62,6 +64,7 @@ class LocalBackend:
     ) -> None:
         """Without `server_secret`, which seals them, it keeps no secrets."""
         self._driver = driver
+        self._tiers = Tiers(driver)
         self._preparer = preparer
         self._state_dir = state_dir
         self._clock = clock or SystemClock()
@@ -79,6 +82,9 @@ class LocalBackend:
 
     async def info(self) -> BackendInfo:
         return BackendInfo(BackendName("local"), self._version, self._driver.name)
+
+    async def tiers(self) -> Sequence[TierStatus]:
+        return await self._tiers.all()
 
     @property
     def templates(self) -> TemplateRegistry:

@@ -10,7 +10,7 @@ from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
 from firkin.law.network import NetworkPolicy
 from firkin.law.policies import DeadlinePolicy
 from firkin.law.reach import PRIVATE
-from firkin.law.sandboxes import FromSnapshot, Isolation, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
+from firkin.law.sandboxes import FromSnapshot, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
 
 INSPECTION = Permanent("this driver has no egress gateways, which domains, rules, proxies and DNS servers need")
 _PRIVATE_LED = Permanent("private addresses beside domains, rules, a proxy or DNS servers: gateways do not reach them")
@@ -25,7 +25,7 @@ def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str, *, gatewa
     if isinstance(spec.source, FromSnapshot):
         offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
     check_network(_CREATE, spec.network, offer, gateways=gateways)
-    if spec.isolation not in (Isolation.DRIVER_DEFAULT, driver):
+    if spec.isolation not in (None, driver):
         reason = Permanent(f"this runtime isolates by {driver!r}, not by {spec.isolation.value!r}")
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)
     if spec.lifecycle.on_timeout is OnTimeout.PAUSE:

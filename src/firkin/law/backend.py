@@ -28,6 +28,7 @@ from firkin.law.files import (
     WriteOptions,
 )
 from firkin.law.ids import BackendName, SandboxId, SnapshotId, TemplateId, WarmPoolKey
+from firkin.law.isolation import Isolation, IsolationReport
 from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
 from firkin.law.network import NetworkPolicy
@@ -96,6 +97,22 @@ class Preflight:
     reasons: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierStatus:
+    """What one tier is on this machine. `isolation` None: the server's one driver, which is no tier.
+
+    A tier that is not ready has no capabilities, and says so with the preflight's reasons.
+    """
+
+    isolation: Isolation | None
+    driver: str
+    preflight: Preflight
+    capabilities: Capabilities
+    is_default: bool = False
+    mounts_volumes: bool = False
+    has_gateways: bool = False
+
+
 class TemplateControl(Protocol):
     async def prepare(self, spec: TemplateSpec, report: BuildReport | None = None) -> PreparedTemplate:
         """Prepare, or return what is already prepared for the same spec. `TemplatePrepareFailure` otherwise.
@@ -159,6 +176,10 @@ class SandboxControl(Protocol):
 
     async def network(self, sandbox_id: SandboxId) -> SandboxNetwork:
         """Its policy, and what became of its traffic so far."""
+        ...
+
+    async def isolation(self, sandbox_id: SandboxId) -> IsolationReport:
+        """What holds it in, read from the live system. `WrongState` for one that does not live: nothing holds it."""
         ...
 
     async def history(self, sandbox_id: SandboxId) -> SandboxHistory:
@@ -382,6 +403,10 @@ class SandboxBackend(Protocol):
     async def preflight(self) -> Preflight: ...
 
     async def info(self) -> BackendInfo: ...
+
+    async def tiers(self) -> Sequence[TierStatus]:
+        """The default first, then the strongest first, also those that this machine cannot do."""
+        ...
 
     @property
     def templates(self) -> TemplateControl: ...

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from firkin.law.backend import Preflight
+from firkin.law.backend import Preflight, TierStatus
 from firkin.law.capabilities import Capabilities
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import Isolation, IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.ports import ByteChannel
@@ -84,7 +85,8 @@ class BootPlan:
     filled; with `continues` they are those that the destroyed instance of the same
     id left. `machine_id` (32 hexadecimal digits) is written to ``/etc/machine-id``;
     empty leaves what is there. `volumes` are mounted over its files; a path that cannot
-    be a mount point there is `InvalidSpec`.
+    be a mount point there is `InvalidSpec`. `isolation` is the name of a tier, for a driver of
+    several; empty is its default. A driver of one tier does not look at it.
     """
 
     sandbox_id: SandboxId
@@ -97,6 +99,7 @@ class BootPlan:
     captured: str = ""
     continues: bool = False
     volumes: tuple[BootVolume, ...] = ()
+    isolation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,14 @@ class Instance(Protocol):
 
     async def refused(self) -> Sequence[RefusedFlow]:
         """The latest refused flows, the newest first. Cheap: it is asked every second."""
+        ...
+
+    async def isolation(self) -> IsolationReport:
+        """What holds it in, read now from the system it runs on, and never taken from what was asked for.
+
+        What cannot be read is absent from the report, with the reason. Frozen or
+        not. `SandboxUnavailable` once it has ended.
+        """
         ...
 
     async def usage(self) -> Mapping[str, int]:
@@ -269,4 +280,25 @@ class Driver(Protocol):
 
     async def aclose(self) -> None:
         """Stop helpers and give back pools. Instances live on."""
+        ...
+
+
+@runtime_checkable
+class TieredDriver(Driver, Protocol):
+    """Several drivers that look like one: the default's name, volumes and gateways are its own.
+
+    A boot goes where `BootPlan.isolation` says. A tier is loaded and looked at when
+    it is first asked about, and started when something is to be booted on it.
+    """
+
+    async def tiers(self) -> Sequence[TierStatus]:
+        """See `SandboxBackend.tiers`."""
+        ...
+
+    async def tier(self, isolation: Isolation | None) -> TierStatus:
+        """One of them; None is the default, and `STRONGEST` the strongest that is ready."""
+        ...
+
+    async def of(self, driver: str) -> Driver:
+        """The driver of that name, started. `BackendFailure` with the reasons when it cannot be."""
         ...

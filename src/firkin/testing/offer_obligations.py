@@ -10,8 +10,9 @@ from firkin.law.backend import SandboxBackend
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.errors import NotFound, UnsupportedCapability
 from firkin.law.ids import SnapshotId, TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.processes import Shell
-from firkin.law.sandboxes import FromSnapshot, Isolation, Lifecycle, OnTimeout, SandboxInfo, SandboxSpec
+from firkin.law.sandboxes import FromSnapshot, Lifecycle, OnTimeout, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import (
     ForkOptions,
     PauseOptions,

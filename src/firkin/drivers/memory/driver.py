@@ -31,6 +31,7 @@ from firkin.law.errors import (
     UnsupportedCapability,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import RefusedFlow
 from firkin.law.states import EndCause
@@ -41,6 +42,8 @@ CAPTURE_WITHIN_S = 600.0
 MEMORY_BYTES = 1 << 20  # what an instance counts as using beside its files: there is no kernel to ask
 
 NO_NETWORK = Permanent("instances in memory have no network")
+
+NO_ISOLATION = "it is simulated inside the server's own process, so there is nothing to read"
 
 _C = CapabilityName
 _SUPPORTED = (
@@ -164,6 +167,12 @@ class MemoryInstance:
 
     async def refused(self) -> Sequence[RefusedFlow]:
         return ()
+
+    async def isolation(self) -> IsolationReport:
+        """Nothing holds it in: its programs are simulated by the process that this is."""
+        if not self.alive:
+            raise SandboxUnavailable("look at the isolation", self._sandbox_id, "the instance has ended")
+        return IsolationReport.without_facts("none", self.ref.driver, NO_ISOLATION)
 
     async def usage(self) -> Mapping[str, int]:
         """No CPU time is measured and nothing is ever killed for memory here; files count as memory and as disk."""

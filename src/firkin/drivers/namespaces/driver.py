@@ -48,6 +48,7 @@ from firkin.law.errors import (
     SnapshotIntegrityFailure,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import Isolation
 from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
@@ -60,6 +61,8 @@ _ATTEMPTS = 4
 
 class NamespacesDriver:
     """Implements the law's `Driver`. `state_dir` holds disks and caches; sockets live below /run/firkin."""
+
+    isolation = Isolation.NAMESPACES.value
 
     def __init__(self, state_dir: Path, options: NamespacesOptions | None = None, ground: Ground | None = None) -> None:
         """`ground` is shared with other drivers of the server; by default this one has its own, below `state_dir`."""
@@ -90,6 +93,11 @@ class NamespacesDriver:
         """Options: ``ready_slots`` (how many slots are kept ready), ``attached_layers`` (``true`` forces the way
         of kernels before 6.13). Raises `InvalidSpec` for anything else."""
         return cls(state_dir, NamespacesOptions.parse(options))
+
+    @classmethod
+    def on_ground(cls, ground: Ground, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
+        """As `from_settings`, on what the drivers of one server share."""
+        return cls(state_dir, NamespacesOptions.parse(options), ground)
 
     @property
     def name(self) -> str:
