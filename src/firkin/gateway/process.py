@@ -19,6 +19,7 @@ from firkin.gateway.orders import Setup, decode_order, decode_setup
 from firkin.gateway.passage import Passages
 from firkin.gateway.resolver import Resolver
 from firkin.gateway.tenants import MOST_CONNECTIONS, Tenant
+from firkin.guest.disguise import overwrite_arguments
 from firkin.host import syscalls
 from firkin.lifetimes import Children, children
 
@@ -36,7 +37,7 @@ def main(control: int, parent: int) -> None:
     upstream = dialling.trust(setup.trust)
     _load_what_is_loaded_late()
     if setup.confined:
-        syscalls.overwrite_arguments(b"firkin-egress")
+        overwrite_arguments(b"firkin-egress")
         confine(setup, parent)
     asyncio.run(_Gateway(setup, channel, upstream).serve())
 

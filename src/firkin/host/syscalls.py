@@ -63,7 +63,6 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
-PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
@@ -232,14 +231,3 @@ def kill_pidfd(fd: int, signal: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def overwrite_arguments(name: bytes) -> None:
-    """Replace argv and environ in this process's own memory: /proc/PID/cmdline must not show host paths."""
-    with open("/proc/self/stat") as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-    arguments, arguments_end, environment, environment_end = (int(fields[index]) for index in (45, 46, 47, 48))
-    ctypes.memset(arguments, 0, arguments_end - arguments)
-    ctypes.memset(environment, 0, environment_end - environment)
-    ctypes.memmove(arguments, name, min(len(name), arguments_end - arguments - 1))
-    prctl(PR_SET_NAME, name[:15])
