@@ -66,8 +66,9 @@ class Trunk:
     """Serves hosts on `port`, one at a time. `take` is given a socket for each conversation with the agent."""
 
     __slots__ = (
-        "_answer", "_connection", "_found", "_loop", "_nonce", "_operations", "_port", "_reset", "_said", "_seen", "_take",
-    )  # fmt: skip
+        *("_answer", "_connection", "_found", "_loop", "_nonce", "_operations", "_port", "_reset"),
+        *("_said", "_seen", "_take"),
+    )
 
     def __init__(self, loop: Loop, port: int, reset: int, take: Callable[[_socket.socket], None]) -> None:
         self._loop = loop

@@ -32,6 +32,7 @@ from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages, empty_memory
 from firkin.drivers.qemu.options import QemuOptions
 from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, Store, read_store
+from firkin.drivers.qemu.trunk import Trunk
 from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import copy_image
 from firkin.host.netlink import Traffic
@@ -55,6 +56,7 @@ from firkin.lifetimes import Children, finish
 _BOOT_WITHIN_S = 30.0
 _WAKE_WITHIN_S = 20.0
 _UNDO_WITHIN_S = 30.0
+_FLUSH_WITHIN_S = 2.0
 _ATTEMPTS = 3
 _POLL_S = 0.001
 _OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
@@ -273,11 +275,15 @@ class QemuDriver:
     async def _awake(self, instance: QemuInstance) -> None:
         """Wait until the stored state is loaded, and let the machine run."""
         monitor = await instance.monitor()
+        status = "inmigrate"
         async with asyncio.timeout(_WAKE_WITHIN_S):
-            while (status := (await monitor.ask("query-status")).get("status")) == "inmigrate":
+            while True:
+                status = str((await monitor.ask("query-status")).get("status"))[:40]
+                if status != "inmigrate":
+                    break
                 await asyncio.sleep(_POLL_S)
         if status not in ("paused", "prelaunch"):
-            raise SnapshotIntegrityFailure("restore a machine", None, f"QEMU refused its state ({str(status)[:40]})")
+            raise SnapshotIntegrityFailure("restore a machine", None, f"QEMU refused its state ({status})")
         await instance.go()
 
     # -- what it is made of ---------------------------------------------------------------------
@@ -467,6 +473,14 @@ class QemuDriver:
         return removed
 
     async def halt(self, sandbox_id: SandboxId) -> bool:
+        if self._trees.members(sandbox_id):
+            places = self._places(sandbox_id)
+            with suppress(OSError, TimeoutError):  # what its programs wrote is in its memory yet
+                trunk = await Trunk.open(places.trunk, places.reset, within_s=_FLUSH_WITHIN_S)
+                try:
+                    await trunk.ask("flush", within_s=_FLUSH_WITHIN_S)
+                finally:
+                    await trunk.aclose()
         await self._end_remains(sandbox_id)
         return self._disk(sandbox_id).exists()
 

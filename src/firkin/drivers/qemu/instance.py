@@ -35,6 +35,7 @@ from firkin.lifetimes import Children
 NAME = "qemu"
 _ANSWER_S = 10.0
 _END_WITHIN_S = 20.0
+_FLUSH_WITHIN_S = 1.0
 _BOX_GONE_WITHIN_S = 10.0
 
 
@@ -154,10 +155,19 @@ class QemuInstance:
     async def ended(self) -> InstanceEnd:
         return await asyncio.shield(self._end)
 
+    async def flush(self) -> None:
+        """Bring what programs wrote from the machine's memory to its disk, if its agent answers soon."""
+        if not self.frozen:
+            with suppress(OSError, TimeoutError):
+                trunk = await self.trunk(within_s=_FLUSH_WITHIN_S)
+                await trunk.ask("flush", within_s=_FLUSH_WITHIN_S)
+
     async def destroy(self) -> None:
         self._requested = True
         if not self._end.done():
-            kill_pidfd(self._pidfd, signal.SIGKILL)
+            await self.flush()
+            if not self._end.done():
+                kill_pidfd(self._pidfd, signal.SIGKILL)
             self._around.trees.lift_cpu_quota(self._id)
             try:
                 async with asyncio.timeout(_END_WITHIN_S):
@@ -203,6 +213,7 @@ class QemuInstance:
         self._require_alive("freeze")
         async with self._standing:
             if not self.frozen:
+                await self.flush()
                 await (await self.monitor()).ask("stop")
                 self.frozen = True
 

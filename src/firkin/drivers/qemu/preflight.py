@@ -15,7 +15,7 @@ from firkin.law.capabilities import AGENT_CAPABILITIES, Capabilities, Capability
 
 _C = CapabilityName
 _OFFERED = (
-    *(_C.SANDBOX_STOP, _C.SANDBOX_KILL, _C.SANDBOX_DELETE, _C.PORTS_EXPOSE, _C.NETWORK_POLICY, _C.TEMPLATE_READY),
+    *(_C.SANDBOX_STOP, _C.SANDBOX_KILL, _C.SANDBOX_DELETE, _C.PORTS_EXPOSE, _C.NETWORK_POLICY),
     *(_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.PAUSE_CAPTURE, _C.PAUSE_RESUME),
     *AGENT_CAPABILITIES,
 )
@@ -23,7 +23,8 @@ _OFFERED = (
 
 def capabilities() -> Capabilities:
     refused = Capabilities.all_unsupported(Permanent("the qemu driver does not do this yet"))
-    return refused.with_supported(*_OFFERED)
+    built = Permanent("a machine's disk is never mounted on the host: templates are built on another tier")
+    return refused.with_supported(*_OFFERED).with_unsupported(built, _C.TEMPLATE_READY)
 
 
 def check(state_dir: Path, kernel: str) -> Preflight:
