@@ -299,6 +299,10 @@ class TieredDriver(Driver, Protocol):
         """One of them; None is the default, and `STRONGEST` the strongest that is ready."""
         ...
 
+    def isolation_of(self, driver: str) -> Isolation | None:
+        """The tier of the driver of that name, loaded or not; None for one that is not here."""
+        ...
+
     async def of(self, driver: str) -> Driver:
         """The driver of that name, started. `BackendFailure` with the reasons when it cannot be."""
         ...

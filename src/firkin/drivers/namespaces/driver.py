@@ -131,6 +131,13 @@ class NamespacesDriver:
         self._trees.open()
         await self._volumes.start()
         await self._ground.open()
+        try:
+            await self._start_launcher()
+        except BaseException:  # the ground is others', too
+            await finish(self._ground.aclose(), within_s=_UNDO_WITHIN_S)
+            raise
+
+    async def _start_launcher(self) -> None:
         program = await asyncio.to_thread(cached_filter, self._state / "cache")
         self._launcher = Launcher(
             {
