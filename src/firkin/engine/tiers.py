@@ -61,8 +61,8 @@ class Tiers:
         wanted = status if wish in (None, own) else await self.choose(operation, wish)
         if wanted.driver != status.driver:
             reason = Permanent(
-                f"it was captured by {status.isolation or driver!r} and can be restored by that alone,"
-                f" not by {wanted.isolation or wanted.driver!r}; leave the isolation out"
+                f"it was captured by {status.isolation or driver} and can be restored by that alone,"
+                f" not by {wanted.isolation or wanted.driver}; leave the isolation out"
             )
             raise UnsupportedCapability(operation, _C.SNAPSHOT_RESTORE, reason)
         return await self.choose(operation, own)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from firkin.drivers.tiers.tier import Tier, TierPlan
 from firkin.law.backend import Preflight, TierStatus
-from firkin.law.capabilities import Capabilities
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.driver import BootPlan, Driver, EgressKeeper, Instance, InstanceRef
-from firkin.law.errors import BackendFailure, FirkinError, InvalidReason, InvalidSpec
+from firkin.law.errors import BackendFailure, FirkinError, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import STRENGTH, Isolation
 from firkin.law.volumes import VolumeKeeper
@@ -178,8 +178,8 @@ class TiersDriver:
             return self._default
         tier = self._tiers.get(isolation)
         if tier is None:
-            detail = f"this server has no tier {isolation.value!r}; it has {', '.join(sorted(self._tiers))}"
-            raise InvalidSpec("choose the isolation", InvalidReason.INVALID_ISOLATION, detail)
+            reason = Permanent(f"this server has no tier {isolation.value}; it has {', '.join(sorted(self._tiers))}")
+            raise UnsupportedCapability("choose the isolation", CapabilityName.RUNTIME_CREATE, reason)
         return tier
 
     def _others(self) -> list[Tier]:
