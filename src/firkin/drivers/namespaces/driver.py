@@ -99,6 +99,11 @@ class NamespacesDriver:
         """As `from_settings`, on what the drivers of one server share."""
         return cls(state_dir, NamespacesOptions.parse(options), ground)
 
+    @classmethod
+    def declared(cls) -> Capabilities:
+        """What it offers on a host that has everything: for the page of all drivers."""
+        return preflight.declared()
+
     @property
     def name(self) -> str:
         return NAME
