@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from firkin.bootstrap.tier_assembly import TIERS, build_driver, options_by_driver
+from firkin.bootstrap.tier_assembly import TIERS, build_driver, options_by_driver, volumes_folder
 from firkin.drivers.memory import MemoryDriver
 from firkin.drivers.tiers.driver import TiersDriver
 from firkin.law.driver import TieredDriver
@@ -69,6 +69,13 @@ def test_the_label_of_a_server_with_one_driver_stays_its_own(tmp_path: Path) -> 
     assert not (old / "label").exists()
     build_driver(settings(tmp_path))
     assert (tmp_path / "ground" / "label").read_text() == "0123abcd\n"
+
+
+def test_volumes_stay_where_a_server_with_one_driver_had_them(tmp_path: Path) -> None:
+    assert volumes_folder(tmp_path) == tmp_path / "volumes"
+    old = tmp_path / "drivers" / "namespaces" / "volumes"
+    old.mkdir(parents=True)
+    assert volumes_folder(tmp_path) == old
 
 
 def test_options_may_be_tables_of_a_configuration_file(tmp_path: Path) -> None:

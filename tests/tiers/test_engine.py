@@ -23,7 +23,8 @@ from firkin.law.snapshots import (
 )
 from firkin.law.states import SandboxState
 from firkin.law.templates import HostSource, TemplateBase, TemplateSpec
-from firkin.law.volumes import VolumeMount
+from firkin.law.volumes import VolumeMount, VolumeName, VolumeSpec
+from tests.volumes_in_folders import FolderVolumes
 
 from .worlds import TEMPLATE, World
 
@@ -183,12 +184,20 @@ async def test_an_archive_is_verified_and_restored_by_the_driver_that_it_names(w
         assert (await backend.sandboxes.create(SandboxSpec(source=FromSnapshot(arrived.id)))).driver == "gvisor"
 
 
-async def test_a_tier_without_volumes_refuses_them_by_name(world: World) -> None:
+async def test_a_tier_without_volumes_refuses_them_by_name(world: World, tmp_path: Path) -> None:
+    mounts = (VolumeMount(name="data", path="/data"),)
     async with world.server() as backend:
+        for wish in (None, GVISOR):
+            with pytest.raises(UnsupportedCapability, match="keeps no volumes"):
+                await backend.sandboxes.create(spec(wish, volumes=mounts))
+    (tmp_path / "volumes").mkdir()
+    world.drivers["namespaces"].keeper = FolderVolumes(tmp_path / "volumes")
+    async with world.server(kill_all=True) as backend:
+        assert backend.volumes is not None
+        await backend.volumes.create(VolumeSpec(name=VolumeName("data")))
         with pytest.raises(UnsupportedCapability, match="the tier gvisor cannot mount"):
-            await backend.sandboxes.create(spec(GVISOR, volumes=(VolumeMount(name="data", path="/data"),)))
-        with pytest.raises(UnsupportedCapability, match="keeps no volumes"):
-            await backend.sandboxes.create(spec(volumes=(VolumeMount(name="data", path="/data"),)))
+            await backend.sandboxes.create(spec(GVISOR, volumes=mounts))
+        assert (await backend.sandboxes.create(spec(volumes=mounts))).volumes == mounts
 
 
 async def test_the_tiers_are_listed_with_what_the_engine_offers_on_each(world: World) -> None:

@@ -14,8 +14,9 @@ from firkin.law.errors import BackendFailure, InvalidSpec, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation
 from firkin.law.resources import SandboxResources
+from tests.volumes_in_folders import FolderVolumes
 
-from .worlds import World
+from .worlds import Sharing, World
 
 PLAN = BootPlan(sandbox_id=SandboxId("box"), root=RootFilesystem(base="/nonexistent"), resources=SandboxResources())
 
@@ -196,3 +197,40 @@ async def test_a_used_tier_that_cannot_be_started_stops_the_server_only_while_it
 def test_two_tiers_of_one_kind_are_refused(world: World) -> None:
     with pytest.raises(ValueError, match="same isolation"):
         TiersDriver(world._plan("qemu"), world.drivers["qemu"], [world._plan("qemu")])
+
+
+async def test_a_tier_mounts_the_volumes_of_the_default_or_none(world: World, tmp_path: Path) -> None:
+    """Its own would be others, under the same names."""
+    for name in ("namespaces", "qemu"):
+        (tmp_path / f"{name}-volumes").mkdir()
+        world.drivers[name].keeper = FolderVolumes(tmp_path / f"{name}-volumes")
+    world.drivers["gvisor"] = Sharing("gvisor")
+    driver = world.driver()
+    assert driver.volumes is world.drivers["namespaces"].keeper
+    listed = {each.driver: each.mounts_volumes for each in await driver.tiers()}
+    assert listed == {"namespaces": True, "gvisor": True, "qemu": False}
+    assert world.drivers["gvisor"].keeper is driver.volumes
+
+
+async def test_the_servers_own_volumes_are_all_tiers_and_the_default_is_asked_too(world: World, tmp_path: Path) -> None:
+    own = OwnFolder(tmp_path)
+    world.drivers["namespaces"] = Sharing("namespaces")
+    plans = [world._plan(name) for name in ("namespaces", "qemu")]
+    driver = TiersDriver(plans[0], world.drivers["namespaces"], plans[1:], volumes=own)
+    assert driver.volumes is world.drivers["namespaces"].keeper is own
+    assert [each.mounts_volumes for each in await driver.tiers()] == [True, False]
+    await driver.start()
+    await driver.aclose()
+    assert own.told == ["start", "aclose"]
+
+
+class OwnFolder(FolderVolumes):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.told: list[str] = []
+
+    async def start(self) -> None:
+        self.told.append("start")
+
+    async def aclose(self) -> None:
+        self.told.append("aclose")

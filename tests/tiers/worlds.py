@@ -18,6 +18,7 @@ from firkin.law.ids import TemplateId
 from firkin.law.isolation import Isolation
 from firkin.law.policies import Capacity, Policies
 from firkin.law.templates import TemplateSpec
+from firkin.law.volumes import VolumeKeeper
 
 TIERS = {"namespaces": Isolation.NAMESPACES, "gvisor": Isolation.GVISOR, "qemu": Isolation.MICROVM}
 TEMPLATE = TemplateId("plain")
@@ -32,6 +33,11 @@ class Played(MemoryDriver):
         self.lacks: tuple[str, ...] = ()
         self.looks = self.starts = self.boots = self.verified = 0
         self.breaks = ""
+        self.keeper: VolumeKeeper | None = None
+
+    @property
+    def volumes(self) -> VolumeKeeper | None:  # type: ignore[override]  # the driver in memory keeps none
+        return self.keeper
 
     async def preflight(self) -> Preflight:
         self.looks += 1
@@ -48,6 +54,13 @@ class Played(MemoryDriver):
 
     async def verify(self, captured: Path) -> None:
         self.verified += 1
+
+
+class Sharing(Played):
+    """Mounts what another keeps."""
+
+    def share_volumes(self, keeper: VolumeKeeper) -> None:
+        self.keeper = keeper
 
 
 class World:

@@ -18,8 +18,10 @@ refused by `InvalidSpec`. A driver that can be one of a server's tiers also has
 `isolation` is the name of its tier. `ground` is what the drivers of one server share; its
 control groups there are `ground.trees(NAME)`, by its own name (`namespaces` has the bare ones);
 making the driver makes nothing on the machine, nor `state_dir`, which is there by the
-time of its `start`. `preflight` and `capabilities` may be asked before `start`. Three
-methods are optional: `root_preparer()` returns the `RootPreparer` of a driver whose
+time of its `start`. One that can mount the server's volumes `SharesVolumes`. `preflight`
+and `capabilities` may be asked before `start`, which leaves nothing when it fails.
+
+Three methods are optional: `root_preparer()` returns the `RootPreparer` of a driver whose
 roots are not directories of the host, `doctor()` returns findings for ``firkin doctor``,
 and the class method `declared()` returns the `Capabilities` on a machine that lacks nothing.
 """

@@ -42,13 +42,15 @@ def build_driver(settings: Settings) -> Driver:
     grounded = settings.driver in TIERS and hasattr(load_driver_class(settings.driver), "on_ground")
     if not grounded:
         return load_driver(settings.driver, folder, settings.driver_options)
+    from firkin.drivers.namespaces.volumes import VolumeDisks
     from firkin.drivers.tiers.driver import TiersDriver  # a driver alone does without
 
     options = options_by_driver(settings.driver, settings.driver_options)
     ground = _ground(settings.state_dir, _of_ground(settings.driver, options))
     plans = {name: _plan(name, settings.state_dir / "drivers", ground, options.get(name, {})) for name in TIERS}
     default = plans.pop(settings.driver)
-    return TiersDriver(default, default.load()(), list(plans.values()))
+    volumes = VolumeDisks(volumes_folder(settings.state_dir))
+    return TiersDriver(default, default.load()(), list(plans.values()), volumes=volumes)
 
 
 def options_by_driver(default: str, options: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -81,6 +83,13 @@ def _ground(state_dir: Path, given: Mapping[str, str]) -> Ground:
     make_state_dir(folder)
     _move_label(state_dir / "drivers" / "namespaces" / "label", folder / "label")
     return Ground(folder, ready_slots=options.ready_slots, egress_trust=options.egress_trust)
+
+
+def volumes_folder(state_dir: Path) -> Path:
+    """The server's, whichever tier is its default. An earlier Firkin had them with its only driver: there they stay,
+    for what is mounted is known by its path."""
+    old = state_dir / "drivers" / "namespaces" / "volumes"
+    return old if old.exists() else state_dir / "volumes"
 
 
 def _move_label(old: Path, new: Path) -> None:

@@ -63,6 +63,8 @@ class _Order:
 
 async def create(node: Node, spec: SandboxSpec, *, sandbox_id: SandboxId | None = None) -> SandboxInfo:
     """See `SandboxControl.create`."""
+    if spec.volumes:
+        node.volumes.require(_CREATE)
     if isinstance(spec.source, FromSnapshot):
         return await _create_from(node, spec, spec.source.snapshot_id, sandbox_id)
     template_id = spec.source.template_id

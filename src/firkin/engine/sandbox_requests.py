@@ -27,7 +27,7 @@ def check_sandbox(spec: SandboxSpec, tier: TierStatus) -> None:
     if isinstance(spec.source, FromSnapshot):
         offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
     check_network(_CREATE, spec.network, offer, gateways=tier.has_gateways)
-    if spec.volumes and not (tier.mounts_volumes or tier.is_default):  # the registry speaks for the default
+    if spec.volumes and not tier.mounts_volumes:
         reason = Permanent(f"sandboxes of the tier {tier.isolation or tier.driver} cannot mount this runtime's volumes")
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)
     if spec.lifecycle.on_timeout is OnTimeout.PAUSE:

@@ -49,6 +49,7 @@ from firkin.law.errors import (
 )
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation
+from firkin.law.volumes import VolumeKeeper
 from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
@@ -76,6 +77,7 @@ class NamespacesDriver:
         self._sockets = self._ground.run_folder()
         self._bases = BaseDisks(self._disks)
         self._volumes = VolumeDisks(state_dir / "volumes")
+        self._keeps_volumes = True
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._around = Surroundings(
@@ -112,6 +114,11 @@ class NamespacesDriver:
     def volumes(self) -> VolumeDisks:
         return self._volumes
 
+    def share_volumes(self, keeper: VolumeKeeper) -> None:
+        """See `SharesVolumes`: those of any driver that keeps them as disks."""
+        if isinstance(keeper, VolumeDisks):
+            self._volumes, self._keeps_volumes = keeper, False
+
     @property
     def egress(self) -> Keeper:
         return self._ground.keeper()
@@ -134,7 +141,8 @@ class NamespacesDriver:
         for folder in (self._disks, self._sockets, self._state / "launcher"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
-        await self._volumes.start()
+        if self._keeps_volumes:
+            await self._volumes.start()
         await self._ground.open()
         try:
             await self._start_launcher()
@@ -379,7 +387,8 @@ class NamespacesDriver:
         if self._launcher is not None:
             await self._launcher.aclose()
         self._around.disk_threads.close()
-        await self._volumes.aclose()
+        if self._keeps_volumes:
+            await self._volumes.aclose()
         await asyncio.to_thread(leave_host, self._trees, self._sockets)
         await self._ground.aclose()
 

@@ -1,7 +1,7 @@
 """The driver of several tiers: the engine sees one, and each sandbox is where its boot plan said.
 
-The default tier's name, volumes and gateways stand for all: whoever asks for no tier
-gets it, and the tiers of one server share one ground. Where a sandbox is, is
+The default tier's name and gateways stand for all: whoever asks for no tier gets it,
+and the tiers of one server share one ground, and volumes. Where a sandbox is, is
 remembered from its boot or adoption on; of one that is not remembered each tier is
 asked, for its files may be on any.
 """
@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from firkin.drivers.tiers.tier import Tier, TierPlan
 from firkin.law.backend import Preflight, TierStatus
@@ -26,14 +27,34 @@ from firkin.law.volumes import VolumeKeeper
 _log = logging.getLogger("firkin.drivers")
 
 
+class OwnVolumes(VolumeKeeper, Protocol):
+    """A keeper that is no driver's."""
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
 class TiersDriver:
     """Implements the law's `TieredDriver`."""
 
-    def __init__(self, default: TierPlan, driver: Driver, others: Sequence[TierPlan] = ()) -> None:
-        """`driver` is the default tier's, loaded. `others` have other names and other isolations."""
-        self._default = Tier(default, driver)
+    def __init__(
+        self,
+        default: TierPlan,
+        driver: Driver,
+        others: Sequence[TierPlan] = (),
+        *,
+        volumes: OwnVolumes | None = None,
+    ) -> None:
+        """`driver` is the default tier's, loaded. `others` have other names and other isolations.
+
+        `volumes` are the server's, whichever tier is its default; without them they are the default driver's.
+        """
+        self._own_volumes = volumes
+        self._volumes: VolumeKeeper | None = volumes or driver.volumes
+        self._default = Tier(default, self._volumes, driver)
         self._first = driver
-        known = [self._default, *map(Tier, others)]
+        known = [self._default, *(Tier(plan, self._volumes) for plan in others)]
         self._tiers = {tier.plan.isolation: tier for tier in known}
         self._by_driver = {tier.plan.driver: tier for tier in known}
         if not len(self._tiers) == len(self._by_driver) == len(known):
@@ -46,7 +67,7 @@ class TiersDriver:
 
     @property
     def volumes(self) -> VolumeKeeper | None:
-        return self._first.volumes
+        return self._volumes
 
     @property
     def egress(self) -> EgressKeeper | None:
@@ -93,6 +114,8 @@ class TiersDriver:
         One of those that cannot be started is logged, unless sandboxes of it live: what
         they hold, addresses and ids, would be given to others.
         """
+        if self._own_volumes is not None:
+            await self._own_volumes.start()
         await self._default.start(self._first)
         used = [tier for tier in self._others() if await asyncio.to_thread(_was_used, tier)]
         await asyncio.gather(*map(self._start_again, used))
@@ -167,11 +190,13 @@ class TiersDriver:
         failures: list[Exception] = []
         for close in (*(tier.aclose for tier in self._others()), self._default.aclose):
             await _noting(close, failures)
+        if self._own_volumes is not None:
+            await _noting(self._own_volumes.aclose, failures)
         if failures:
             raise failures[0]
 
     async def _status(self, tier: Tier) -> TierStatus:
-        return replace(await tier.status(self._first.volumes), is_default=tier is self._default)
+        return replace(await tier.status(), is_default=tier is self._default)
 
     def _named(self, isolation: Isolation | None) -> Tier:
         if isolation is None:

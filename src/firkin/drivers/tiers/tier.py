@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.law.backend import Preflight, TierStatus
 from firkin.law.capabilities import Capabilities, TierGated
-from firkin.law.driver import Driver
+from firkin.law.driver import Driver, SharesVolumes
 from firkin.law.errors import BackendFailure, FirkinError
 from firkin.law.isolation import Isolation
 from firkin.law.volumes import VolumeKeeper
@@ -49,10 +49,11 @@ class TierPlan:
 class Tier:
     """See above. Everything may be asked by several at once."""
 
-    def __init__(self, plan: TierPlan, driver: Driver | None = None) -> None:
-        """`driver` is one that is loaded already."""
+    def __init__(self, plan: TierPlan, volumes: VolumeKeeper | None, driver: Driver | None = None) -> None:
+        """`volumes` is whose volumes the server's sandboxes have; `driver` is one that is loaded already."""
         self.plan = plan
-        self._driver = driver
+        self._volumes = volumes
+        self._driver = None if driver is None else self._sharing(driver)
         self._status: TierStatus | None = None
         self._looked_at = 0.0
         self._started = False
@@ -69,23 +70,22 @@ class Tier:
         """Whether this or an earlier server has started it. Blocks, shortly."""
         return self.plan.folder.exists()
 
-    async def status(self, volumes: VolumeKeeper | None) -> TierStatus:
-        """What is known of it, else what a look says. `volumes` is whose volumes sandboxes have."""
+    async def status(self) -> TierStatus:
+        """What is known of it, else what a look says."""
         async with self._looking:
             now = asyncio.get_running_loop().time()
             known = self._status
             if known is None or (not known.preflight.ready and now - self._looked_at > RELOOK_AFTER_S):
                 known = self._status = await self._look()
                 self._looked_at = asyncio.get_running_loop().time()
-        keeper = self._driver.volumes if self._driver is not None else None
-        return replace(known, mounts_volumes=keeper is not None and keeper is volumes)
+            return known
 
     async def started(self) -> Driver:
         """Its driver, ready to boot. `BackendFailure` says what this machine lacks; the next call tries again."""
         async with self._starting:
             if self._driver is not None and self._started:
                 return self._driver
-            status = await self.status(None)
+            status = await self.status()
             driver = self._driver
             if driver is None or not status.preflight.ready:
                 gate = TierGated(self.plan.isolation, status.preflight.reasons)
@@ -123,8 +123,14 @@ class Tier:
     async def _loaded(self) -> Driver:
         if self._driver is None:
             make = await asyncio.to_thread(self.plan.load)  # its code, and perhaps much that it needs
-            self._driver = make()
+            self._driver = self._sharing(make())
         return self._driver
+
+    def _sharing(self, driver: Driver) -> Driver:
+        foreign = self._volumes is not None and driver.volumes is not self._volumes
+        if foreign and self._volumes is not None and isinstance(driver, SharesVolumes):
+            driver.share_volumes(self._volumes)
+        return driver
 
     def _found(self, driver: Driver | None, preflight: Preflight, capabilities: Capabilities) -> TierStatus:
         return TierStatus(
@@ -132,5 +138,6 @@ class Tier:
             driver=self.plan.driver,
             preflight=preflight,
             capabilities=capabilities,
+            mounts_volumes=driver is not None and self._volumes is not None and driver.volumes is self._volumes,
             has_gateways=driver is not None and driver.egress is not None,
         )
