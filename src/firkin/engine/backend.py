@@ -112,10 +112,10 @@ class LocalBackend:
 
     @property
     def pauses(self) -> LocalPauses | None:
-        """None over a driver that can neither pause nor resume."""
+        """None over a driver that can neither pause nor resume. With several tiers another may."""
         node = self._started()
         offered = node.offer.supports(CapabilityName.PAUSE_CAPTURE) or node.offer.supports(CapabilityName.PAUSE_RESUME)
-        return LocalPauses(node) if offered else None
+        return LocalPauses(node) if offered or node.tiers.are_several else None
 
     @property
     def builds(self) -> LocalBuilds | None:
@@ -158,9 +158,9 @@ class LocalBackend:
         """See `SandboxBackend.start`. `BackendFailure` with every reason when the host is not ready."""
         if self._node is not None:
             raise BackendFailure("start", "the engine", "it has been started before", retry=RetryClass.NOT_RETRYABLE)
-        preflight = await self._driver.preflight()
-        if not preflight.ready:
-            reasons = "; ".join(preflight.reasons)
+        default = await self._tiers.default()
+        if not default.preflight.ready:
+            reasons = "; ".join(default.preflight.reasons)
             raise BackendFailure("start", self._driver.name, reasons, retry=RetryClass.NOT_RETRYABLE)
         async with AsyncExitStack() as undo:
             node = await self._build(undo, policies)
@@ -209,6 +209,7 @@ class LocalBackend:
                 snapshots_dir=self._state_dir / "snapshots",
                 children=await undo.enter_async_context(children()),
                 offer=await self.capabilities(),
+                tiers=self._tiers,
                 server_secret=self._server_secret,
             ),
             policies,

@@ -288,6 +288,7 @@ __all__ = [
     "SecretInfo",
     "SecretName",
     "SecretSpec",
+    "SharesVolumes",
     "Shell",
     "Signal",
     "Signaled",

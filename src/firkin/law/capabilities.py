@@ -136,7 +136,7 @@ class TierGated:
 
     def __str__(self) -> str:
         why = "; ".join(self.reasons) or "it is not ready"
-        return f"this machine cannot isolate by {self.tier!r}: {why}"
+        return f"this machine cannot isolate by {self.tier}: {why}"
 
 
 CapabilityReason = Permanent | BuildFeatureGated | HostPreflightGated | RuntimeStateGated | TierGated

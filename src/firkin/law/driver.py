@@ -284,6 +284,18 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class SharesVolumes(Protocol):
+    """A driver that can mount what the keeper of another tier keeps."""
+
+    def share_volumes(self, keeper: VolumeKeeper) -> None:
+        """Before `start`: mount from `keeper`, which is started and closed by its owner, and say that it is `volumes`.
+
+        A keeper of a kind that it does not know is left alone.
+        """
+        ...
+
+
+@runtime_checkable
 class TieredDriver(Driver, Protocol):
     """Several drivers that look like one: the default's name, volumes and gateways are its own.
 
@@ -297,6 +309,10 @@ class TieredDriver(Driver, Protocol):
 
     async def tier(self, isolation: Isolation | None) -> TierStatus:
         """One of them; None is the default, and `STRONGEST` the strongest that is ready."""
+        ...
+
+    def isolation_of(self, driver: str) -> Isolation | None:
+        """The tier of the driver of that name, loaded or not; None for one that is not here."""
         ...
 
     async def of(self, driver: str) -> Driver:

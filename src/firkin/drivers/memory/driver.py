@@ -75,7 +75,10 @@ OPERATIONS: Mapping[str, Operation] = {
 class MemoryInstance:
     """One computer in this process. `left` are the files of the one that it continues."""
 
-    def __init__(self, plan: BootPlan, faults: DriverFaults, left: Tree | None = None) -> None:
+    def __init__(
+        self, plan: BootPlan, faults: DriverFaults, left: Tree | None = None, *, driver: str = "memory"
+    ) -> None:
+        self._driver = driver
         self.boot = secrets.token_hex(8)
         self.machine = Machine(plan, left)
         self._faults = faults
@@ -88,7 +91,7 @@ class MemoryInstance:
 
     @property
     def ref(self) -> InstanceRef:
-        return InstanceRef("memory", {"boot": self.boot})
+        return InstanceRef(self._driver, {"boot": self.boot})
 
     @property
     def alive(self) -> bool:
@@ -186,9 +189,13 @@ class MemoryInstance:
 
 
 class MemoryDriver:
-    """Instances without a kernel. `faults` lets a test make the next boots fail or wait."""
+    """Instances without a kernel. `faults` lets a test make the next boots fail or wait.
 
-    def __init__(self) -> None:
+    Under other names several of them can play the tiers of one server.
+    """
+
+    def __init__(self, name: str = "memory") -> None:
+        self._name = name
         self.faults = DriverFaults()
         self._instances: dict[SandboxId, MemoryInstance] = {}
 
@@ -205,7 +212,7 @@ class MemoryDriver:
 
     @property
     def name(self) -> str:
-        return "memory"
+        return self._name
 
     @property
     def egress(self) -> None:
@@ -230,7 +237,7 @@ class MemoryDriver:
 
     async def boot(self, plan: BootPlan) -> MemoryInstance:
         former = self._former(plan)
-        instance = MemoryInstance(plan, self.faults, former.machine.tree if former else None)
+        instance = MemoryInstance(plan, self.faults, former.machine.tree if former else None, driver=self._name)
         self._instances[plan.sandbox_id] = instance
         try:
             await self.faults.before_boot()
