@@ -39,6 +39,7 @@ from firkin.law.ids import SandboxId, SnapshotId
 from firkin.law.logs import LogSource
 from firkin.law.resources import SandboxResources
 from firkin.law.sandboxes import FromSnapshot, SandboxInfo, SandboxSpec
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.lifetimes import finish
 
@@ -163,7 +164,8 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     await node.egress.lead(_CREATE, resident)
     inside = await node.links.connect(resident)
     await node.egress.settle(resident, inside)
-    await started_up(_CREATE, inside, resident)
+    if not (order.foundation.captured and order.tier.captures is SnapshotKind.CONTINUATION):  # else it goes on
+        await started_up(_CREATE, inside, resident)
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))

@@ -141,7 +141,8 @@ class LocalSnapshots:
         with store.naming(_CAPTURE, options.owner, options.name, replace=options.replace):
             async with store.aside() as aside:
                 info = await _captured(node, resident, aside, _CAPTURE, also_paused=True)
-                record = _record(node, resident, info, options, await store.settled(aside))
+                kind = (await node.tiers.of(info.driver)).captures
+                record = _record(node, resident, info, options, kind, await store.settled(aside))
                 old = store.named(options.owner, options.name) if options.name else None
                 await store.keep(record, aside)
             await _remark(node, resident, record.info)
@@ -156,7 +157,8 @@ class LocalSnapshots:
         gate = asyncio.Semaphore(FORKS_AT_ONCE)
         async with node.snapshots.aside() as aside:
             info = await _captured(node, resident, aside, _FORK, also_paused=False)
-            record = _record(node, resident, info, SnapshotOptions(), None)
+            kind = (await node.tiers.of(info.driver)).captures
+            record = _record(node, resident, info, SnapshotOptions(), kind, None)
             spec = _twin(info, options)
             tier = await node.tiers.restoring(_FORK, info.driver, None)
 
@@ -241,12 +243,17 @@ def _require_disk(node: Node, needed: int) -> None:
 
 
 def _record(
-    node: Node, resident: Resident, info: SandboxInfo, options: SnapshotOptions, content: SnapshotIntegrity | None
+    node: Node,
+    resident: Resident,
+    info: SandboxInfo,
+    options: SnapshotOptions,
+    kind: SnapshotKind,
+    content: SnapshotIntegrity | None,
 ) -> SnapshotRecord:
     template = node.templates.of_directory(resident.origin.directory)
     kept = SnapshotInfo(
         id=SnapshotId(f"s{secrets.token_hex(10)}"),
-        kind=SnapshotKind.FILESYSTEM,
+        kind=kind,
         created_at=node.clock.now(),
         name=options.name or "",
         source_sandbox_id=info.id,

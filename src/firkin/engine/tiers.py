@@ -118,6 +118,7 @@ class Tiers:
             is_default=True,
             mounts_volumes=driver.volumes is not None,
             has_gateways=driver.egress is not None,
+            captures=driver.captures,
         )
 
     def _offered(self, status: TierStatus) -> TierStatus:

@@ -66,6 +66,7 @@ from firkin.law.snapshots import (
     SnapshotArchive,
     SnapshotFilter,
     SnapshotInfo,
+    SnapshotKind,
     SnapshotOptions,
     SnapshotRef,
 )
@@ -102,6 +103,7 @@ class TierStatus:
     """What one tier is on this machine. `isolation` None: the server's one driver, which is no tier.
 
     A tier that is not ready has no capabilities, and says so with the preflight's reasons.
+    `captures` is the kind of its snapshots and forks.
     """
 
     isolation: Isolation | None
@@ -111,6 +113,7 @@ class TierStatus:
     is_default: bool = False
     mounts_volumes: bool = False
     has_gateways: bool = False
+    captures: SnapshotKind = SnapshotKind.FILESYSTEM
 
 
 class TemplateControl(Protocol):

@@ -20,6 +20,7 @@ from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.ports import ByteChannel
 from firkin.law.resources import SandboxResources
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import EndCause
 from firkin.law.templates import ImageConfig, TemplateSpec
 from firkin.law.volumes import BootVolume, VolumeKeeper
@@ -216,6 +217,14 @@ class EgressKeeper(Protocol):
 class Driver(Protocol):
     @property
     def name(self) -> str: ...
+
+    @property
+    def captures(self) -> SnapshotKind:
+        """What `Instance.capture` holds: ``FILESYSTEM`` is the files, ``CONTINUATION`` the programs and their memory too.
+
+        A boot from the first has no programs; in one from the second they go on where they stopped.
+        """
+        ...
 
     @property
     def volumes(self) -> VolumeKeeper | None:

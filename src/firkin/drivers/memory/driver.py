@@ -34,6 +34,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.isolation import IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import RefusedFlow
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import EndCause
 from firkin.lifetimes import finish
 from firkin.wire.codec import Object
@@ -217,6 +218,10 @@ class MemoryDriver:
     @property
     def egress(self) -> None:
         return None
+
+    @property
+    def captures(self) -> SnapshotKind:
+        return SnapshotKind.FILESYSTEM
 
     @property
     def volumes(self) -> None:

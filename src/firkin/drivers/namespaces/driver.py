@@ -49,6 +49,7 @@ from firkin.law.errors import (
 )
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.volumes import VolumeKeeper
 from firkin.lifetimes import Children, finish
 
@@ -109,6 +110,10 @@ class NamespacesDriver:
     @property
     def name(self) -> str:
         return NAME
+
+    @property
+    def captures(self) -> SnapshotKind:
+        return SnapshotKind.FILESYSTEM
 
     @property
     def volumes(self) -> VolumeDisks:

@@ -51,6 +51,7 @@ from firkin.law.errors import (
     UnsupportedCapability,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.snapshots import SnapshotKind
 from firkin.lifetimes import Children, finish
 
 _BOOT_WITHIN_S = 30.0
@@ -109,6 +110,10 @@ class QemuDriver:
     @property
     def name(self) -> str:
         return NAME
+
+    @property
+    def captures(self) -> SnapshotKind:
+        return SnapshotKind.CONTINUATION
 
     @property
     def volumes(self) -> None:

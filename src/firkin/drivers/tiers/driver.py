@@ -22,6 +22,7 @@ from firkin.law.driver import BootPlan, Driver, EgressKeeper, Instance, Instance
 from firkin.law.errors import BackendFailure, FirkinError, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import STRENGTH, Isolation
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.volumes import VolumeKeeper
 
 _log = logging.getLogger("firkin.drivers")
@@ -64,6 +65,10 @@ class TiersDriver:
     @property
     def name(self) -> str:
         return self._first.name
+
+    @property
+    def captures(self) -> SnapshotKind:
+        return self._first.captures
 
     @property
     def volumes(self) -> VolumeKeeper | None:

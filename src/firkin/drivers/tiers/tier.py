@@ -17,6 +17,7 @@ from firkin.law.capabilities import Capabilities, TierGated
 from firkin.law.driver import Driver, SharesVolumes
 from firkin.law.errors import BackendFailure, FirkinError
 from firkin.law.isolation import Isolation
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.volumes import VolumeKeeper
 from firkin.lifetimes import finish
 
@@ -140,4 +141,5 @@ class Tier:
             capabilities=capabilities,
             mounts_volumes=driver is not None and self._volumes is not None and driver.volumes is self._volumes,
             has_gateways=driver is not None and driver.egress is not None,
+            captures=SnapshotKind.FILESYSTEM if driver is None else driver.captures,
         )
