@@ -220,7 +220,7 @@ class Driver(Protocol):
 
     @property
     def captures(self) -> SnapshotKind:
-        """What `Instance.capture` holds: ``FILESYSTEM`` is the files, ``CONTINUATION`` the programs and their memory too.
+        """What `Instance.capture` holds: ``FILESYSTEM``, the files; ``CONTINUATION``, the whole machine.
 
         A boot from the first has no programs; in one from the second they go on where they stopped.
         """

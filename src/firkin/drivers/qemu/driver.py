@@ -123,6 +123,10 @@ class QemuDriver:
     def egress(self) -> Keeper:
         return self._ground.keeper()
 
+    @property
+    def launcher_pid(self) -> int | None:
+        return self._launcher.pid if self._launcher else None
+
     async def capabilities(self) -> Capabilities:
         return preflight.capabilities()
 
@@ -307,6 +311,7 @@ class QemuDriver:
         if plan.captured:
             store = await asyncio.to_thread(read_store, Path(plan.captured))
             store.require_fit(fit)
+            await asyncio.to_thread(store.require_whole, STATE)
             if store.disk_bytes != plan.resources.disk_bytes:
                 detail = (
                     f"disk_bytes is {plan.resources.disk_bytes}, but the files are on a disk of {store.disk_bytes} "
