@@ -9,10 +9,8 @@ listening, and woken from there for every sandbox; see `seeds`.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import signal
-import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,19 +23,19 @@ from firkin.drivers.ground.process_table import start_time
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu import machines, preflight
 from firkin.drivers.qemu.accelerators import PROBE_WITHIN_S, Accelerators
+from firkin.drivers.qemu.files import listen, own_disk, processor, require_memory, require_whole
 from firkin.drivers.qemu.instance import NAME, Names, Places, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
 from firkin.drivers.qemu.launcher import Launcher
 from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages, empty_memory
 from firkin.drivers.qemu.options import QemuOptions
+from firkin.drivers.qemu.seeds import Seeds
 from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, Store, read_store
 from firkin.drivers.qemu.trunk import Trunk
-from firkin.host.base_disks import BaseDisks, is_in_order, repair
-from firkin.host.disks import copy_image
+from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
 from firkin.host.root_images import RootImages
-from firkin.host.superblocks import is_clean
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.driver import BootPlan, InstanceRef
@@ -80,15 +78,14 @@ class QemuDriver:
         self._trees = self._ground.trees(NAME)
         self._sockets = self._ground.run_folder(NAME)
         self._disks = state_dir / "disks"
-        self._seeds = state_dir / "seeds"
         self._bases = BaseDisks(self._disks)
         self._roots = RootImages(state_dir / "roots")
         self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
         self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
-        self._memories = MemoryImages(_require_memory)
+        self._memories = MemoryImages(require_memory)
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
-        self._sowing: dict[str, asyncio.Lock] = {}
+        self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
         self._around = Surroundings(
             trees=self._trees,
             networks=self._ground.networks,
@@ -134,7 +131,7 @@ class QemuDriver:
         return await asyncio.to_thread(preflight.check, self._state, self._options.kernel)
 
     async def start(self) -> None:
-        for folder in (self._disks, self._seeds, self._sockets, self._state / "launcher"):
+        for folder in (self._disks, self._sockets, self._state / "launcher"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
         await self._ground.open()
@@ -193,11 +190,15 @@ class QemuDriver:
                 raise
         raise AssertionError("the loop returns or raises")
 
+    async def _sown(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> QemuInstance:
+        return await self._attempts(plan, kit, fit, root, None)
+
     async def _boot_in(
         self, plan: BootPlan, slot: Slot, kit: Kit, fit: Fit, root: Path, store: Store | None
     ) -> QemuInstance:
         before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
-        disk = await asyncio.to_thread(self._own_disk, plan, store, await self._base(plan))
+        disk = self._disk(plan.sandbox_id)
+        await asyncio.to_thread(own_disk, disk, plan, store, await self._bases.image(plan.resources.disk_bytes))
         instance = await self._launched(plan.sandbox_id, slot, kit, fit, root, disk, store, before)
         try:
             if store is not None:
@@ -231,9 +232,9 @@ class QemuDriver:
         size = fit.shape.memory_mib << 20
         opened: dict[int, int] = {}
         try:
-            opened[machines.FD_TRUNK] = _listen(places.trunk)
-            opened[machines.FD_RESET] = _listen(places.reset)
-            opened[machines.FD_CONTROL] = _listen(places.control)
+            opened[machines.FD_TRUNK] = listen(places.trunk)
+            opened[machines.FD_RESET] = listen(places.reset)
+            opened[machines.FD_CONTROL] = listen(places.control)
             opened[machines.FD_ROOT] = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
             opened[machines.FD_DISK] = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
             opened[machines.FD_KERNEL] = os.open(kit.kernel, os.O_RDONLY | os.O_CLOEXEC)
@@ -298,11 +299,8 @@ class QemuDriver:
     # -- what it is made of ---------------------------------------------------------------------
 
     def _fit(self, kit: Kit, shape: Shape, root: Path) -> Fit:
-        processor = _processor() if shape.accelerator == "kvm" else "emulated"
-        return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=processor, shape=shape)
-
-    async def _base(self, plan: BootPlan) -> Path:
-        return await self._bases.image(plan.resources.disk_bytes)
+        seen = processor() if shape.accelerator == "kvm" else "emulated"
+        return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=seen, shape=shape)
 
     async def _store(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> Store | None:
         """Where the machine is woken from; None for files that a machine which is gone left: it boots from them."""
@@ -319,37 +317,7 @@ class QemuDriver:
                 )
                 raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
             return store
-        return await self._seed(plan, kit, fit, root)
-
-    async def _seed(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> Store:
-        """The stored machine of that template and shape; the first call for one boots it."""
-        shape, disk = fit.shape, plan.resources.disk_bytes
-        key = f"{fit.root}-{kit.digest}-{shape.memory_mib}-{shape.vcpus}-{shape.accelerator}-{disk >> 20}"
-        folder = self._seeds / key
-        async with self._sowing.setdefault(key, asyncio.Lock()):
-            if folder.exists():
-                with suppress(SnapshotIntegrityFailure):
-                    store = await asyncio.to_thread(read_store, folder)
-                    store.require_fit(fit)
-                    return store
-                await asyncio.to_thread(_remove_folder, folder)
-            await self._sow(plan, kit, fit, root, folder)
-            return await asyncio.to_thread(read_store, folder)
-
-    async def _sow(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path, folder: Path) -> None:
-        """Boot a machine that is no sandbox's, up to where its agent listens, and write it down."""
-        name = SandboxId(f"seed{os.urandom(6).hex()}")
-        neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources, hostname="sandbox")
-        aside = folder.with_suffix(".new")
-        await asyncio.to_thread(_remove_folder, aside)
-        instance = await self._attempts(neutral, kit, fit, root, None)
-        try:
-            aside.mkdir(mode=0o700)
-            await instance.capture(aside, room_bytes=1 << 62)
-        finally:
-            await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
-            await self.discard(name)
-        aside.rename(folder)
+        return await self._seeds.seed(plan, kit, fit, root)
 
     async def _probe(self, plan: BootPlan, kit: Kit, root: Path, accelerator: str) -> bool:
         """Whether a machine boots with that accelerator so far that its agent answers."""
@@ -366,23 +334,6 @@ class QemuDriver:
         finally:
             await finish(self._undo(neutral, slot), within_s=_UNDO_WITHIN_S)
         return True
-
-    def _own_disk(self, plan: BootPlan, store: Store | None, base: Path) -> Path:
-        path = self._disk(plan.sandbox_id)
-        if plan.continues:
-            _require_disk(path, plan.resources.disk_bytes)
-            return path
-        source_path = base if store is None else store.folder / DISK
-        source = os.open(source_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                copy_image(source, target, plan.resources.disk_bytes)
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
-        return path
 
     def _instance(
         self, sandbox_id: SandboxId, ref: InstanceRef, pid: int, pidfd: int, slot: Slot, fit: Fit
@@ -477,8 +428,7 @@ class QemuDriver:
             await self._end_remains(orphan)
             await self.discard(SandboxId(orphan))
             removed.append(f"what was left of sandbox {orphan}")
-        for begun in self._seeds.glob("*.new"):
-            await asyncio.to_thread(_remove_folder, begun)
+        await asyncio.to_thread(self._seeds.forget_begun)
         await self._ground.slots()
         return removed
 
@@ -498,7 +448,7 @@ class QemuDriver:
         operation = "import a snapshot"
         if sorted(path.name for path in captured.iterdir()) != sorted((MEMORY, STATE, DISK, "machine.json")):
             raise SnapshotIntegrityFailure(operation, None, "it holds other files than a machine's")
-        await asyncio.to_thread(_require_whole, captured)
+        await asyncio.to_thread(require_whole, captured)
 
     async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
         reason = Permanent("a machine's disk is never mounted on the host; templates are built on another tier")
@@ -528,53 +478,3 @@ class QemuDriver:
         return Places(
             trunk=f"{base}.trunk", reset=f"{base}.reset", control=f"{base}.control", disk=self._disk(sandbox_id)
         )
-
-
-def _require_memory(path: Path) -> None:
-    """What is about to be mapped by many must be what was written."""
-    read_store(path.parent).require_whole(MEMORY)
-
-
-def _require_whole(folder: Path) -> None:
-    store = read_store(folder)
-    for name in (MEMORY, STATE):
-        store.require_whole(name)
-
-
-def _require_disk(path: Path, wanted: int) -> None:
-    size = path.stat().st_size
-    if size != wanted:
-        detail = f"disk_bytes is {wanted}, but the files are on a disk of {size} bytes, which keeps its size"
-        raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
-    with path.open("rb") as image:
-        clean = is_clean(image.fileno())
-    if not clean and not is_in_order(str(path)):
-        repair(str(path))
-
-
-def _remove_folder(folder: Path) -> None:
-    with suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
-
-
-def _listen(path: str) -> int:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(4)
-    except BaseException:
-        listener.close()
-        raise
-    return listener.detach()
-
-
-def _processor() -> str:
-    """A guest of KVM has seen the host's own processor: what it goes on with must be the same."""
-    with open("/proc/cpuinfo") as file:
-        lines = [line.strip() for line in file if line.startswith(("model name", "flags", "microcode", "Features"))]
-    return hashlib.sha256("\n".join(sorted(set(lines))).encode()).hexdigest()[:16]
