@@ -281,9 +281,13 @@ def _keys(value: Any) -> tuple[KeySetting, ...]:
 def _options(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ValueError("it must be a table of texts")
-    return {
-        str(name): str(option).lower() if isinstance(option, bool) else str(option) for name, option in value.items()
-    }
+    flat: dict[str, Any] = {}
+    for name, option in value.items():
+        if isinstance(option, Mapping):  # ``qemu.kernel = "…"`` is a table within the table
+            flat.update({f"{name}.{inner}": each for inner, each in option.items()})
+        else:
+            flat[str(name)] = option
+    return {name: str(option).lower() if isinstance(option, bool) else str(option) for name, option in flat.items()}
 
 
 def _mirrors(value: Any) -> dict[str, str]:

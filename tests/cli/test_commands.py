@@ -284,6 +284,15 @@ def test_plain_benchmarks_take_every_figure() -> None:
     }
 
 
+def test_doctor_lists_every_tier(tmp_path: Path) -> None:
+    done = firkin("doctor", "--driver", "namespaces", "--no-probe", "--json", state=tmp_path)
+    findings = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+    for tier in ("microvm", "gvisor", "oci"):
+        found = findings[f"tier {tier}"]
+        assert found["status"] in ("ok", "degraded")
+        assert found["status"] == "ok" or found["mend"]
+
+
 def test_doctor_answers_in_json_and_boots_a_sandbox(tmp_path: Path) -> None:
     done = firkin("doctor", "--driver", "memory", "--json", state=tmp_path)
     answer = json.loads(done.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -90,6 +91,30 @@ def test_a_sandbox_is_created_listed_used_inspected_and_killed(state: Path) -> N
     assert firkin("sandbox", "logs", sandbox_id, state=state).stdout
     assert firkin("sandbox", "kill", sandbox_id, state=state).returncode == 0
     assert firkin("sandbox", "kill", sandbox_id, state=state).returncode == 2
+
+
+def test_inspect_shows_what_holds_a_sandbox_in_or_that_nothing_does(state: Path) -> None:
+    sandbox_id = created(state)
+    facts = json.loads(firkin("sandbox", "inspect", sandbox_id, "--json", state=state).stdout)["isolation"]
+    assert (facts["tier"], facts["driver"], facts["uid_map"]) == ("none", "memory", None)
+    assert set(facts["unread"]) == {name for name, value in facts.items() if value is None}
+    text = firkin("sandbox", "inspect", sandbox_id, state=state).stdout.decode()
+    assert re.search(r"^isolation\.tier +none$", text, re.MULTILINE)
+    firkin("sandbox", "kill", sandbox_id, state=state)
+    assert "isolation" not in json.loads(firkin("sandbox", "inspect", sandbox_id, "--json", state=state).stdout)
+
+
+@pytest.mark.parametrize("words", [["sandbox", "create"], ["run", "--driver", "memory"]], ids=["create", "run"])
+def test_a_tier_that_is_not_here_is_refused_in_one_sentence(state: Path, tmp_path: Path, words: list[str]) -> None:
+    where = tmp_path if words[0] == "run" else state
+    done = firkin(*words, "--isolation", "microvm", *(["--", "true"] if words[0] == "run" else []), state=where)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done.stderr
+    assert b"isolates by 'memory' alone, not by 'microvm'" in done.stderr
+
+
+def test_a_template_of_a_tier_that_is_not_here_is_refused(state: Path) -> None:
+    done = firkin("template", "prepare", "host", "--id", "hard", "--isolation", "gvisor", state=state)
+    assert (done.returncode, b"not by 'gvisor'" in done.stderr) == (2, True), done.stderr
 
 
 def test_exec_answers_with_one_json_object_at_the_end(state: Path) -> None:

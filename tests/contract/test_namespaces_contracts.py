@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from firkin.bootstrap.tier_assembly import build_driver
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.drivers.namespaces.preflight import check
 from firkin.engine.backend import LocalBackend
@@ -18,6 +19,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.policies import Policies
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.templates import TemplateSpec
+from firkin.settings import read_settings
 from firkin.testing import BackendContract, DriverContract
 from firkin.testing.backend_suite import MakeBackend
 from firkin.testing.driver_layer_obligations import LayerObligations
@@ -60,6 +62,20 @@ class TestNamespacesDriver(DriverContract):
     def boot_plan(self, sandbox_id: SandboxId) -> BootPlan:
         resources = SandboxResources(vcpus=1, memory_bytes=256 * MIB, disk_bytes=128 * MIB)
         return BootPlan(sandbox_id=sandbox_id, root=self._root.root, resources=resources)
+
+
+class TestNamespacesAmongTiers(TestNamespacesDriver):
+    """As a server has it: behind the driver of all tiers, on a ground that others could share."""
+
+    async def make_driver(self) -> Driver:
+        given = {"state_dir": self._state, "driver_options": {"ready_slots": "3"}}
+        return build_driver(read_settings(given))
+
+    async def reopen(self, driver: Driver) -> Driver:
+        await driver.aclose()
+        later = await self.make_driver()
+        await later.start()
+        return later
 
 
 class TestLayersByPath(LayerObligations):

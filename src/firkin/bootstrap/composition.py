@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firkin import __version__
-from firkin.bootstrap.driver_loading import load_driver
 from firkin.bootstrap.state_files import make_state_dir, server_secret
 from firkin.bootstrap.temporary_states import temporary_state
+from firkin.bootstrap.tier_assembly import build_driver
 from firkin.engine.backend import LocalBackend
 from firkin.host.image_sources import RegistrySettings
 from firkin.host.layer_store import LayerStore
@@ -35,9 +35,7 @@ CLOSE_WITHIN_S = 60.0
 def build_backend(settings: Settings) -> LocalBackend:
     """The engine of these settings over their driver, not started. Makes the state folder."""
     make_state_dir(settings.state_dir)
-    driver_dir = settings.state_dir / "drivers" / settings.driver
-    make_state_dir(driver_dir)
-    driver = load_driver(settings.driver, driver_dir, settings.driver_options)
+    driver = build_driver(settings)
     own = getattr(driver, "root_preparer", None)  # a driver whose roots are not host directories brings its own
     layers = LayerStore(settings.state_dir / "layers")
     preparer: RootPreparer = _host_preparer(settings, layers) if own is None else own()

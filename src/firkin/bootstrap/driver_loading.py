@@ -9,9 +9,21 @@ when it is asked for. The convention that a driver class keeps:
 `state_dir` is the folder that belongs to it alone; everything that the driver
 leaves on the machine must carry a label made from it, so that two servers with
 two state folders never touch each other's sandboxes. Unknown options are
-refused by `InvalidSpec`. Two methods are optional: `root_preparer()` returns the
-`RootPreparer` of a driver whose roots are not directories of the host, and
-`doctor()` returns findings for ``firkin doctor``.
+refused by `InvalidSpec`. A driver that can be one of a server's tiers also has
+
+    isolation: str
+    @classmethod
+    def on_ground(cls, ground: Ground, state_dir: Path, options: Mapping[str, str]) -> Self
+
+`isolation` is the name of its tier. `ground` is what the drivers of one server share; its
+control groups there are `ground.trees(NAME)`, by its own name (`namespaces` has the bare ones);
+making the driver makes nothing on the machine, nor `state_dir`, which is there by the
+time of its `start`. One that can mount the server's volumes `SharesVolumes`. `preflight`
+and `capabilities` may be asked before `start`, which leaves nothing when it fails.
+
+Three methods are optional: `root_preparer()` returns the `RootPreparer` of a driver whose
+roots are not directories of the host, `doctor()` returns findings for ``firkin doctor``,
+and the class method `declared()` returns the `Capabilities` on a machine that lacks nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +48,14 @@ def require_driver(name: str) -> None:
     _entry(name)
 
 
+def load_driver_class(name: str) -> type:
+    """The class of the driver of that name. Raises as `load_driver`."""
+    return _load(_entry(name), name)
+
+
 def load_driver(name: str, state_dir: Path, options: Mapping[str, str]) -> Driver:
     """The driver of that name. `InvalidSpec` for an unknown name, `BackendFailure` when its code cannot be loaded."""
-    driver_class = _load(_entry(name), name)
+    driver_class = load_driver_class(name)
     make = getattr(driver_class, "from_settings", None)
     if make is not None:
         made: Driver = make(state_dir, options)

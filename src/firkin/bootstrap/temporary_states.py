@@ -22,6 +22,7 @@ from firkin.law.errors import FirkinError
 from firkin.lifetimes import finish
 from firkin.settings import Settings
 
+_USUAL = "namespaces"  # with it the other tiers that were used are ended as well
 _PREFIX = "firkin-run-"
 _REMOVE_WITHIN_S = 60.0
 _YOUNG_S = 30.0
@@ -52,7 +53,7 @@ def _abandoned() -> list[tuple[Path, str]]:
             ours = os.path.isdir(folder) and not folder.is_symlink() and status.st_uid == os.geteuid()
             if ours and time.time() - status.st_mtime > _YOUNG_S and not _held(folder / "lock"):
                 drivers = sorted(path.name for path in (folder / "drivers").iterdir())
-                found += [(folder, drivers[0])] if drivers else []
+                found += [(folder, _USUAL if _USUAL in drivers else drivers[0])] if drivers else []
         except OSError:
             continue
     return found

@@ -11,10 +11,13 @@ from typing import Any
 from firkin.bootstrap.composition import close_abandoned, ensure_template, open_backend
 from firkin.bootstrap.driver_loading import load_driver
 from firkin.bootstrap.temporary_states import temporary_state
+from firkin.bootstrap.tier_assembly import build_driver
 from firkin.cli.failures import one_sentence
-from firkin.cli.findings import Finding, Status
+from firkin.cli.findings import Finding, Status, found
 from firkin.cli.kernel_checks import kernel_findings
 from firkin.cli.tool_checks import tls_findings, tool_findings
+from firkin.law.backend import TierStatus
+from firkin.law.driver import TieredDriver
 from firkin.law.errors import FirkinError
 from firkin.law.processes import Command
 from firkin.law.sandboxes import DeleteOptions, SandboxSpec
@@ -33,6 +36,7 @@ async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
         ]
     async with temporary_state(settings, close_abandoned) as temporary:
         findings += await _driver_findings(temporary)
+        findings += await _tier_findings(temporary)
         if probe:
             findings.append(await _probe(temporary))
     return findings
@@ -49,6 +53,27 @@ async def _driver_findings(settings: Settings) -> list[Finding]:
     if preflight.ready:
         return [*own, _driver_finding(settings.driver, Status.OK, "preflight passed")]
     return [*own, *(_driver_finding(settings.driver, Status.MISSING, reason) for reason in preflight.reasons)]
+
+
+async def _tier_findings(settings: Settings) -> list[Finding]:
+    """The tiers beside the default one, which are there for who asks for them."""
+    try:
+        driver = await asyncio.to_thread(build_driver, settings)
+    except FirkinError:  # told of the driver itself already
+        return []
+    tiers = await driver.tiers() if isinstance(driver, TieredDriver) else []
+    return [_tier_finding(status) for status in tiers if not status.is_default]
+
+
+def _tier_finding(status: TierStatus) -> Finding:
+    reasons = "; ".join(status.preflight.reasons)
+    return found(
+        f"tier {status.isolation}",
+        status.preflight.ready,
+        f"usable, by the driver {status.driver}" if status.preflight.ready else reasons,
+        why=f"sandboxes that ask for the isolation {status.isolation}, which are refused without it",
+        mend=reasons,
+    )
 
 
 def _driver_finding(driver: str, status: Status, detail: str) -> Finding:

@@ -14,6 +14,7 @@ from firkin.cli.failures import BAD_INPUT, CommandFailure
 from firkin.cli.template import absolute_source
 from firkin.law.backend import SandboxBackend
 from firkin.law.ids import SandboxId, TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.network import NetworkPolicy
 from firkin.law.processes import (
     Argv,
@@ -52,6 +53,7 @@ class OneShot:
     disk: int | None = None
     internet: bool = False
     hardened: bool = False
+    isolation: str | None = None
     tty: bool = False
     timeout: float | None = None
 
@@ -69,6 +71,7 @@ async def run_one(request: OneShot, settings: Settings, show: Show | None = None
             deadline=Never(),
             network=NetworkPolicy(internet=request.internet),
             hardened=request.hardened,
+            isolation=None if request.isolation is None else Isolation.parse(request.isolation),
         )
         info = await backend.sandboxes.create(spec)
         try:

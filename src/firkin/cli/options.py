@@ -48,6 +48,14 @@ def server_options(command: F) -> F:
     return command
 
 
+def isolation_option(command: F) -> F:
+    return click.option(
+        "--isolation",
+        type=click.Choice(["namespaces", "oci", "gvisor", "microvm", "strongest"]),
+        help="The tier of isolation, or the strongest that there is (default: the template's, else the server's).",
+    )(command)
+
+
 def pairs(words: Sequence[str], option: str) -> dict[str, str]:
     """NAME=VALUE words as a mapping; a usage error names the option and the word that is wrong."""
     found: dict[str, str] = {}

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from firkin.cli.options import Size, pairs, state_dir_option
+from firkin.cli.options import Size, isolation_option, pairs, state_dir_option
 from firkin.settings import read_settings
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--template", default="base", show_default=True, help="A template's id, or a source such as debian:12.")
+@isolation_option
 @click.option("--driver", help="What isolates (default namespaces).")
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for the command; repeatable.")
 @click.option("--cwd", help="Working directory inside.")

@@ -9,7 +9,7 @@ import click
 from firkin.cli.explanation import explain
 from firkin.cli.failures import one_sentence
 from firkin.cli.network import network
-from firkin.cli.options import pairs, server_options, volume_mount
+from firkin.cli.options import isolation_option, pairs, server_options, volume_mount
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.cli.sandbox_lives import COMMANDS
 from firkin.cli.talking import call, talk
@@ -17,6 +17,7 @@ from firkin.cli.talking import call, talk
 if TYPE_CHECKING:
     from firkin.cli.client import ServerClient
 
+_APART = ("journal", "envdAccessToken", "isolation")
 _COLUMNS = ("sandboxID", "templateID", "state", "startedAt", "endAt", "metadata")
 
 
@@ -52,6 +53,7 @@ def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: boo
 @click.option("--internet/--no-internet", default=False, help="Allow connections to public addresses.")
 @click.option("--allow-out", multiple=True, help="An address or network that it may reach; repeatable.")
 @click.option("--deny-out", multiple=True, help="One that it may not reach, unless it is allowed; repeatable.")
+@isolation_option
 @server_options
 @json_option
 def create(
@@ -61,6 +63,7 @@ def create(
     metadata: tuple[str, ...],
     volumes: tuple[str, ...],
     internet: bool,
+    isolation: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -75,6 +78,8 @@ def create(
         "volumeMounts": [volume_mount(text) for text in volumes],
         "network": {"allowOut": list(given.pop("allow_out")), "denyOut": list(given.pop("deny_out"))},
     }
+    if isolation is not None:
+        body["isolation"] = isolation
     made = call(given, "POST", "/sandboxes", body=body)
     if as_json:
         show_json(made)
@@ -158,14 +163,16 @@ def kill(sandbox_ids: tuple[str, ...], all_: bool, as_json: bool, **where: Any) 
 @server_options
 @json_option
 def inspect(sandbox_id: str, as_json: bool, **where: Any) -> None:
-    """Show a sandbox's record and what happened to it, also after its end."""
+    """Show a sandbox's record and what happened to it, also after its end; while it lives, what holds it in."""
     from firkin.cli.sandbox_calls import inspect_sandbox
 
     found = talk(where, lambda server: inspect_sandbox(server, _id(sandbox_id)))
     if as_json:
         show_json(found)
         return
-    show_fields({name: value for name, value in found.items() if name not in ("journal", "envdAccessToken")})
+    show_fields({name: value for name, value in found.items() if name not in _APART})
+    facts = found.get("isolation") or {}
+    show_fields({f"isolation.{name}": value for name, value in facts.items() if name != "sandbox_id"})
     for entry in found["journal"]:
         click.echo(f"{plain(entry['timestamp'])}  {plain(entry['message'])}")
 

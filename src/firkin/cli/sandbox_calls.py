@@ -57,7 +57,17 @@ async def inspect_sandbox(server: ServerClient, sandbox_id: str) -> dict[str, An
     if journal["ended"]:
         return {"sandboxID": sandbox_id, "state": "gone", "ended": journal["ended"], "journal": journal["entries"]}
     detail, _ = await server.call("GET", f"/sandboxes/{sandbox_id}")
-    return {**detail, "journal": journal["entries"]}
+    return {**detail, "isolation": await _isolation(server, sandbox_id), "journal": journal["entries"]}
+
+
+async def _isolation(server: ServerClient, sandbox_id: str) -> Json | None:
+    """Nothing for one that does not live now: paused without its memory, or ended meanwhile."""
+    try:
+        return dict((await server.call("GET", f"/firkin/v1/sandboxes/{sandbox_id}/isolation"))[0])
+    except CommandFailure as error:
+        if error.exit_code != BAD_INPUT:
+            raise
+        return None
 
 
 async def sandbox_logs(server: ServerClient, sandbox_id: str, limit: int) -> list[Json]:

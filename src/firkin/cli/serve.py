@@ -17,8 +17,13 @@ from firkin.settings import read_settings
 @click.option("--port", type=int, help="Port to listen on (default 3000; 0 takes a free one).")
 @state_dir_option
 @click.option("--api-key", "api_keys", multiple=True, help="KEY, NAME:KEY or NAME:KEY:MAX_SANDBOXES; repeatable.")
-@click.option("--driver", help="What isolates (default namespaces).")
-@click.option("--driver-option", "driver_options", multiple=True, help="NAME=VALUE for the driver; repeatable.")
+@click.option("--driver", help="What isolates unless a sandbox asks for another tier (default namespaces).")
+@click.option(
+    "--driver-option",
+    "driver_options",
+    multiple=True,
+    help="NAME=VALUE for the driver, DRIVER.NAME=VALUE for another tier's; repeatable.",
+)
 @click.option("--domain", help="Domain under which sandboxes' ports are addressed.")
 @click.option("--tls", is_flag=True, default=None, help="Serve HTTPS with the certificate of: firkin tls init.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Serve HTTPS with this certificate (chain, PEM).")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from firkin.cli.options import server_options
+from firkin.cli.options import isolation_option, server_options
 from firkin.cli.output import json_option, plain, show_json, show_rows
 
 _COLUMNS = ("id", "state", "source", "size_bytes", "prepared_at", "failure")
@@ -35,6 +35,7 @@ def template() -> None:
 @click.option("--workdir", help="The default working directory (default: the source's).")
 @click.option("--cpus", "cpu_count", type=click.IntRange(1), help="Of sandboxes that ask for none.")
 @click.option("--memory", "memory_mb", type=click.IntRange(16), help="MiB, of sandboxes that ask for none.")
+@isolation_option
 @click.option("--force", is_flag=True, help="Use nothing that an earlier preparation left.")
 @click.option("--timeout", type=click.FloatRange(1, 86400), default=600.0, show_default=True, help="Seconds.")
 @server_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from dataclasses import replace
 from urllib.parse import quote
 
 from firkin.e2b.auth import ApiKey
@@ -12,6 +13,7 @@ from firkin.e2b.build_requests import DIGEST, BuildStart, NewBuild, bad, read_sp
 from firkin.e2b.descriptions import timestamp
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.isolation_reports import wish_of
 from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import equal
@@ -78,7 +80,7 @@ class BuildCalls:
                 raise bad(f"'{text[:128]}' is a snapshot; a template is built on an image or a template")
             return meant.source.template_id
 
-        spec = await read_spec(asked, files, base)
+        spec = replace(await read_spec(asked, files, base), isolation=wish_of(exchange))
         try:
             await self._builds.start(build.id, spec)
         except WrongState:  # another call was first

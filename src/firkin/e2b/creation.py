@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import (
@@ -27,8 +28,8 @@ from firkin.e2b.networks import policy_of
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.template_names import TemplateNames, missing
 from firkin.e2b.waking import LABEL_TIMEOUT
-from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.errors import NotFound
+from firkin.law.isolation import Isolation
 from firkin.law.sandboxes import (
     Lifecycle,
     OnTimeout,
@@ -56,19 +57,24 @@ class Creator:
         self._locks: OrderedDict[tuple[str, str], asyncio.Lock] = OrderedDict()
         self._made: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
 
-    async def create(self, tenant: ApiKey, request: NewSandbox, body: bytes, key: str | None) -> SandboxInfo:
-        """A new sandbox, or the one that `key` already made. Raises `Refused` and the law's errors."""
+    async def create(
+        self, tenant: ApiKey, request: NewSandbox, body: bytes, key: str | None, wish: Isolation | None = None
+    ) -> SandboxInfo:
+        """A new sandbox, or the one that `key` already made. Raises `Refused` and the law's errors.
+
+        `wish` takes the place of the request's own field.
+        """
         if key is None:
-            return await self._make(tenant, request, {})
+            return await self._make(tenant, request, {}, wish)
         if _KEY_RULE.fullmatch(key) is None:
             raise _bad("Idempotency-Key must have 1 to 255 characters out of a-z, 0-9 and '-'")
-        fingerprint = hashlib.sha256(body).hexdigest()[:32]
+        fingerprint = hashlib.sha256(body + (wish or "").encode()).hexdigest()[:32]
         slot = (tenant.name, key)
         async with self._lock(slot):
             known = await self._known(slot, fingerprint)
             if known is not None:
                 return known
-            info = await self._make(tenant, request, {LABEL_KEY: key, LABEL_REQUEST: fingerprint})
+            info = await self._make(tenant, request, {LABEL_KEY: key, LABEL_REQUEST: fingerprint}, wish)
             self._remember(slot, (info.id, fingerprint))
             return info
 
@@ -98,11 +104,12 @@ class Creator:
             raise Refused(409, "the sandbox that this Idempotency-Key made has ended", should_retry=False)
         return found[0]
 
-    async def _make(self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str]) -> SandboxInfo:
-        capabilities = await self._directory.backend.capabilities()
+    async def _make(
+        self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str], wish: Isolation | None
+    ) -> SandboxInfo:
         meant = await self._names.meant(tenant, request.templateID)
         labels = {LABEL_TEMPLATE: meant.id, LABEL_ALIAS: meant.alias, **labels}
-        spec = self._spec(tenant, request, meant.source, labels, capabilities)
+        spec = replace(self._spec(tenant, request, meant.source, labels), isolation=wish)
         async with self._directory.quotas.room_for(tenant.name, 1):
             try:
                 info = await self._directory.backend.sandboxes.create(spec)
@@ -118,7 +125,6 @@ class Creator:
         request: NewSandbox,
         source: SandboxSource,
         labels: Mapping[str, str],
-        capabilities: Capabilities,
     ) -> SandboxSpec:
         _refuse_unsupported(request)
         network = request.network or NetworkConfig()
@@ -139,7 +145,7 @@ class Creator:
             deadline=Timeout(timeout_s),
             metadata=request.metadata or {},
             network=policy_of(network, internet=request.allow_internet_access is not False),
-            lifecycle=_lifecycle(request, capabilities),
+            lifecycle=_lifecycle(request),
             volumes=_volumes(request),
             owner=tenant.name,
             labels={**flags, **labels},
@@ -174,16 +180,12 @@ def _volumes(request: NewSandbox) -> tuple[VolumeMount, ...]:
     )
 
 
-def _lifecycle(request: NewSandbox, capabilities: Capabilities) -> Lifecycle:
+def _lifecycle(request: NewSandbox) -> Lifecycle:
     resume = request.autoResume is not None and request.autoResume.enabled
     if request.autoPauseMemory is False and (not request.autoPause or resume):
         raise _bad("autoPauseMemory=false needs autoPause, and cannot be combined with autoResume")
     if not request.autoPause and not resume:
         return Lifecycle()
-    name = "autoPause" if request.autoPause else "autoResume"
-    reason = capabilities.refusal(CapabilityName.PAUSE_CAPTURE)
-    if reason is not None:
-        raise _bad(f"{name} is not supported by this server yet: {reason}")
     on_timeout = OnTimeout.PAUSE if request.autoPause else OnTimeout.KILL
     return Lifecycle(on_timeout=on_timeout, keep_memory=request.autoPauseMemory is not False, auto_resume=resume)
 

@@ -26,6 +26,8 @@ def explain(history: SandboxHistory, lines: Sequence[LogEntry]) -> dict[str, Any
         "detail": info.end_detail,
         "actor": None if end is None else end.actor,
         "owner": info.owner,
+        "isolation": None if info.isolation is None else info.isolation.value,
+        "driver": info.driver,
         "template_id": None if info.template_id is None else str(info.template_id),
         "snapshot_id": None if info.snapshot_id is None else str(info.snapshot_id),
         "created_at": _time(info.created_at),

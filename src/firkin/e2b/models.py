@@ -83,7 +83,7 @@ class SandboxVolume(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 class NewSandbox(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v2/sandboxes``."""
+    """``POST /v2/sandboxes``. `isolation` is Firkin's own."""
 
     templateID: str
     timeout: int | None = None
@@ -97,6 +97,7 @@ class NewSandbox(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mcp: dict[str, Any] | None = None
     iam: dict[str, Any] | None = None
     volumeMounts: list[SandboxVolume] | None = None
+    isolation: str | None = None
 
 
 class NewSandboxV1(NewSandbox, kw_only=True, forbid_unknown_fields=True):

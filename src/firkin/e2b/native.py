@@ -1,4 +1,4 @@
-"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, volumes, events, webhooks, journals.
+"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, volumes, events, tiers, journals.
 
 Whoever has an API key may list templates, use volumes of his own, and hear and
 read what became of sandboxes of his own. Preparing and deleting templates reads and writes the machine
@@ -10,7 +10,7 @@ from the server's secret, which only the state folder's owner can read.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from firkin.e2b.auth import ApiKey
@@ -18,6 +18,7 @@ from firkin.e2b.error_map import missing_sandbox
 from firkin.e2b.event_calls import EventFeed
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.explanations import explain
+from firkin.e2b.isolation_reports import isolation_json, tier_json
 from firkin.e2b.native_builds import NativeBuilds
 from firkin.e2b.native_snapshots import NativeSnapshots
 from firkin.e2b.native_templates import NativeTemplates
@@ -29,6 +30,7 @@ from firkin.law.backend import SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogFilter, LogSource
+from firkin.law.sandboxes import SandboxInfo
 
 PREFIX = "/firkin/v1/"
 _LINES_SHOWN = 20
@@ -46,6 +48,12 @@ class NativeRoutes:
         self._volumes = NativeVolumes(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
+        self._looks: dict[str, Callable[[str, str | None], Awaitable[dict[str, Any]]]] = {
+            "journal": self._journal,
+            "explain": self._explain,
+            "network": self._network,
+            "isolation": self._isolation,
+        }
 
     async def answer(self, exchange: Exchange, tenant: ApiKey) -> None:
         await self._dispatch(exchange, tenant, exchange.path.removeprefix(PREFIX).split("/"))
@@ -54,18 +62,15 @@ class NativeRoutes:
         match exchange.method, words:
             case "GET", ["info"]:
                 await exchange.answer_json(200, await self._info())
+            case "GET", ["tiers"]:
+                await exchange.answer_json(200, [tier_json(status) for status in await self._backend.tiers()])
             case method, ["templates", *_]:
                 if method != "GET":
                     self._require_operator(exchange)
                 await self._templates.answer(exchange, words)
-            case "GET", ["sandboxes", sandbox_id, "journal"]:
-                await exchange.answer_json(
-                    200, await self._journal(SandboxId(sandbox_id), self._whose(exchange, tenant))
-                )
-            case "GET", ["sandboxes", sandbox_id, "explain"]:
-                await exchange.answer_json(200, await self._explain(sandbox_id, self._whose(exchange, tenant)))
-            case "GET", ["sandboxes", sandbox_id, "network"]:
-                await exchange.answer_json(200, await self._network(sandbox_id, self._whose(exchange, tenant)))
+            case "GET", ["sandboxes", sandbox_id, what] if what in self._looks:
+                look = self._looks[what]
+                await exchange.answer_json(200, await look(sandbox_id, self._whose(exchange, tenant)))
             case "GET", ["events"]:
                 await self._feed.answer(exchange, self._whose(exchange, tenant))
             case _, ["builds", *_]:
@@ -103,8 +108,9 @@ class NativeRoutes:
             "capabilities": {name.value: None if reason is None else str(reason) for name, reason in reasons},
         }
 
-    async def _journal(self, sandbox_id: SandboxId, owner: str | None) -> dict[str, Any]:
+    async def _journal(self, text: str, owner: str | None) -> dict[str, Any]:
         """What happened to a sandbox of `owner`; None is the operator, who also sees those that have ended."""
+        sandbox_id = SandboxId(text)
         ended = ""
         try:
             info = await self._backend.sandboxes.inspect(sandbox_id)
@@ -121,6 +127,14 @@ class NativeRoutes:
         return {"ended": ended, "entries": rows}
 
     async def _network(self, text: str, owner: str | None) -> dict[str, Any]:
+        info = await self._living(text, owner)
+        return network_report(info, await self._backend.sandboxes.network(info.id))
+
+    async def _isolation(self, text: str, owner: str | None) -> dict[str, Any]:
+        info = await self._living(text, owner)
+        return isolation_json(info, await self._backend.sandboxes.isolation(info.id))
+
+    async def _living(self, text: str, owner: str | None) -> SandboxInfo:
         """Unknown, ended and somebody else's read alike."""
         try:
             info = await self._backend.sandboxes.inspect(SandboxId(text))
@@ -128,7 +142,7 @@ class NativeRoutes:
             raise missing_sandbox(text[:64]) from None
         if owner is not None and info.owner != owner:
             raise missing_sandbox(text[:64])
-        return network_report(info, await self._backend.sandboxes.network(info.id))
+        return info
 
     async def _explain(self, text: str, owner: str | None) -> dict[str, Any]:
         """Unknown, forgotten and somebody else's read alike."""

@@ -109,6 +109,7 @@ def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
         "source_sandbox": info.source_sandbox_id,
         "source_template": info.source_template_id,
         "driver": info.driver,
+        "isolation": None if info.isolation is None else info.isolation.value,
         "size_bytes": None if content is None else content.size_bytes,
         "sha256": None if content is None else content.sha256,
         "metadata": dict(info.metadata),

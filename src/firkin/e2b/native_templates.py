@@ -17,6 +17,7 @@ from firkin.law.backend import SandboxBackend, TemplateControl
 from firkin.law.build_steps import BuildLine, BuildReport
 from firkin.law.errors import FirkinError, TemplatePrepareFailure
 from firkin.law.ids import TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.processes import Shell
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.templates import TemplateInfo, TemplateSpec, describe_source, parse_source
@@ -42,6 +43,7 @@ class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
     ready: str | None = None
     cpu_count: int | None = None
     memory_mb: int | None = None
+    isolation: str | None = None
     force: bool = False
     timeout_s: float = 600.0
 
@@ -57,6 +59,7 @@ class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
             start=None if self.start is None else Shell(self.start),
             ready=None if self.ready is None else Shell(self.ready),
             resources=self._resources(),
+            isolation=None if self.isolation is None else Isolation.parse(self.isolation),
             force=self.force,
             timeout_s=self.timeout_s,
         )
@@ -143,6 +146,7 @@ def template_json(info: TemplateInfo) -> dict[str, Any]:
         "size_bytes": info.size_bytes,
         "digest": info.digest,
         "failure": info.failure,
+        "isolation": None if info.isolation is None else info.isolation.value,
         "user": info.config.user,
         "workdir": info.config.workdir,
         "start": list(info.startup.start),

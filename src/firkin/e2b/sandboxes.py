@@ -11,6 +11,7 @@ from firkin.e2b.creation import Creator, check_timeout
 from firkin.e2b.descriptions import Describer
 from firkin.e2b.directory import VISIBLE, SandboxDirectory
 from firkin.e2b.exchange import Exchange, Header, Refused
+from firkin.e2b.isolation_reports import wish_of
 from firkin.e2b.listing import read_query, token_after
 from firkin.e2b.models import (
     ConnectSandbox,
@@ -72,7 +73,9 @@ class SandboxCalls:
     async def _create(self, exchange: Exchange, tenant: ApiKey, kind: type[NewSandbox]) -> None:
         body = await exchange.body(self._settings.max_json_bytes)
         key = exchange.text_header(b"idempotency-key")
-        info = await self._creator.create(tenant, parse(body, kind), body, key)
+        request = parse(body, kind)
+        wish = wish_of(exchange, request.isolation)
+        info = await self._creator.create(tenant, request, body, key, wish)
         await exchange.answer_json(201, self._describe.created(info))
 
     async def get(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:

@@ -31,6 +31,7 @@ from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
+from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.engine.workshop import Workshop
@@ -58,6 +59,7 @@ class Ground:
     snapshots_dir: Path
     children: Children
     offer: Capabilities
+    tiers: Tiers
     server_secret: bytes | None = None
 
 
@@ -80,12 +82,13 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         roots=lambda: roots_in_use(node),
     )
     place = TemplatePlace(directory=ground.templates_dir, preparer=ground.preparer, workshop=workshop, keeping=keeping)
-    templates = TemplateRegistry(place, records=records, logs=logs, clock=clock, acts=acts, offer=ground.offer)
+    templates = TemplateRegistry(place, records=records, logs=logs, clock=clock, acts=acts, tiers=ground.tiers)
     node = Node(
         driver=ground.driver,
         clock=clock,
         policies=policies,
         offer=ground.offer,
+        tiers=ground.tiers,
         children=ground.children,
         acts=acts,
         records=records,
@@ -101,7 +104,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
         volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
-        links=Links(roster, ground.offer),
+        links=Links(roster, ground.tiers),
         egress=Egress(ground.driver, secrets, roster=roster, ledger=ledger),
         exposures=PortExposures(ground.children),
         figures=Figures(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -30,10 +31,11 @@ from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshots import LocalSnapshots
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.tiers import Tiers
 from firkin.engine.volumes import LocalVolumes
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.host.layer_store import LayerStore
-from firkin.law.backend import BackendInfo, Preflight
+from firkin.law.backend import BackendInfo, Preflight, TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver, RootPreparer
 from firkin.law.errors import BackendFailure, RetryClass
@@ -64,6 +66,7 @@ class LocalBackend:
     ) -> None:
         """Without `server_secret`, which seals them, it keeps no secrets."""
         self._driver = driver
+        self._tiers = Tiers(driver)
         self._preparer = preparer
         self._state_dir = state_dir
         self._clock = clock or SystemClock()
@@ -81,6 +84,9 @@ class LocalBackend:
 
     async def info(self) -> BackendInfo:
         return BackendInfo(BackendName("local"), self._version, self._driver.name)
+
+    async def tiers(self) -> Sequence[TierStatus]:
+        return await self._tiers.all()
 
     @property
     def templates(self) -> TemplateRegistry:
@@ -108,10 +114,10 @@ class LocalBackend:
 
     @property
     def pauses(self) -> LocalPauses | None:
-        """None over a driver that can neither pause nor resume."""
+        """None over a driver that can neither pause nor resume. With several tiers another may."""
         node = self._started()
         offered = node.offer.supports(CapabilityName.PAUSE_CAPTURE) or node.offer.supports(CapabilityName.PAUSE_RESUME)
-        return LocalPauses(node) if offered else None
+        return LocalPauses(node) if offered or node.tiers.are_several else None
 
     @property
     def builds(self) -> LocalBuilds | None:
@@ -154,9 +160,9 @@ class LocalBackend:
         """See `SandboxBackend.start`. `BackendFailure` with every reason when the host is not ready."""
         if self._node is not None:
             raise BackendFailure("start", "the engine", "it has been started before", retry=RetryClass.NOT_RETRYABLE)
-        preflight = await self._driver.preflight()
-        if not preflight.ready:
-            reasons = "; ".join(preflight.reasons)
+        default = await self._tiers.default()
+        if not default.preflight.ready:
+            reasons = "; ".join(default.preflight.reasons)
             raise BackendFailure("start", self._driver.name, reasons, retry=RetryClass.NOT_RETRYABLE)
         async with AsyncExitStack() as undo:
             node = await self._build(undo, policies)
@@ -208,6 +214,7 @@ class LocalBackend:
                 snapshots_dir=self._state_dir / "snapshots",
                 children=await undo.enter_async_context(children()),
                 offer=await self.capabilities(),
+                tiers=self._tiers,
                 server_secret=self._server_secret,
             ),
             policies,

@@ -45,9 +45,12 @@ class Bench:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchMaker:
+    """`tier` names one for a driver of several; empty is its default."""
+
     driver: Driver
     admission: Admission
     network: NetworkPolicy = field(default_factory=lambda: NetworkPolicy(internet=True))
+    tier: str = ""
 
     @asynccontextmanager
     async def bench(self, root: RootFilesystem, resources: SandboxResources) -> AsyncIterator[Bench]:
@@ -69,7 +72,12 @@ class BenchMaker:
         self, sandbox_id: SandboxId, root: RootFilesystem, resources: SandboxResources
     ) -> AsyncIterator[Bench]:
         plan = BootPlan(
-            sandbox_id=sandbox_id, root=root, resources=resources, network=self.network, hostname=str(sandbox_id)
+            sandbox_id=sandbox_id,
+            root=root,
+            resources=resources,
+            network=self.network,
+            hostname=str(sandbox_id),
+            isolation=self.tier,
         )
         async with substrate(_BUILD, self.driver.name, within_s=_BOOT_WITHIN_S):
             instance = await self.driver.boot(plan)

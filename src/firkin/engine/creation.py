@@ -23,6 +23,8 @@ from firkin.engine.sandbox_requests import check_sandbox, deadline_after
 from firkin.engine.startups import Surroundings, start_up
 from firkin.engine.substrate import substrate
 from firkin.engine.watching import watch
+from firkin.law.backend import TierStatus
+from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import BootPlan
 from firkin.law.errors import (
     AlreadyExists,
@@ -33,10 +35,11 @@ from firkin.law.errors import (
     RetryClass,
     TemplatePrepareFailure,
 )
-from firkin.law.ids import SandboxId
+from firkin.law.ids import SandboxId, SnapshotId
 from firkin.law.logs import LogSource
 from firkin.law.resources import SandboxResources
 from firkin.law.sandboxes import FromSnapshot, SandboxInfo, SandboxSpec
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.lifetimes import finish
 
@@ -53,6 +56,7 @@ class _Order:
 
     spec: SandboxSpec
     foundation: Foundation
+    tier: TierStatus
     resources: SandboxResources
     lifetime_s: float | None
     sandbox_id: SandboxId | None = None
@@ -60,22 +64,38 @@ class _Order:
 
 async def create(node: Node, spec: SandboxSpec, *, sandbox_id: SandboxId | None = None) -> SandboxInfo:
     """See `SandboxControl.create`."""
-    check_sandbox(spec, node.offer, node.driver.name, gateways=node.driver.egress is not None)
-    if not isinstance(spec.source, FromSnapshot):
-        return await create_on(node, spec, on_template(_CREATE, node.templates.ready(_CREATE, spec.source.template_id)))
-    with node.snapshots.borrowed(_CREATE, spec.source.snapshot_id) as (record, captured):
-        return await create_on(node, spec, on_snapshot(_CREATE, record, str(captured)), sandbox_id=sandbox_id)
+    if spec.volumes:
+        node.volumes.require(_CREATE)
+    if isinstance(spec.source, FromSnapshot):
+        return await _create_from(node, spec, spec.source.snapshot_id, sandbox_id)
+    template_id = spec.source.template_id
+    wish = spec.isolation or node.templates.ready(_CREATE, template_id).info.isolation
+    tier = await node.tiers.choose(_CREATE, wish)
+    check_sandbox(spec, tier)
+    return await create_on(node, spec, on_template(_CREATE, node.templates.ready(_CREATE, template_id)), tier)
+
+
+async def _create_from(
+    node: Node, spec: SandboxSpec, snapshot_id: SnapshotId, sandbox_id: SandboxId | None
+) -> SandboxInfo:
+    if not node.snapshots.holds(snapshot_id):
+        node.offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
+    with node.snapshots.borrowed(_CREATE, snapshot_id) as (record, captured):
+        tier = await node.tiers.restoring(_CREATE, record.info.driver, spec.isolation)
+        check_sandbox(spec, tier)
+        foundation = on_snapshot(_CREATE, record, str(captured))
+        return await create_on(node, spec, foundation, tier, sandbox_id=sandbox_id)
 
 
 async def create_on(
-    node: Node, spec: SandboxSpec, foundation: Foundation, *, sandbox_id: SandboxId | None = None
+    node: Node, spec: SandboxSpec, foundation: Foundation, tier: TierStatus, *, sandbox_id: SandboxId | None = None
 ) -> SandboxInfo:
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
     resources = fitting(foundation, spec.resources, node.policies.default_resources)
     await node.egress.check(_CREATE, spec.owner, spec.network)
     node.volumes.wanted(_CREATE, spec.owner, spec.volumes)  # and on the roster in the same step, without a wait
-    order = _Order(spec, foundation, resources, lifetime_s, sandbox_id)
+    order = _Order(spec, foundation, tier, resources, lifetime_s, sandbox_id)
     resident = _admit(node, order)
     began = node.clock.monotonic()
     async with resident.lock:
@@ -122,7 +142,8 @@ def _first_info(node: Node, order: _Order) -> SandboxInfo:
         network=spec.network,
         lifecycle=spec.lifecycle,
         volumes=spec.volumes,
-        driver=node.driver.name,
+        driver=order.tier.driver,
+        isolation=order.tier.isolation,
         hardened=spec.hardened,
         owner=spec.owner,
         labels=dict(spec.labels),
@@ -137,13 +158,14 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     except sqlite3.IntegrityError as error:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
     within_s = COPY_WITHIN_S if order.foundation.captured else BOOT_WITHIN_S
-    async with substrate(_CREATE, node.driver.name, within_s=within_s, sandbox_id=resident.id):
+    async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
         resident.instance = await node.driver.boot(_boot_plan(node, order, resident))
     resident.ref = resident.instance.ref
     await node.egress.lead(_CREATE, resident)
     inside = await node.links.connect(resident)
     await node.egress.settle(resident, inside)
-    await started_up(_CREATE, inside, resident)
+    if not (order.foundation.captured and order.tier.captures is SnapshotKind.CONTINUATION):  # else it goes on
+        await started_up(_CREATE, inside, resident)
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))
@@ -172,6 +194,7 @@ def _boot_plan(node: Node, order: _Order, resident: Resident) -> BootPlan:
         machine_id=secrets.token_hex(16),
         hardened=order.spec.hardened,
         captured=order.foundation.captured,
+        isolation=order.tier.isolation or "",
         volumes=node.volumes.wanted(_CREATE, resident.info.owner, resident.info.volumes),
     )
 
@@ -196,7 +219,7 @@ async def _undo(node: Node, resident: Resident, failure: BaseException) -> None:
     why = Why.ended(EndCause.CREATE_FAILED, actor="engine", detail=reason)
     await node.links.drop(resident)
     try:
-        async with substrate("undo a create", node.driver.name, within_s=UNDO_WITHIN_S / 2, sandbox_id=resident.id):
+        async with substrate("undo a create", resident.info.driver, within_s=UNDO_WITHIN_S / 2, sandbox_id=resident.id):
             if resident.instance is not None:
                 await resident.instance.destroy()
             await node.driver.discard(resident.id)

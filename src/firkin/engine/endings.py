@@ -34,7 +34,7 @@ async def destroy(node: Node, resident: Resident) -> None:
     try:
         if resident.instance is not None:
             async with substrate(
-                "end the sandbox", node.driver.name, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id
+                "end the sandbox", resident.info.driver, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id
             ):
                 await resident.instance.destroy()
     except FirkinError as error:
@@ -90,7 +90,7 @@ async def delete(node: Node, resident: Resident, why: Why, *, force: bool) -> No
     if alive:
         await node.ledger.note(resident, Act.KILL, why=why)
         _count(node, why)
-    async with substrate("delete the sandbox", node.driver.name, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id):
+    async with substrate("delete the sandbox", resident.info.driver, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id):
         await node.driver.discard(resident.id)
     leave(node, resident)  # before the commit: whoever sees the files gone must not meet the sandbox any more
     await node.ledger.note(resident, Act.DELETE, why=Why(cause=why.cause, actor=why.actor))
@@ -114,7 +114,7 @@ async def fail(node: Node, resident: Resident, end: EndCause, detail: str) -> No
     await node.ledger.note(resident, Act.FAIL, why=why)
     _count(node, why)
     await destroy(node, resident)
-    async with substrate("discard files", node.driver.name, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id):
+    async with substrate("discard files", resident.info.driver, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id):
         await node.driver.discard(resident.id)
 
 

@@ -13,8 +13,10 @@ from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import deadline_after
+from firkin.engine.substrate import substrate
 from firkin.law.errors import InvalidReason, InvalidSpec, NotFound, ResourceKind, SandboxUnavailable, WrongState
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import IsolationReport
 from firkin.law.lifecycle_events import DEADLINE_SET
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import SandboxNetwork
@@ -34,6 +36,7 @@ from firkin.law.sandboxes import (
 from firkin.law.states import EndCause, SandboxState
 
 MAX_GRACE_S = 300.0
+LOOK_WITHIN_S = 10.0
 
 
 class LocalSandboxes:
@@ -98,6 +101,14 @@ class LocalSandboxes:
 
     async def network(self, sandbox_id: SandboxId) -> SandboxNetwork:
         return await networks.network_of(self._node, sandbox_id)
+
+    async def isolation(self, sandbox_id: SandboxId) -> IsolationReport:
+        operation = "look at the isolation"
+        resident = await self._node.roster.meet(operation, sandbox_id)
+        if resident.instance is None:
+            raise WrongState(operation, ResourceKind.SANDBOX, sandbox_id, resident.info.state.value)
+        async with substrate(operation, resident.info.driver, within_s=LOOK_WITHIN_S, sandbox_id=sandbox_id):
+            return await resident.instance.isolation()
 
     async def _stop(self, sandbox_id: SandboxId, grace_s: float) -> SandboxInfo:
         resident = await self._node.roster.meet("stop sandbox", sandbox_id)

@@ -16,8 +16,9 @@ from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_ports import GuestPorts
 from firkin.engine.guest_processes import GuestProcesses
 from firkin.engine.roster import Resident, Roster
+from firkin.engine.tiers import Tiers
 from firkin.engine.trust import VARIABLES
-from firkin.law.capabilities import Capabilities, CapabilityName
+from firkin.law.capabilities import CapabilityName
 from firkin.law.errors import DeadlineExceeded, SandboxUnavailable
 from firkin.law.ids import SandboxId
 
@@ -37,14 +38,15 @@ class Inside:
 
 
 class Links:
-    def __init__(self, roster: Roster, offer: Capabilities) -> None:
+    def __init__(self, roster: Roster, tiers: Tiers) -> None:
         self._roster = roster
-        self._offer = offer
+        self._tiers = tiers
 
     async def enter(self, sandbox_id: SandboxId, operation: str, *needs: CapabilityName) -> Inside:
         """The inside of a running sandbox. `NotFound`, `WrongState`, `UnsupportedCapability`, `SandboxUnavailable`."""
-        self._offer.require(operation, *needs)
         resident = self._roster.get(sandbox_id)
+        tier = await (self._tiers.default() if resident is None else self._tiers.of(resident.info.driver))
+        tier.capabilities.require(operation, *needs)
         if resident is None:
             raise await self._roster.absence(operation, sandbox_id)
         resident.require_running(operation)

@@ -41,7 +41,7 @@ class LocalMetrics:
         if resident.instance is None:
             raise SandboxUnavailable(operation, sandbox_id, "it has ended")
         inside = await self._node.links.connect(resident)
-        async with substrate(operation, self._node.driver.name, within_s=USAGE_WITHIN_S, sandbox_id=sandbox_id):
+        async with substrate(operation, resident.info.driver, within_s=USAGE_WITHIN_S, sandbox_id=sandbox_id):
             counters = await resident.instance.usage()
         with process_errors(operation, sandbox_id):
             guest = await inside.link.call("usage", {}, within_s=USAGE_WITHIN_S)

@@ -34,7 +34,9 @@ _log = logging.getLogger("firkin.engine")
 
 async def update_network(node: Node, sandbox_id: SandboxId, policy: NetworkPolicy) -> SandboxInfo:
     """See `SandboxControl.update_network`."""
-    check_network(_SET, policy, node.offer, gateways=node.driver.egress is not None)
+    known = node.roster.get(sandbox_id)
+    tier = await (node.tiers.default() if known is None else node.tiers.of(known.info.driver))
+    check_network(_SET, policy, tier.capabilities, gateways=tier.has_gateways)
     resident = await node.roster.meet(_SET, sandbox_id)
     async with resident.turn(_SET):
         await node.roster.check_present(_SET, resident)
@@ -75,7 +77,7 @@ async def _lead(node: Node, resident: Resident) -> None:
 async def put_in_force(node: Node, resident: Resident, instance: Instance, policy: NetworkPolicy) -> None:
     """A failure is told in the sandbox's log as well: from then on it reaches nothing."""
     try:
-        async with substrate(_SET, node.driver.name, within_s=SET_WITHIN_S, sandbox_id=resident.id):
+        async with substrate(_SET, resident.info.driver, within_s=SET_WITHIN_S, sandbox_id=resident.id):
             await instance.set_network(policy)
     except FirkinError as error:
         _log.error("network not set sandbox=%s error=%s", resident.id, error)
@@ -89,7 +91,7 @@ async def network_of(node: Node, sandbox_id: SandboxId) -> SandboxNetwork:
     instance = resident.instance
     if instance is None or resident.info.state not in (SandboxState.RUNNING, SandboxState.PAUSED):
         return SandboxNetwork(policy=resident.info.network)
-    async with substrate(_LOOK, node.driver.name, within_s=SET_WITHIN_S, sandbox_id=sandbox_id):
+    async with substrate(_LOOK, resident.info.driver, within_s=SET_WITHIN_S, sandbox_id=sandbox_id):
         use = await instance.network()
     return SandboxNetwork(policy=resident.info.network, use=use)
 

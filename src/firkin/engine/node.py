@@ -26,20 +26,25 @@ from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.webhooks import LocalWebhooks
-from firkin.law.capabilities import Capabilities
+from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver
+from firkin.law.ids import SandboxId
 from firkin.law.policies import Policies
 from firkin.lifetimes import Children
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
+    """`offer` is the default tier's."""
+
     driver: Driver
     clock: Clock
     policies: Policies
     offer: Capabilities
+    tiers: Tiers
     children: Children
     acts: Acts
     records: Records
@@ -67,6 +72,17 @@ class Node:
 
     def background(self, work: Coroutine[object, object, None], *, name: str) -> None:
         self.children.start(work, name=name)
+
+
+async def offer_for(node: Node, sandbox_id: SandboxId) -> Capabilities:
+    """What is offered for a sandbox: its tier's; for an unknown one the default's, so that refusals come first."""
+    resident = node.roster.get(sandbox_id)
+    return node.offer if resident is None else (await node.tiers.of(resident.info.driver)).capabilities
+
+
+async def require(node: Node, operation: str, sandbox_id: SandboxId, *names: CapabilityName) -> None:
+    """`UnsupportedCapability` for what a sandbox's tier does not offer."""
+    (await offer_for(node, sandbox_id)).require(operation, *names)
 
 
 def room_on_disk(node: Node) -> int:

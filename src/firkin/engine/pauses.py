@@ -16,7 +16,7 @@ from dataclasses import replace
 from firkin.engine import endings
 from firkin.engine.creation import BOOT_WITHIN_S, UNDO_WITHIN_S, deadline_at, started_up
 from firkin.engine.ledger import Why
-from firkin.engine.node import Node
+from firkin.engine.node import Node, require
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import deadline_after
 from firkin.engine.substrate import substrate
@@ -45,11 +45,11 @@ class LocalPauses:
         self._node = node
 
     async def pause(self, sandbox_id: SandboxId, options: PauseOptions) -> PausedSandbox:
-        self._node.offer.require(_PAUSE, CapabilityName.PAUSE_CAPTURE)
+        await require(self._node, _PAUSE, sandbox_id, CapabilityName.PAUSE_CAPTURE)
         return await self._node.acts.run(self._pause(sandbox_id, options), name=f"pause {sandbox_id}")
 
     async def resume(self, sandbox_id: SandboxId, options: ResumeOptions | None = None) -> SandboxInfo:
-        self._node.offer.require(_RESUME, CapabilityName.PAUSE_RESUME)
+        await require(self._node, _RESUME, sandbox_id, CapabilityName.PAUSE_RESUME)
         work = self._resume(sandbox_id, options or ResumeOptions())
         return await self._node.acts.run(work, name=f"resume {sandbox_id}")
 
@@ -100,7 +100,7 @@ async def _freeze(node: Node, resident: Resident, why: Why, *, answers: bool) ->
     if instance is None:
         raise SandboxUnavailable(_PAUSE, resident.id, "it has ended")
     try:
-        async with substrate(_PAUSE, node.driver.name, within_s=FREEZE_WITHIN_S, sandbox_id=resident.id):
+        async with substrate(_PAUSE, resident.info.driver, within_s=FREEZE_WITHIN_S, sandbox_id=resident.id):
             await instance.freeze()
         resident.info = _paused(node, before, PauseMode.FULL, unresponsive=not answers)
         await node.ledger.move(resident, Act.PAUSE, why=why)
@@ -179,7 +179,7 @@ async def _thaw(node: Node, resident: Resident, lifetime_s: float | None, why: W
     node.links.readmit(resident)
     try:
         await _lead_again(node, resident)
-        async with substrate(_RESUME, node.driver.name, within_s=FREEZE_WITHIN_S, sandbox_id=resident.id):
+        async with substrate(_RESUME, resident.info.driver, within_s=FREEZE_WITHIN_S, sandbox_id=resident.id):
             await instance.thaw()
         if resident.to_trust:  # a server came and went while it stood still, or the authority grew old
             await node.egress.settle(resident, await node.links.connect(resident))
@@ -224,11 +224,12 @@ async def _boot_again(node: Node, resident: Resident, lifetime_s: float | None, 
         hostname=str(resident.id),
         hardened=before.hardened,
         continues=True,
+        isolation=node.tiers.isolation_of(before.driver) or "",
         volumes=node.volumes.wanted(_RESUME, before.owner, before.volumes),
     )
     resident.reservation = node.admission.reserve(before.resources)
     try:
-        async with substrate(_RESUME, node.driver.name, within_s=BOOT_WITHIN_S, sandbox_id=resident.id):
+        async with substrate(_RESUME, resident.info.driver, within_s=BOOT_WITHIN_S, sandbox_id=resident.id):
             resident.instance = await node.driver.boot(plan)
         resident.ref = resident.instance.ref
         node.links.readmit(resident)
@@ -250,7 +251,7 @@ async def _lie_down_again(node: Node, resident: Resident) -> None:
     instance, resident.instance, resident.ref = resident.instance, None, None
     resident.release()
     if instance is not None:
-        async with substrate(_RESUME, node.driver.name, within_s=UNDO_WITHIN_S / 2, sandbox_id=resident.id):
+        async with substrate(_RESUME, resident.info.driver, within_s=UNDO_WITHIN_S / 2, sandbox_id=resident.id):
             await instance.destroy()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from firkin.engine.node import Node
+from firkin.engine.node import Node, offer_for, require
 from firkin.engine.substrate import substrate
 from firkin.law.capabilities import NOT_REPORTED, CapabilityName, Permanent
 from firkin.law.errors import UnsupportedCapability
@@ -25,11 +25,11 @@ class LocalPorts:
     async def connect(self, sandbox_id: SandboxId, port: Port) -> ByteChannel:
         operation = "connect to a port"
         node = self._node
-        node.offer.require(operation, _C.PORTS_CONNECT)
+        await require(node, operation, sandbox_id, _C.PORTS_CONNECT)
         resident = await node.roster.meet(operation, sandbox_id)
         resident.require_running(operation)
         if resident.instance is not None:
-            async with substrate(operation, node.driver.name, within_s=CONNECT_WITHIN_S, sandbox_id=sandbox_id):
+            async with substrate(operation, resident.info.driver, within_s=CONNECT_WITHIN_S, sandbox_id=sandbox_id):
                 channel = await resident.instance.dial_port(port)
             if channel is not None:
                 return channel
@@ -60,7 +60,7 @@ class LocalPorts:
 
     async def domain_proxy(self, sandbox_id: SandboxId, spec: DomainProxySpec) -> DomainProxy:
         """Refused: the server in front of the engine gives out domains."""
-        reason = self._node.offer.refusal(_C.PORTS_DOMAIN_PROXY) or NOT_REPORTED
+        reason = (await offer_for(self._node, sandbox_id)).refusal(_C.PORTS_DOMAIN_PROXY) or NOT_REPORTED
         raise UnsupportedCapability("serve a domain", _C.PORTS_DOMAIN_PROXY, reason)
 
     async def unexpose(self, sandbox_id: SandboxId, port: Port) -> None:

@@ -71,7 +71,10 @@ async def forget_ended(node: Node) -> None:
 
 
 def _settle(node: Node, record: SandboxRecord) -> Resident:
-    resident = Resident(info=record.info, origin=record.origin, ref=record.ref)
+    info = record.info
+    if info.isolation is None:  # of a Firkin with one tier
+        info = replace(info, isolation=node.tiers.isolation_of(info.driver))
+    resident = Resident(info=info, origin=record.origin, ref=record.ref)
     node.roster.add(resident)
     return resident
 
@@ -95,7 +98,7 @@ async def _files_alone(node: Node, resident: Resident, gone: EndCause) -> bool:
     if resident.info.state is not SandboxState.PAUSED and not is_going_down(resident.info):
         return False
     try:
-        async with substrate("halt", node.driver.name, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+        async with substrate("halt", resident.info.driver, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
             kept = await node.driver.halt(resident.id)
     except FirkinError as error:
         _log.error("not halted sandbox=%s error=%s", resident.id, error)
@@ -106,12 +109,12 @@ async def _files_alone(node: Node, resident: Resident, gone: EndCause) -> bool:
 
 
 async def _adopted(node: Node, resident: Resident) -> Instance | None:
-    if resident.ref is None or resident.ref.driver != node.driver.name:
+    if resident.ref is None or not node.tiers.knows(resident.ref.driver):
         return None
     if resident.info.state is SandboxState.PAUSED and resident.info.pause_mode is PauseMode.FILESYSTEM:
         return None  # whatever runs there was booted by a resume that nobody has seen the end of
     try:
-        async with substrate("adopt", node.driver.name, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+        async with substrate("adopt", resident.info.driver, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
             return await node.driver.adopt(resident.id, resident.ref)
     except FirkinError as error:
         _log.error("not adopted sandbox=%s error=%s", resident.id, error)
@@ -160,7 +163,7 @@ async def _hold(node: Node, resident: Resident, instance: Instance) -> None:
     """Frozen or running as the record says: the last server may have ended between the two."""
     frozen = resident.info.state is SandboxState.PAUSED
     try:
-        async with substrate("adopt", node.driver.name, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+        async with substrate("adopt", resident.info.driver, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
             await (instance.freeze() if frozen else instance.thaw())
     except FirkinError as error:
         _log.error("not brought to its state sandbox=%s error=%s", resident.id, error)

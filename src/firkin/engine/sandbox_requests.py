@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from firkin.law.backend import TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
 from firkin.law.network import NetworkPolicy
 from firkin.law.policies import DeadlinePolicy
 from firkin.law.reach import Reach
-from firkin.law.sandboxes import FromSnapshot, Isolation, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
+from firkin.law.sandboxes import FromSnapshot, Never, OnTimeout, SandboxDeadline, SandboxSpec, Timeout
 
 INSPECTION = Permanent("this driver has no egress gateways, which domains, rules, proxies and DNS servers need")
 _PRIVATE_DNS = Permanent("a private address in dns_servers that allow_out does not name")
@@ -20,13 +21,14 @@ ONLY_IPV4 = Permanent("sandboxes have no IPv6, so allow_out can name IPv4 addres
 _CREATE = "create a sandbox"
 
 
-def check_sandbox(spec: SandboxSpec, offer: Capabilities, driver: str, *, gateways: bool) -> None:
-    """`UnsupportedCapability` for each wish that nobody here would honour."""
+def check_sandbox(spec: SandboxSpec, tier: TierStatus) -> None:
+    """`UnsupportedCapability` for each wish that the tier would not honour."""
+    offer = tier.capabilities
     if isinstance(spec.source, FromSnapshot):
         offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
-    check_network(_CREATE, spec.network, offer, gateways=gateways)
-    if spec.isolation not in (Isolation.DRIVER_DEFAULT, driver):
-        reason = Permanent(f"this runtime isolates by {driver!r}, not by {spec.isolation.value!r}")
+    check_network(_CREATE, spec.network, offer, gateways=tier.has_gateways)
+    if spec.volumes and not tier.mounts_volumes:
+        reason = Permanent(f"sandboxes of the tier {tier.isolation or tier.driver} cannot mount this runtime's volumes")
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)
     if spec.lifecycle.on_timeout is OnTimeout.PAUSE:
         offer.require(_CREATE, CapabilityName.PAUSE_CAPTURE)

@@ -70,6 +70,9 @@ class SnapshotStore:
             raise NotFound(operation, ResourceKind.SNAPSHOT, snapshot_id)
         return record
 
+    def holds(self, snapshot_id: SnapshotId) -> bool:
+        return snapshot_id in self._known
+
     def all(self) -> list[SnapshotRecord]:
         return list(self._known.values())
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from firkin.engine import creation, snapshot_archives
 from firkin.engine.foundations import on_snapshot
 from firkin.engine.ledger import Why
-from firkin.engine.node import Node, room_on_disk
+from firkin.engine.node import Node, require, room_on_disk
 from firkin.engine.roster import Resident
 from firkin.engine.stored_forms import SnapshotRecord
 from firkin.engine.substrate import substrate
-from firkin.law.capabilities import CapabilityName, Permanent
+from firkin.law.capabilities import CapabilityName
 from firkin.law.errors import (
     CapacityRejected,
     FirkinError,
@@ -30,7 +30,6 @@ from firkin.law.errors import (
     ResourceKind,
     SandboxUnavailable,
     SnapshotIntegrityFailure,
-    UnsupportedCapability,
     WrongState,
 )
 from firkin.law.events import SnapshotChanged
@@ -66,13 +65,13 @@ class LocalSnapshots:
         self._node = node
 
     async def capture(self, sandbox_id: SandboxId, options: SnapshotOptions) -> SnapshotRef:
-        self._node.offer.require(_CAPTURE, _C.SNAPSHOT_CAPTURE)
+        await require(self._node, _CAPTURE, sandbox_id, _C.SNAPSHOT_CAPTURE)
         info = await self._node.acts.run(self._capture(sandbox_id, options), name=f"snapshot {sandbox_id}")
         return SnapshotRef(info.id, info.kind)
 
     async def restore(self, snapshot_id: SnapshotId, options: RestoreOptions) -> SandboxInfo:
         node = self._node
-        node.offer.require(_RESTORE, _C.SNAPSHOT_RESTORE)
+        self._require_known(_RESTORE, snapshot_id, _C.SNAPSHOT_RESTORE)
         record = node.snapshots.get(_RESTORE, snapshot_id)
         spec = SandboxSpec(
             source=FromSnapshot(snapshot_id),
@@ -87,7 +86,7 @@ class LocalSnapshots:
         return await creation.create(node, spec, sandbox_id=_same_id(record) if options.preserve_identity else None)
 
     async def fork(self, sandbox_id: SandboxId, options: ForkOptions) -> Sequence[SandboxInfo | FirkinError]:
-        self._node.offer.require(_FORK, _C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE)
+        await require(self._node, _FORK, sandbox_id, _C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE)
         if not 1 <= options.count <= MOST_FORKS:
             detail = f"{options.count} forks were asked for; 1 to {MOST_FORKS} are allowed"
             raise InvalidSpec(_FORK, InvalidReason.INVALID_RESOURCES, detail)
@@ -102,12 +101,12 @@ class LocalSnapshots:
         return sorted(found, key=lambda info: info.created_at, reverse=True)
 
     async def delete(self, snapshot_id: SnapshotId) -> None:
-        self._node.offer.require("delete a snapshot", _C.SNAPSHOT_DELETE)
+        self._require_known("delete a snapshot", snapshot_id, _C.SNAPSHOT_DELETE)
         await self._node.acts.run(delete(self._node, snapshot_id), name=f"delete snapshot {snapshot_id}")
 
     async def export_archive(self, snapshot_id: SnapshotId) -> SnapshotArchive:
         """The chunks may be read once. A snapshot that is deleted meanwhile is exported to its end."""
-        self._node.offer.require(_EXPORT, _C.SNAPSHOT_EXPORT)
+        self._require_known(_EXPORT, snapshot_id, _C.SNAPSHOT_EXPORT)
         record = self._node.snapshots.get(_EXPORT, snapshot_id)
         content = record.info.integrity
         if content is None:
@@ -123,12 +122,18 @@ class LocalSnapshots:
     async def import_archive(
         self, snapshot_id: SnapshotId, archive: SnapshotArchive, options: SnapshotOptions | None = None
     ) -> SnapshotRef:
-        self._node.offer.require(_IMPORT, _C.SNAPSHOT_IMPORT)
+        if not self._node.tiers.are_several:
+            self._node.offer.require(_IMPORT, _C.SNAPSHOT_IMPORT)
         if archive.media_type != snapshot_archives.MEDIA_TYPE:
             detail = f"its media type is {archive.media_type!r}; {snapshot_archives.MEDIA_TYPE!r} is understood"
             raise SnapshotIntegrityFailure(_IMPORT, snapshot_id, detail)
         info = await self._import(snapshot_id, archive, options or SnapshotOptions())
         return SnapshotRef(info.id, info.kind)
+
+    def _require_known(self, operation: str, snapshot_id: SnapshotId, name: CapabilityName) -> None:
+        """One that is here was captured by some tier, and its files are the engine's; of others the default speaks."""
+        if not self._node.snapshots.holds(snapshot_id):
+            self._node.offer.require(operation, name)
 
     async def _capture(self, sandbox_id: SandboxId, options: SnapshotOptions) -> SnapshotInfo:
         node, store = self._node, self._node.snapshots
@@ -136,7 +141,8 @@ class LocalSnapshots:
         with store.naming(_CAPTURE, options.owner, options.name, replace=options.replace):
             async with store.aside() as aside:
                 info = await _captured(node, resident, aside, _CAPTURE, also_paused=True)
-                record = _record(node, resident, info, options, await store.settled(aside))
+                kind = (await node.tiers.of(info.driver)).captures
+                record = _record(node, resident, info, options, kind, await store.settled(aside))
                 old = store.named(options.owner, options.name) if options.name else None
                 await store.keep(record, aside)
             await _remark(node, resident, record.info)
@@ -151,14 +157,16 @@ class LocalSnapshots:
         gate = asyncio.Semaphore(FORKS_AT_ONCE)
         async with node.snapshots.aside() as aside:
             info = await _captured(node, resident, aside, _FORK, also_paused=False)
-            record = _record(node, resident, info, SnapshotOptions(), None)
+            kind = (await node.tiers.of(info.driver)).captures
+            record = _record(node, resident, info, SnapshotOptions(), kind, None)
             spec = _twin(info, options)
+            tier = await node.tiers.restoring(_FORK, info.driver, None)
 
             async def one() -> SandboxInfo | FirkinError:
                 async with gate:
                     try:
                         foundation = replace(on_snapshot(_FORK, record, str(aside)), snapshot_id=None)
-                        return await creation.create_on(node, spec, foundation)
+                        return await creation.create_on(node, spec, foundation, tier)
                     except FirkinError as error:
                         return error
 
@@ -179,9 +187,10 @@ class LocalSnapshots:
                     announced=archive.integrity,
                     require_disk=lambda size: _require_disk(node, size),
                 )
+                driver = await node.tiers.verifier(_IMPORT, arrived.record.info.driver)
                 record = _naturalised(node, arrived.record, snapshot_id, options)
-                async with substrate(_IMPORT, node.driver.name, within_s=CAPTURE_WITHIN_S):
-                    await node.driver.verify(aside)
+                async with substrate(_IMPORT, driver.name, within_s=CAPTURE_WITHIN_S):
+                    await driver.verify(aside)
                 content = await store.settled(aside)
                 record = replace(record, info=replace(record.info, integrity=content))
                 await node.acts.run(store.keep(record, aside), name=f"keep snapshot {snapshot_id}")
@@ -224,7 +233,7 @@ async def _captured(node: Node, resident: Resident, into: Path, operation: str, 
 
 async def _copied(node: Node, resident: Resident, into: Path, operation: str) -> None:
     assert resident.instance is not None  # the caller holds the lock and has looked
-    async with substrate(operation, node.driver.name, within_s=CAPTURE_WITHIN_S, sandbox_id=resident.id):
+    async with substrate(operation, resident.info.driver, within_s=CAPTURE_WITHIN_S, sandbox_id=resident.id):
         await resident.instance.capture(into, room_bytes=room_on_disk(node))
 
 
@@ -234,12 +243,17 @@ def _require_disk(node: Node, needed: int) -> None:
 
 
 def _record(
-    node: Node, resident: Resident, info: SandboxInfo, options: SnapshotOptions, content: SnapshotIntegrity | None
+    node: Node,
+    resident: Resident,
+    info: SandboxInfo,
+    options: SnapshotOptions,
+    kind: SnapshotKind,
+    content: SnapshotIntegrity | None,
 ) -> SnapshotRecord:
     template = node.templates.of_directory(resident.origin.directory)
     kept = SnapshotInfo(
         id=SnapshotId(f"s{secrets.token_hex(10)}"),
-        kind=SnapshotKind.FILESYSTEM,
+        kind=kind,
         created_at=node.clock.now(),
         name=options.name or "",
         source_sandbox_id=info.id,
@@ -249,6 +263,7 @@ def _record(
         env=info.env,
         metadata=dict(options.metadata),
         driver=info.driver,
+        isolation=info.isolation,
         owner=options.owner,
         labels=dict(options.labels),
     )
@@ -293,11 +308,6 @@ def _naturalised(
     node: Node, record: SnapshotRecord, snapshot_id: SnapshotId, options: SnapshotOptions
 ) -> SnapshotRecord:
     """An imported record with the places of this machine. `NotFound` when its template is not here."""
-    if record.info.driver != node.driver.name:
-        reason = Permanent(
-            f"it was captured by the driver {record.info.driver!r}; this runtime has {node.driver.name!r}"
-        )
-        raise UnsupportedCapability(_IMPORT, _C.SNAPSHOT_IMPORT, reason)
     template = node.templates.with_digest(record.template_digest) if record.template_digest else None
     if template is None:
         wanted = str(record.info.source_template_id or "")
@@ -308,6 +318,7 @@ def _naturalised(
         id=snapshot_id,
         name=options.name or "",
         source_template_id=template.info.id,
+        isolation=node.tiers.isolation_of(record.info.driver),
         metadata=dict(options.metadata) or record.info.metadata,
         owner=options.owner,
         labels=dict(options.labels),

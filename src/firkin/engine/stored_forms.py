@@ -17,6 +17,7 @@ from firkin.law.build_steps import Startup
 from firkin.law.driver import InstanceRef, RootFilesystem
 from firkin.law.events import LifecycleEntry
 from firkin.law.ids import Identifier, SandboxId, TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.logs import LogEntry, LogLevel, LogSource
 from firkin.law.network import NetworkPolicy
 from firkin.law.resources import SandboxResources
@@ -105,6 +106,7 @@ class _StoredTemplate:
     root: RootFilesystem | None
     startup: Startup = field(default_factory=Startup)
     resources: SandboxResources | None = None
+    isolation: Isolation | None = None
 
 
 def encode_hook(value: object) -> object:
@@ -211,7 +213,7 @@ def spec_key(spec: TemplateSpec, base_digest: str = "") -> str:
         "data_plane": _tagged(spec.data_plane),
         "env": dict(spec.env),
     }
-    for name in ("user", "workdir", "steps", "setup", "start", "ready", "resources"):
+    for name in ("user", "workdir", "steps", "setup", "start", "ready", "resources", "isolation"):
         if value := getattr(spec, name):
             what[name] = repr(value)  # of frozen values: the same for what is equal, with the names of their classes
     return hashlib.sha256(msgspec.json.encode(what, order="deterministic", enc_hook=encode_hook)).hexdigest()

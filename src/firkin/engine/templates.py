@@ -31,13 +31,16 @@ from firkin.engine.template_requests import (
 )
 from firkin.engine.template_sources import SourceFiles
 from firkin.engine.template_uses import TemplateUse, TemplateUses
+from firkin.engine.tiers import Tiers
 from firkin.engine.workshop import Built, Workshop
 from firkin.host.directories import remove_tree
+from firkin.law.backend import TierStatus
 from firkin.law.build_steps import BuildLine, BuildReport
-from firkin.law.capabilities import Capabilities
+from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import PreparedRoot, RootPreparer
 from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState
 from firkin.law.ids import TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.logs import LogLevel, LogSource
 from firkin.law.templates import (
     EnvdPlane,
@@ -75,7 +78,7 @@ class TemplateRegistry:
     """The `TemplateControl` of the engine."""
 
     def __init__(
-        self, place: TemplatePlace, *, records: Records, logs: LogStore, clock: Clock, acts: Acts, offer: Capabilities
+        self, place: TemplatePlace, *, records: Records, logs: LogStore, clock: Clock, acts: Acts, tiers: Tiers
     ) -> None:
         self._place = place
         self._sources = SourceFiles(preparer=place.preparer, keeping=place.keeping)
@@ -83,7 +86,7 @@ class TemplateRegistry:
         self._logs = logs
         self._clock = clock
         self._acts = acts
-        self._offer = offer
+        self._tiers = tiers
         self._known: dict[TemplateId, TemplateRecord] = {}
         self._preparing: dict[TemplateId, _Preparation] = {}
         self._uses = TemplateUses(place.directory, self._retire)
@@ -110,7 +113,9 @@ class TemplateRegistry:
         A template that was never ready is recorded as failed only for the machine's
         or the network's reasons: a source that cannot be used leaves no record.
         """
-        check_template(spec, self._offer)
+        spec = replace(spec, isolation=spec.isolation or self._isolation_below(spec))
+        builder = await self._builder(spec)
+        check_template(spec, builder.capabilities)
         self._sources.check(spec)
         template_id, key = spec.id or default_template_id(spec.source), spec_key(spec, self._base_digest(spec))
         preparation = await self._under_way(template_id)
@@ -123,6 +128,17 @@ class TemplateRegistry:
         elif preparation.key != key:
             raise WrongState(_PREPARE, ResourceKind.TEMPLATE, template_id, "being prepared differently")
         return await self._join(preparation)
+
+    async def _builder(self, spec: TemplateSpec) -> TierStatus:
+        """The tier that its steps are done on: its own, or the default where that cannot keep what steps change."""
+        tier = await self._tiers.choose(_PREPARE, spec.isolation)
+        if tier.is_default or tier.capabilities.supports(CapabilityName.TEMPLATE_READY):
+            return tier
+        return await self._tiers.default()
+
+    def _isolation_below(self, spec: TemplateSpec) -> Isolation | None:
+        template_id = base_template(spec.source)
+        return None if template_id is None else self.ready(_PREPARE, template_id).info.isolation
 
     async def get(self, template_id: TemplateId) -> TemplateInfo:
         return self._record("inspect template", template_id).info
@@ -262,12 +278,17 @@ class TemplateRegistry:
             return await self._built_on(begun, spec, report)
 
     async def _built_on(self, base: Built, spec: TemplateSpec, report: BuildReport) -> Built:
+        tier = await self._builder(spec)
+        workshop = self._place.workshop.on(tier)
         with self._place.keeping.holding(base.prepared.root):
             plane = spec.data_plane
             if isinstance(plane, EnvdPlane) and plane.provisioning is Provisioning.ALREADY_PRESENT:
-                await self._place.workshop.verify(base.prepared, plane)
+                await workshop.verify(base.prepared, plane)
             if spec.is_built or spec.user is not None or spec.workdir is not None:
-                return await self._place.workshop.build(base.prepared, base.startup, spec, report)
+                if spec.isolation not in (None, Isolation.STRONGEST, tier.isolation):
+                    told = f"{spec.isolation} keeps no layers: steps are done by {tier.isolation or tier.driver}"
+                    report(BuildLine(message=told, level=LogLevel.WARN))
+                return await workshop.build(base.prepared, base.startup, spec, report)
             env = {**base.prepared.config.env, **spec.env}
             return replace(base, prepared=replace(base.prepared, config=replace(base.prepared.config, env=env)))
 
@@ -345,6 +366,7 @@ def _preparing(template_id: TemplateId, spec: TemplateSpec, clock: Clock) -> Tem
         source=spec.source,
         data_plane=spec.data_plane,
         created_at=clock.now(),
+        isolation=spec.isolation,
     )
 
 
@@ -363,6 +385,7 @@ def _ready(info: TemplateInfo, built: Built, spec: TemplateSpec, clock: Clock) -
         config=prepared.config,
         startup=built.startup,
         resources=spec.resources,
+        isolation=spec.isolation,
         size_bytes=prepared.size_bytes,
         digest=prepared.digest,
     )

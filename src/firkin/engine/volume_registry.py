@@ -75,10 +75,15 @@ class VolumeRegistry:
             raise UnsupportedCapability("use volumes", CapabilityName.RUNTIME_CREATE, NO_VOLUMES)
         return self._keeper
 
+    def require(self, operation: str) -> None:
+        """`UnsupportedCapability` where there are no volumes."""
+        if self._keeper is None:
+            raise UnsupportedCapability(operation, CapabilityName.RUNTIME_CREATE, NO_VOLUMES)
+
     def wanted(self, operation: str, owner: str, mounts: Sequence[VolumeMount]) -> tuple[BootVolume, ...]:
         """What to mount. `UnsupportedCapability` where there are no volumes, `InvalidSpec` for an unknown one."""
-        if mounts and self._keeper is None:
-            raise UnsupportedCapability(operation, CapabilityName.RUNTIME_CREATE, NO_VOLUMES)
+        if mounts:
+            self.require(operation)
         return tuple(self._found(operation, owner, mount) for mount in mounts)
 
     def _found(self, operation: str, owner: str, mount: VolumeMount) -> BootVolume:

@@ -17,6 +17,7 @@ from firkin.engine.envd_checks import check_envd
 from firkin.engine.startups import Surroundings, start_up
 from firkin.engine.step_work import Site, perform
 from firkin.host.layer_store import LayerStore, layer_key
+from firkin.law.backend import TierStatus
 from firkin.law.build_steps import (
     BASE_STEP,
     FINAL_STEP,
@@ -54,6 +55,10 @@ class Workshop:
         self._benches = benches
         self._layers = layers
         self._resources = resources
+
+    def on(self, tier: TierStatus) -> Workshop:
+        """The same one, with its benches on that tier."""
+        return Workshop(replace(self._benches, tier=tier.isolation or ""), self._layers, self._resources)
 
     async def build(self, base: PreparedRoot, inherited: Startup, spec: TemplateSpec, report: BuildReport) -> Built:
         """Do what `spec` asks for on top of `base`. `TemplatePrepareFailure` says in which step it failed."""

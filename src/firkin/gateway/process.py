@@ -21,6 +21,7 @@ from firkin.gateway.passage import Passages
 from firkin.gateway.resolver import Resolver
 from firkin.gateway.tenants import MOST_CONNECTIONS, Tenant
 from firkin.gateway.upstreams import Upstreams
+from firkin.guest.disguise import overwrite_arguments
 from firkin.host import syscalls
 from firkin.lifetimes import Children, children
 
@@ -38,7 +39,7 @@ def main(control: int, parent: int) -> None:
     upstreams = Upstreams(dialling.trust(setup.trust))
     _load_what_is_loaded_late()
     if setup.confined:
-        syscalls.overwrite_arguments(b"firkin-egress")
+        overwrite_arguments(b"firkin-egress")
         confine(setup, parent)
     asyncio.run(_Gateway(setup, channel, upstreams).serve())
 

@@ -6,7 +6,6 @@ written is collected and sent once a turn.
 
 from __future__ import annotations
 
-import _socket
 from collections import deque
 
 from firkin.guest.faults import refusal
@@ -34,11 +33,22 @@ from firkin.wire.frames import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
 
     from firkin.guest.loop import Loop
 
     Open = Callable[["Stream", str, codec.Object], None]
+
+    class Pipe(Protocol):
+        """What a conversation needs of its socket."""
+
+        def fileno(self) -> int: ...
+        def setblocking(self, flag: bool, /) -> None: ...
+        def recv(self, size: int, /) -> bytes: ...
+        def sendmsg(self, pieces: Sequence[bytes | memoryview], /) -> int: ...
+        def close(self) -> None: ...
+
 
 _RECEIVE = 256 * 1024
 _HIGH_WATER = 512 * 1024
@@ -125,7 +135,7 @@ class Connection:
 
     __slots__ = ("_backlog", "_dirty", "_fd", "_frames", "_loop", "_on_open", "_out", "_socket", "closed", "streams")
 
-    def __init__(self, loop: Loop, connected: _socket.socket, on_open: Open) -> None:
+    def __init__(self, loop: Loop, connected: Pipe, on_open: Open) -> None:
         self._loop = loop
         self._socket = connected
         self._fd = connected.fileno()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-from contextlib import suppress
 
-from firkin.guest.connections import Taker
 from firkin.guest.faults import Refused
-from firkin.guest.loop import READ, WRITE
-from firkin.guest.sinks import Feeder, Sink
+from firkin.guest.joined import Joined
+from firkin.guest.loop import WRITE
 from firkin.wire import codec
 
 TYPE_CHECKING = False
@@ -36,21 +34,15 @@ _REACHABLE = frozenset(
 )
 
 
-class _Tunnel(Taker, Feeder):
-    """One stream joined to one TCP connection, each direction with its own end."""
+class _Tunnel(Joined):
+    """A stream joined to a TCP connection to a port inside."""
 
-    __slots__ = ("_connected", "_fd", "_loop", "_places", "_port", "_reading", "_sink", "_socket", "_stream", "_timer")
+    __slots__ = ("_places", "_port", "_timer")
 
     def __init__(self, loop: Loop, stream: Stream, port: int) -> None:
-        self._loop = loop
-        self._stream = stream
+        super().__init__(loop, stream, f"port {port}")
         self._port = port
         self._places = list(_PLACES)
-        self._connected = False
-        self._reading = False
-        self._sink: Sink | None = None
-        self._socket: _socket.socket | None = None
-        self._fd = -1
         self._timer: Timer = loop.after(_CONNECT_S, self._too_late)
         self._next_place(errno.ECONNREFUSED)
 
@@ -88,94 +80,17 @@ class _Tunnel(Taker, Feeder):
     def _begin(self) -> None:
         assert self._socket is not None
         self._timer.cancel()
-        self._fd = self._socket.fileno()
-        self._loop.forget(self._fd)
-        self._connected = self._reading = True
+        self._loop.forget(self._socket.fileno())
         self._socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-        self._sink = Sink(self._loop, os.dup(self._fd), self._half_close)
-        self._stream.event({})
-        self._listen()
+        self.join(self._socket)
 
     def _too_late(self) -> None:
         self._forget_socket()
         self._stream.error(Refused("refused", f"port {self._port}: nothing answered within {_CONNECT_S:g} s"))
 
-    def data(self, payload: bytes) -> None:
-        if self._sink is None:
-            self._fail("gone")  # before the connection stood: a host that breaks the order of things
-        else:
-            self._sink.push(payload, self)
-
-    def eof(self) -> None:
-        if self._sink is not None:
-            self._sink.end()
-
-    def written(self, amount: int) -> None:
-        self._stream.grant(amount)
-
-    def broken(self) -> None:
-        self._fail("gone")
-
-    def resume(self) -> None:
-        self._listen()
-
     def cancelled(self) -> None:
         self._timer.cancel()
-        self._close()
-
-    def _listen(self) -> None:
-        if self._reading:
-            self._loop.watch(self._fd, READ if self._stream.room() else 0, self._ready)
-
-    def _ready(self, _events: int) -> None:
-        assert self._socket is not None
-        room = self._stream.room()
-        if not room:
-            self._listen()
-            return
-        try:
-            data = self._socket.recv(room)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._fail("gone")
-            return
-        if data:
-            self._stream.data(data)
-            self._listen()
-            return
-        self._reading = False
-        self._loop.forget(self._fd)
-        self._stream.eof()
-        self._settle()
-
-    def _half_close(self) -> None:
-        if self._socket is not None:
-            with suppress(OSError):  # the other side has hung up already
-                self._socket.shutdown(_socket.SHUT_WR)
-        self._loop.after(0, self._settle)  # once the sink has closed
-
-    def _settle(self) -> None:
-        if self._connected and not self._reading and self._sink is not None and not self._sink.open:
-            self._stream.result({})
-            self._close()
-
-    def _fail(self, code: str) -> None:
-        self._stream.error(Refused(code, f"port {self._port}: the connection was lost"))
-        self._close()
-
-    def _close(self) -> None:
-        self._connected = self._reading = False
-        sink, self._sink = self._sink, None
-        if sink is not None:
-            sink.close()
-        self._forget_socket()
-
-    def _forget_socket(self) -> None:
-        connected, self._socket = self._socket, None
-        if connected is not None:
-            self._loop.forget(self._fd)
-            connected.close()
+        super().cancelled()
 
 
 class SocketOperations:

@@ -280,6 +280,15 @@ class Trees:
             "oom_kills": kills,
         }
 
+    def limits(self, box: str) -> dict[str, str]:
+        """The files that say what the box may use, as they read now; what this machine does not have is left out."""
+        found: dict[str, str] = {}
+        for _, folder in self._trees():
+            for name in (f"{leaf}{file}" for file in _LIMITS for leaf in ("", "user/")):
+                if text := _read(folder, f"{box}/{name}").strip():
+                    found.setdefault(name, text)
+        return found
+
     def agent_oom_kills(self, box: str) -> int:
         """How often the kernel's OOM killer chose among the agent's own group: 0 or 1, for it is alone there."""
         if self.layout.version == 2:
@@ -305,6 +314,16 @@ class Trees:
 
 
 _LEAVES = ("", "/agent", "/user")
+_LIMITS = (
+    "memory.max",
+    "memory.swap.max",
+    "memory.limit_in_bytes",
+    "memory.memsw.limit_in_bytes",
+    "pids.max",
+    "cpu.max",
+    "cpu.cfs_period_us",
+    "cpu.cfs_quota_us",
+)
 _OPTIONAL = ("memory.memsw.limit_in_bytes", "memory.swap.max", "memory.kmem.tcp.limit_in_bytes")
 
 

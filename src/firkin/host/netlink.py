@@ -15,15 +15,15 @@ from dataclasses import astuple, dataclass
 from firkin.host.nfnetlink import attribute, attributes
 
 _ACK, _REQUEST, _CREATE, _EXCLUSIVE = 0x4, 0x1, 0x400, 0x200
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE = 16, 17, 18, 20, 24
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _DELADDR, _NEWROUTE = 16, 17, 18, 20, 21, 24
 _ERROR = 2
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_GROUP, _IFLA_NET_NS_FD = 3, 18, 23, 27, 28
 _LINK_HEAD = 16
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_GATEWAY, _RTA_OIF = 5, 4
+_RTA_DESTINATION, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _IFF_UP = 1
-_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
+_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 4, 0, 253, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,19 @@ class Netlink:
         return Traffic(*struct.unpack_from("=QQQQ", found))
 
     def add_address(self, name: str, address: str, prefix: int) -> None:
-        packed = socket.inet_aton(address)
-        head = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, 0, socket.if_nametoindex(name))
-        body = attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
-        self._ask(_NEWADDR, _CREATE | _EXCLUSIVE, head + body)
+        self._ask(_NEWADDR, _CREATE | _EXCLUSIVE, _address(name, address, prefix))
+
+    def remove_address(self, name: str, address: str, prefix: int) -> None:
+        """And every route that the address had brought."""
+        self._ask(_DELADDR, 0, _address(name, address, prefix))
+
+    def add_route(self, name: str, address: str) -> None:
+        """That one address is behind that link."""
+        head = struct.pack(
+            "=BBBBBBBBI", socket.AF_INET, 32, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST, 0
+        )
+        link = attribute(_RTA_OIF, struct.pack("=I", socket.if_nametoindex(name)))
+        self._ask(_NEWROUTE, _CREATE | _EXCLUSIVE, head + attribute(_RTA_DESTINATION, socket.inet_aton(address)) + link)
 
     def add_default_route(self, gateway: str) -> None:
         head = struct.pack(
@@ -119,6 +128,12 @@ class Netlink:
                     raise OSError(-code, f"rtnetlink: {os.strerror(-code)}")
                 return told
             told = answer[16:size]
+
+
+def _address(name: str, address: str, prefix: int) -> bytes:
+    packed = socket.inet_aton(address)
+    head = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, 0, socket.if_nametoindex(name))
+    return head + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
 
 
 def _link(index: int, flags: int) -> bytes:

@@ -138,6 +138,14 @@ class SandboxNetworks:
             trouble=line.trouble,
         )
 
+    def in_force(self, name: str) -> NetworkPolicy:
+        """The policy that the kernel has confirmed to hold. `BackendFailure` says why there is none."""
+        line = self._lines.get(name)
+        if line is None or line.policy is None or line.reach is None or line.trouble:
+            why = line.trouble if line is not None and line.trouble else "no policy has been put in force yet"
+            raise BackendFailure("look at the network policy", name, why)
+        return line.policy
+
     async def refused(self, name: str) -> list[RefusedFlow]:
         """The latest refused flows, the newest first; the rule is the one of the moment when each was first seen."""
         line = self._lines[name]

@@ -22,10 +22,12 @@ _NUMBERS = {
     "x86_64": {
         "mount": 165, "umount2": 166, "unshare": 272, "setns": 308, "pivot_root": 155,
         "prctl": 157, "capget": 125, "capset": 126, "seccomp": 317, "sethostname": 170,
+        "finit_module": 313,
     },
     "aarch64": {
         "mount": 40, "umount2": 39, "unshare": 97, "setns": 268, "pivot_root": 41,
         "prctl": 167, "capget": 90, "capset": 91, "seccomp": 277, "sethostname": 161,
+        "finit_module": 273,
     },
 }  # fmt: skip
 _NEWER = {
@@ -44,6 +46,7 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_BIND, MS_MOVE = 0x1000, 0x2000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 MNT_DETACH = 2
 
@@ -63,7 +66,6 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
-PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
@@ -98,6 +100,11 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
 
 def umount(target: str, flags: int = MNT_DETACH) -> None:
     _call("umount2", target.encode(), flags)
+
+
+def load_module(fd: int) -> None:
+    """Put the kernel module in the file `fd` into this kernel; what it depends on must be there already."""
+    _call("finit_module", fd, b"", 0)
 
 
 def unshare(flags: int) -> None:
@@ -178,6 +185,12 @@ def prctl(option: int, argument: int | bytes = 0) -> None:
     _call("prctl", option, argument, 0, 0, 0)
 
 
+def drop_bounding_set() -> None:
+    """No program that this process becomes can have any capability. /proc must be there."""
+    for number in range(last_capability() + 1):
+        prctl(PR_CAPBSET_DROP, number)
+
+
 def set_capabilities(mask: int, *, last: int) -> None:
     """Permitted and effective set become `mask`, inheritable none, bounding set no more than `mask`."""
     for number in range(last + 1):
@@ -232,14 +245,3 @@ def kill_pidfd(fd: int, signal: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def overwrite_arguments(name: bytes) -> None:
-    """Replace argv and environ in this process's own memory: /proc/PID/cmdline must not show host paths."""
-    with open("/proc/self/stat") as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-    arguments, arguments_end, environment, environment_end = (int(fields[index]) for index in (45, 46, 47, 48))
-    ctypes.memset(arguments, 0, arguments_end - arguments)
-    ctypes.memset(environment, 0, environment_end - environment)
-    ctypes.memmove(arguments, name, min(len(name), arguments_end - arguments - 1))
-    prctl(PR_SET_NAME, name[:15])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from firkin.law.events import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.files import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.ids import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.isolation import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.lifecycle_events import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.logs import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.metrics import *  # noqa: F403 — __all__ below is the choice
@@ -49,6 +50,7 @@ _MODULES = (
     "network",
     "network_use",
     "reach",
+    "isolation",
     "ports",
     "processes",
     "capabilities",
@@ -99,6 +101,7 @@ __all__ = [
     "NOT_REPORTED",
     "SECRET_PLACEHOLDER",
     "SIGNAL_NUMBERS",
+    "STRENGTH",
     "Act",
     "AlreadyExists",
     "Argv",
@@ -123,6 +126,7 @@ __all__ = [
     "Capabilities",
     "CapabilityName",
     "CapabilityReason",
+    "CapabilitySets",
     "CapabilityStatus",
     "Capacity",
     "CapacityRejected",
@@ -178,6 +182,7 @@ __all__ = [
     "HostPreflightGated",
     "HostSource",
     "HygienePolicy",
+    "IdRange",
     "Identifier",
     "ImageConfig",
     "Instance",
@@ -187,6 +192,7 @@ __all__ = [
     "InvalidSpec",
     "IoFailure",
     "Isolation",
+    "IsolationReport",
     "JournalQuery",
     "KillSignal",
     "LayeringPreparer",
@@ -207,6 +213,7 @@ __all__ = [
     "MetricScope",
     "MetricUnit",
     "NamedTemplate",
+    "NamespaceNumbers",
     "NetworkPolicy",
     "NetworkUse",
     "Never",
@@ -275,11 +282,13 @@ __all__ = [
     "SandboxState",
     "SandboxUnavailable",
     "SandboxUsage",
+    "SeccompMode",
     "SecretControl",
     "SecretId",
     "SecretInfo",
     "SecretName",
     "SecretSpec",
+    "SharesVolumes",
     "Shell",
     "Signal",
     "Signaled",
@@ -312,6 +321,9 @@ __all__ = [
     "TemplateSource",
     "TemplateSpec",
     "TemplateState",
+    "TierGated",
+    "TierStatus",
+    "TieredDriver",
     "Timeout",
     "Unsupported",
     "UnsupportedCapability",

@@ -28,6 +28,7 @@ from firkin.law.files import (
     WriteOptions,
 )
 from firkin.law.ids import BackendName, SandboxId, SnapshotId, TemplateId, WarmPoolKey
+from firkin.law.isolation import Isolation, IsolationReport
 from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
 from firkin.law.network import NetworkPolicy
@@ -65,6 +66,7 @@ from firkin.law.snapshots import (
     SnapshotArchive,
     SnapshotFilter,
     SnapshotInfo,
+    SnapshotKind,
     SnapshotOptions,
     SnapshotRef,
 )
@@ -94,6 +96,24 @@ class Preflight:
 
     ready: bool
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierStatus:
+    """What one tier is on this machine. `isolation` None: the server's one driver, which is no tier.
+
+    A tier that is not ready has no capabilities, and says so with the preflight's reasons.
+    `captures` is the kind of its snapshots and forks.
+    """
+
+    isolation: Isolation | None
+    driver: str
+    preflight: Preflight
+    capabilities: Capabilities
+    is_default: bool = False
+    mounts_volumes: bool = False
+    has_gateways: bool = False
+    captures: SnapshotKind = SnapshotKind.FILESYSTEM
 
 
 class TemplateControl(Protocol):
@@ -159,6 +179,10 @@ class SandboxControl(Protocol):
 
     async def network(self, sandbox_id: SandboxId) -> SandboxNetwork:
         """Its policy, and what became of its traffic so far."""
+        ...
+
+    async def isolation(self, sandbox_id: SandboxId) -> IsolationReport:
+        """What holds it in, read from the live system. `WrongState` for one that does not live: nothing holds it."""
         ...
 
     async def history(self, sandbox_id: SandboxId) -> SandboxHistory:
@@ -382,6 +406,10 @@ class SandboxBackend(Protocol):
     async def preflight(self) -> Preflight: ...
 
     async def info(self) -> BackendInfo: ...
+
+    async def tiers(self) -> Sequence[TierStatus]:
+        """The default first, then the strongest first, also those that this machine cannot do."""
+        ...
 
     @property
     def templates(self) -> TemplateControl: ...

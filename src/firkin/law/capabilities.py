@@ -127,7 +127,19 @@ class RuntimeStateGated:
         return f"not while {self.state}"
 
 
-CapabilityReason = Permanent | BuildFeatureGated | HostPreflightGated | RuntimeStateGated
+@dataclass(frozen=True, slots=True)
+class TierGated:
+    """A tier of isolation that this machine cannot do as it is; `reasons` say what to do, a sentence each."""
+
+    tier: str
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        why = "; ".join(self.reasons) or "it is not ready"
+        return f"this machine cannot isolate by {self.tier}: {why}"
+
+
+CapabilityReason = Permanent | BuildFeatureGated | HostPreflightGated | RuntimeStateGated | TierGated
 
 
 @dataclass(frozen=True, slots=True)

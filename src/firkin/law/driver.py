@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from firkin.law.backend import Preflight
+from firkin.law.backend import Preflight, TierStatus
 from firkin.law.capabilities import Capabilities
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import Isolation, IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.ports import ByteChannel
 from firkin.law.resources import SandboxResources
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import EndCause
 from firkin.law.templates import ImageConfig, TemplateSpec
 from firkin.law.volumes import BootVolume, VolumeKeeper
@@ -84,7 +86,8 @@ class BootPlan:
     filled; with `continues` they are those that the destroyed instance of the same
     id left. `machine_id` (32 hexadecimal digits) is written to ``/etc/machine-id``;
     empty leaves what is there. `volumes` are mounted over its files; a path that cannot
-    be a mount point there is `InvalidSpec`.
+    be a mount point there is `InvalidSpec`. `isolation` is the name of a tier, for a driver of
+    several; empty is its default. A driver of one tier does not look at it.
     """
 
     sandbox_id: SandboxId
@@ -97,6 +100,7 @@ class BootPlan:
     captured: str = ""
     continues: bool = False
     volumes: tuple[BootVolume, ...] = ()
+    isolation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,14 @@ class Instance(Protocol):
         """The latest refused flows, the newest first. Cheap: it is asked every second."""
         ...
 
+    async def isolation(self) -> IsolationReport:
+        """What holds it in, read now from the system it runs on, and never taken from what was asked for.
+
+        What cannot be read is absent from the report, with the reason. Frozen or
+        not. `SandboxUnavailable` once it has ended.
+        """
+        ...
+
     async def usage(self) -> Mapping[str, int]:
         """Raw counters: ``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``disk_used_bytes``, ``oom_kills``."""
         ...
@@ -205,6 +217,14 @@ class EgressKeeper(Protocol):
 class Driver(Protocol):
     @property
     def name(self) -> str: ...
+
+    @property
+    def captures(self) -> SnapshotKind:
+        """What `Instance.capture` holds: ``FILESYSTEM``, the files; ``CONTINUATION``, the whole machine.
+
+        A boot from the first has no programs; in one from the second they go on where they stopped.
+        """
+        ...
 
     @property
     def volumes(self) -> VolumeKeeper | None:
@@ -269,4 +289,41 @@ class Driver(Protocol):
 
     async def aclose(self) -> None:
         """Stop helpers and give back pools. Instances live on."""
+        ...
+
+
+@runtime_checkable
+class SharesVolumes(Protocol):
+    """A driver that can mount what the keeper of another tier keeps."""
+
+    def share_volumes(self, keeper: VolumeKeeper) -> None:
+        """Before `start`: mount from `keeper`, which is started and closed by its owner, and say that it is `volumes`.
+
+        A keeper of a kind that it does not know is left alone.
+        """
+        ...
+
+
+@runtime_checkable
+class TieredDriver(Driver, Protocol):
+    """Several drivers that look like one: the default's name, volumes and gateways are its own.
+
+    A boot goes where `BootPlan.isolation` says. A tier is loaded and looked at when
+    it is first asked about, and started when something is to be booted on it.
+    """
+
+    async def tiers(self) -> Sequence[TierStatus]:
+        """See `SandboxBackend.tiers`."""
+        ...
+
+    async def tier(self, isolation: Isolation | None) -> TierStatus:
+        """One of them; None is the default, and `STRONGEST` the strongest that is ready."""
+        ...
+
+    def isolation_of(self, driver: str) -> Isolation | None:
+        """The tier of the driver of that name, loaded or not; None for one that is not here."""
+        ...
+
+    async def of(self, driver: str) -> Driver:
+        """The driver of that name, started. `BackendFailure` with the reasons when it cannot be."""
         ...

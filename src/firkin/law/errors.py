@@ -78,6 +78,7 @@ class InvalidReason(StrEnum):
     INVALID_VOLUME = "invalid_volume"
     INVALID_SECRET = "invalid_secret"
     INVALID_SETTINGS = "invalid_settings"
+    INVALID_ISOLATION = "invalid_isolation"
 
 
 class TemplateFault(StrEnum):

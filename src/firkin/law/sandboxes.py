@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.network import NetworkPolicy
 from firkin.law.processes import Signal, check_environment
 from firkin.law.resources import SandboxResources
@@ -91,16 +92,6 @@ class PauseMode(StrEnum):
     FILESYSTEM = "filesystem"
 
 
-class Isolation(StrEnum):
-    """The tier asked for. DRIVER_DEFAULT takes the runtime's own driver."""
-
-    DRIVER_DEFAULT = "default"
-    NAMESPACES = "namespaces"
-    GVISOR = "gvisor"
-    MICROVM = "microvm"
-    STRONGEST = "strongest"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What to create.
@@ -108,7 +99,8 @@ class SandboxSpec:
     `env` is seen by every process; `metadata` is the caller's own and never seen
     inside. `owner` is the tenant it belongs to and `labels` are the front end's
     private notes: both only filter. `volumes` are of the same owner. `deadline` None means the runtime's default.
-    `hardened` sets no_new_privs, so sudo inside stops working.
+    `isolation` None means the template's, else the server's default; from a snapshot, that of the
+    sandbox that was captured. `hardened` sets no_new_privs, so sudo inside stops working.
     """
 
     source: SandboxSource
@@ -119,7 +111,7 @@ class SandboxSpec:
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     volumes: tuple[VolumeMount, ...] = ()
-    isolation: Isolation = Isolation.DRIVER_DEFAULT
+    isolation: Isolation | None = None
     hardened: bool = False
     owner: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -150,6 +142,7 @@ class SandboxInfo:
 
     While it is paused, `paused_at` and `pause_mode` say since when and with what kept;
     `unresponsive_at_pause`: its agent did not answer then, so it cannot be resumed with its memory.
+    `isolation` is the tier that was chosen, never a wish; None over a driver that is no tier.
     """
 
     id: SandboxId
@@ -172,6 +165,7 @@ class SandboxInfo:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     volumes: tuple[VolumeMount, ...] = ()
     driver: str = ""
+    isolation: Isolation | None = None
     hardened: bool = False
     owner: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)

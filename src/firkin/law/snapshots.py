@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.resources import SandboxResources
 from firkin.law.sandboxes import Lifecycle, SandboxDeadline
 
@@ -61,6 +62,7 @@ class SnapshotInfo:
     env: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     driver: str = ""
+    isolation: Isolation | None = None
     owner: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
 

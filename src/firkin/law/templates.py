@@ -17,6 +17,7 @@ from typing import Self
 from firkin.law.build_steps import BuildStep, Forced, Startup
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.ids import TemplateId
+from firkin.law.isolation import Isolation
 from firkin.law.processes import Argv, CommandMode, Shell
 from firkin.law.resources import SandboxResources
 
@@ -220,7 +221,7 @@ class TemplateSpec:
     says. Both must exist inside. Then `steps`, then `setup` are done, the latter as the
     default user. `start` runs in every sandbox made from the template, which is given
     out once `ready` says so (a command that exits with 0). `resources` are for the
-    steps, and for sandboxes that ask for none of their own. With `force` nothing that
+    steps, and for sandboxes that ask for none of their own; so is `isolation`. With `force` nothing that
     an earlier preparation left is used.
     """
 
@@ -235,6 +236,7 @@ class TemplateSpec:
     start: CommandMode | None = None
     ready: ReadyProbe | None = None
     resources: SandboxResources | None = None
+    isolation: Isolation | None = None
     login: RegistryLogin | None = None
     force: bool = False
     timeout_s: float = 600.0
@@ -290,6 +292,7 @@ class TemplateInfo:
     config: ImageConfig = field(default_factory=ImageConfig)
     startup: Startup = field(default_factory=Startup)
     resources: SandboxResources | None = None
+    isolation: Isolation | None = None
     size_bytes: int = 0
     digest: str = ""
     failure: str = ""

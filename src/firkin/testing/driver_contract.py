@@ -14,6 +14,7 @@ from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import Driver, InstanceRef
 from firkin.law.errors import SandboxUnavailable
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import IsolationReport
 from firkin.law.states import EndCause
 from firkin.testing.conversation import Conversation
 from firkin.testing.driver_capture_obligations import CaptureObligations, ContinuationObligations
@@ -86,9 +87,12 @@ class InstanceObligations(DriverSuite):
             stream = await talk.request("start", argv=["yes"], env={}, cwd="", user="", stdin=False, pty=None)
             await talk.event(stream)
             answer = talk.answers[stream]
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.3):
-                    await talk.finished(stream, grant=False)
+            before = -1
+            while len(answer.stdout) > before:  # until nothing more comes
+                before = len(answer.stdout)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await talk.finished(stream, grant=False)
             assert WINDOW - CHUNK < len(answer.stdout) <= WINDOW
             assert (await talk.call("ping")).result == {}
 
@@ -196,6 +200,21 @@ class InstanceObligations(DriverSuite):
         assert not any("kept" in line for line in removed)
         assert list(await driver.live()) == ["kept"]
         assert list(await driver.sweep(keep=[SandboxId("kept")])) == []
+
+    # -- isolation ------------------------------------------------------------------------------
+
+    async def test_it_reports_what_holds_it_in_and_why_the_rest_is_not_known(self, driver: Driver) -> None:
+        instance = await driver.boot(self.boot_plan(SandboxId("held")))
+        report = await instance.isolation()
+        assert report.driver == instance.ref.driver
+        assert report.tier
+        for name in IsolationReport.facts():
+            assert (getattr(report, name) is None) == (name in report.unread), name
+        await instance.freeze()
+        assert (await instance.isolation()).uid_map == report.uid_map
+        await instance.destroy()
+        with pytest.raises(SandboxUnavailable):
+            await instance.isolation()
 
     # -- figures --------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ import pytest
 
 from firkin.law.backend import SandboxBackend
 from firkin.law.capabilities import Capabilities, CapabilityName
-from firkin.law.errors import NotFound, UnsupportedCapability
-from firkin.law.ids import SnapshotId, TemplateId
-from firkin.law.processes import Shell
-from firkin.law.sandboxes import FromSnapshot, Isolation, Lifecycle, OnTimeout, SandboxInfo, SandboxSpec
+from firkin.law.errors import NotFound, UnsupportedCapability, WrongState
+from firkin.law.ids import SandboxId, SnapshotId, TemplateId
+from firkin.law.isolation import STRENGTH
+from firkin.law.processes import Shell, Signal
+from firkin.law.sandboxes import FromSnapshot, Lifecycle, OnTimeout, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import (
     ForkOptions,
     PauseOptions,
@@ -207,7 +208,28 @@ class RefusalObligations(BackendSuite):
         assert await self.leftovers(backend) == []
 
     async def test_other_tiers_are_refused(self, backend: SandboxBackend, template: TemplateInfo) -> None:
-        driver = (await backend.info()).driver
-        other = next(tier for tier in (Isolation.MICROVM, Isolation.GVISOR) if tier.value != driver)
-        await refused(_C.RUNTIME_CREATE, backend.sandboxes.create(self.spec(template, isolation=other)))
+        ready = {status.isolation for status in await backend.tiers() if status.preflight.ready}
+        others = [tier for tier in STRENGTH if tier not in ready]
+        for other in others:
+            await refused(_C.RUNTIME_CREATE, backend.sandboxes.create(self.spec(template, isolation=other)))
         assert await self.leftovers(backend) == []
+
+    async def test_the_default_tier_is_listed_first_and_offers_what_the_backend_does(
+        self, backend: SandboxBackend, capabilities: Capabilities
+    ) -> None:
+        first, *others = await backend.tiers()
+        assert first.is_default
+        assert not any(status.is_default for status in others)
+        assert dict(first.capabilities) == dict(capabilities)
+        assert all(status.preflight.ready or status.preflight.reasons for status in others)
+
+    async def test_a_sandbox_says_what_holds_it_in_while_it_lives(
+        self, backend: SandboxBackend, sandbox: SandboxInfo
+    ) -> None:
+        report = await backend.sandboxes.isolation(sandbox.id)
+        assert report.driver == sandbox.driver
+        await backend.sandboxes.kill(sandbox.id, Signal.KILL)
+        with pytest.raises(WrongState):
+            await backend.sandboxes.isolation(sandbox.id)
+        with pytest.raises(NotFound):
+            await backend.sandboxes.isolation(SandboxId("nevermade"))

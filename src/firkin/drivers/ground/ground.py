@@ -60,6 +60,11 @@ class Ground:
         """The control groups of one driver's sandboxes: another `kind` has others."""
         return cgroups.Trees(self.layout, f"{self.label}-{kind}" if kind else self.label)
 
+    def lives(self, kind: str) -> bool:
+        """Whether a process of a sandbox of that kind lives. Blocks."""
+        name = f"{self.label}-{kind}" if kind != "namespaces" else self.label
+        return name in _labels(self.layout, self.label) and _lives(cgroups.Trees(self.layout, name))
+
     def run_folder(self, kind: str = "") -> Path:
         """Where one driver's sockets are."""
         return _RUN / (f"{self.label}-{kind}" if kind else self.label)

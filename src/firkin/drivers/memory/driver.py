@@ -31,8 +31,10 @@ from firkin.law.errors import (
     UnsupportedCapability,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import RefusedFlow
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import EndCause
 from firkin.lifetimes import finish
 from firkin.wire.codec import Object
@@ -41,6 +43,8 @@ CAPTURE_WITHIN_S = 600.0
 MEMORY_BYTES = 1 << 20  # what an instance counts as using beside its files: there is no kernel to ask
 
 NO_NETWORK = Permanent("instances in memory have no network")
+
+NO_ISOLATION = "it is simulated inside the server's own process, so there is nothing to read"
 
 _C = CapabilityName
 _SUPPORTED = (
@@ -72,7 +76,10 @@ OPERATIONS: Mapping[str, Operation] = {
 class MemoryInstance:
     """One computer in this process. `left` are the files of the one that it continues."""
 
-    def __init__(self, plan: BootPlan, faults: DriverFaults, left: Tree | None = None) -> None:
+    def __init__(
+        self, plan: BootPlan, faults: DriverFaults, left: Tree | None = None, *, driver: str = "memory"
+    ) -> None:
+        self._driver = driver
         self.boot = secrets.token_hex(8)
         self.machine = Machine(plan, left)
         self._faults = faults
@@ -85,7 +92,7 @@ class MemoryInstance:
 
     @property
     def ref(self) -> InstanceRef:
-        return InstanceRef("memory", {"boot": self.boot})
+        return InstanceRef(self._driver, {"boot": self.boot})
 
     @property
     def alive(self) -> bool:
@@ -165,6 +172,12 @@ class MemoryInstance:
     async def refused(self) -> Sequence[RefusedFlow]:
         return ()
 
+    async def isolation(self) -> IsolationReport:
+        """Nothing holds it in: its programs are simulated by the process that this is."""
+        if not self.alive:
+            raise SandboxUnavailable("look at the isolation", self._sandbox_id, "the instance has ended")
+        return IsolationReport.without_facts("none", self.ref.driver, NO_ISOLATION)
+
     async def usage(self) -> Mapping[str, int]:
         """No CPU time is measured and nothing is ever killed for memory here; files count as memory and as disk."""
         return {
@@ -177,9 +190,13 @@ class MemoryInstance:
 
 
 class MemoryDriver:
-    """Instances without a kernel. `faults` lets a test make the next boots fail or wait."""
+    """Instances without a kernel. `faults` lets a test make the next boots fail or wait.
 
-    def __init__(self) -> None:
+    Under other names several of them can play the tiers of one server.
+    """
+
+    def __init__(self, name: str = "memory") -> None:
+        self._name = name
         self.faults = DriverFaults()
         self._instances: dict[SandboxId, MemoryInstance] = {}
 
@@ -196,11 +213,15 @@ class MemoryDriver:
 
     @property
     def name(self) -> str:
-        return "memory"
+        return self._name
 
     @property
     def egress(self) -> None:
         return None
+
+    @property
+    def captures(self) -> SnapshotKind:
+        return SnapshotKind.FILESYSTEM
 
     @property
     def volumes(self) -> None:
@@ -221,7 +242,7 @@ class MemoryDriver:
 
     async def boot(self, plan: BootPlan) -> MemoryInstance:
         former = self._former(plan)
-        instance = MemoryInstance(plan, self.faults, former.machine.tree if former else None)
+        instance = MemoryInstance(plan, self.faults, former.machine.tree if former else None, driver=self._name)
         self._instances[plan.sandbox_id] = instance
         try:
             await self.faults.before_boot()

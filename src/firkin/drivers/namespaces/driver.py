@@ -48,6 +48,9 @@ from firkin.law.errors import (
     SnapshotIntegrityFailure,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import Isolation
+from firkin.law.snapshots import SnapshotKind
+from firkin.law.volumes import VolumeKeeper
 from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
@@ -61,6 +64,8 @@ _ATTEMPTS = 4
 class NamespacesDriver:
     """Implements the law's `Driver`. `state_dir` holds disks and caches; sockets live below /run/firkin."""
 
+    isolation = Isolation.NAMESPACES.value
+
     def __init__(self, state_dir: Path, options: NamespacesOptions | None = None, ground: Ground | None = None) -> None:
         """`ground` is shared with other drivers of the server; by default this one has its own, below `state_dir`."""
         self._state = state_dir
@@ -73,6 +78,7 @@ class NamespacesDriver:
         self._sockets = self._ground.run_folder()
         self._bases = BaseDisks(self._disks)
         self._volumes = VolumeDisks(state_dir / "volumes")
+        self._keeps_volumes = True
         self._launcher: Launcher | None = None
         self._instances: dict[SandboxId, NamespacesInstance] = {}
         self._around = Surroundings(
@@ -91,13 +97,32 @@ class NamespacesDriver:
         of kernels before 6.13). Raises `InvalidSpec` for anything else."""
         return cls(state_dir, NamespacesOptions.parse(options))
 
+    @classmethod
+    def on_ground(cls, ground: Ground, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
+        """As `from_settings`, on what the drivers of one server share."""
+        return cls(state_dir, NamespacesOptions.parse(options), ground)
+
+    @classmethod
+    def declared(cls) -> Capabilities:
+        """What it offers on a host that has everything: for the page of all drivers."""
+        return preflight.declared()
+
     @property
     def name(self) -> str:
         return NAME
 
     @property
+    def captures(self) -> SnapshotKind:
+        return SnapshotKind.FILESYSTEM
+
+    @property
     def volumes(self) -> VolumeDisks:
         return self._volumes
+
+    def share_volumes(self, keeper: VolumeKeeper) -> None:
+        """See `SharesVolumes`: those of any driver that keeps them as disks."""
+        if isinstance(keeper, VolumeDisks):
+            self._volumes, self._keeps_volumes = keeper, False
 
     @property
     def egress(self) -> Keeper:
@@ -121,8 +146,16 @@ class NamespacesDriver:
         for folder in (self._disks, self._sockets, self._state / "launcher"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
-        await self._volumes.start()
+        if self._keeps_volumes:
+            await self._volumes.start()
         await self._ground.open()
+        try:
+            await self._start_launcher()
+        except BaseException:  # the ground is others', too
+            await finish(self._ground.aclose(), within_s=_UNDO_WITHIN_S)
+            raise
+
+    async def _start_launcher(self) -> None:
         program = await asyncio.to_thread(cached_filter, self._state / "cache")
         self._launcher = Launcher(
             {
@@ -359,7 +392,8 @@ class NamespacesDriver:
         if self._launcher is not None:
             await self._launcher.aclose()
         self._around.disk_threads.close()
-        await self._volumes.aclose()
+        if self._keeps_volumes:
+            await self._volumes.aclose()
         await asyncio.to_thread(leave_host, self._trees, self._sockets)
         await self._ground.aclose()
 

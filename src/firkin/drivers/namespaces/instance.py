@@ -18,13 +18,22 @@ from firkin.drivers.namespaces.captures import DiskCapture, DiskThreads
 from firkin.drivers.namespaces.freezer import Freezer
 from firkin.host.cgroups import Trees
 from firkin.host.disks import loop_is_bound
+from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.netns_sockets import NamespaceSockets
 from firkin.host.networks import SandboxNetworks
 from firkin.host.superblocks import last_error_at
 from firkin.host.syscalls import kill_pidfd
 from firkin.law.driver import InstanceEnd, InstanceRef
-from firkin.law.errors import CapacityRejected, HostDiskFull, IoFailure, PortFailure, SandboxUnavailable
+from firkin.law.errors import (
+    BackendFailure,
+    CapacityRejected,
+    HostDiskFull,
+    IoFailure,
+    PortFailure,
+    SandboxUnavailable,
+)
 from firkin.law.ids import SandboxId
+from firkin.law.isolation import IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.states import EndCause
@@ -189,6 +198,27 @@ class NamespacesInstance:
         with suppress(OSError):
             usage["disk_used_bytes"] = image.stat().st_blocks * 512
         return usage
+
+    async def isolation(self) -> IsolationReport:
+        """Of its agent, whose child everything inside is: what holds the agent holds them."""
+        self._require_alive("look at the isolation")
+        report = await asyncio.to_thread(self._isolation)
+        self._require_alive("look at the isolation")  # else its number may have been another process's already
+        return report
+
+    def _isolation(self) -> IsolationReport:
+        facts = IsolationFacts()
+        facts.of_process(int(self._ref.facts["pid"]))
+        facts.read("kernel_release", lambda: os.uname().release)  # there is one kernel for all
+        facts.read("limits", lambda: self._trees.limits(self._id))
+        facts.absent("it is no virtual machine: the host's kernel answers", "accelerator")
+        try:
+            facts.found["network"] = self._around.networks.in_force(self._id)
+        except BackendFailure as error:
+            facts.absent(str(error), "network")
+        driver = self._ref.driver
+        process = "the agent, process 1 inside"
+        return IsolationReport(tier=driver, driver=driver, process=process, unread=facts.unread, **facts.found)
 
     async def set_network(self, policy: NetworkPolicy) -> None:
         self._require_alive("set the network policy")

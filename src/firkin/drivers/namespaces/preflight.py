@@ -32,14 +32,19 @@ _OFFERED = (
 _FROZEN = (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.PAUSE_CAPTURE, _C.PAUSE_RESUME)
 
 
+def declared() -> Capabilities:
+    """What there is code for."""
+    refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
+    return refused.with_supported(*_OFFERED, *_FROZEN)
+
+
 def capabilities(layout: cgroups.Layout) -> Capabilities:
     """The driver's report: what it has no code for, or this host no control group for, is refused, with the reason."""
-    refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
-    report = refused.with_supported(*_OFFERED)
+    report = declared()
     if (reason := missing_for_policies()) is not None:
         report = report.with_unsupported(HostPreflightGated(reason), _C.NETWORK_POLICY)
     if layout.can_freeze:
-        return report.with_supported(*_FROZEN)
+        return report
     stays = Permanent("this host has no control group freezer, so a sandbox cannot be made to stand still")
     return report.with_unsupported(stays, *_FROZEN)
 

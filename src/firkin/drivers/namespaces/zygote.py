@@ -31,6 +31,7 @@ from firkin.drivers.namespaces import confinement, storage, view, volume_mounts
 from firkin.drivers.namespaces.orders import DESCRIPTORS, VOLUMES, Failure, LaunchOrder
 from firkin.guest import identity
 from firkin.guest.agent import Agent
+from firkin.guest.disguise import overwrite_arguments
 from firkin.guest.spawn import SpawnPlan
 from firkin.host import cgroups, syscalls
 from firkin.host.syscalls import (
@@ -75,7 +76,7 @@ def main(control: int, parent: int) -> None:
     channel = socket.socket(fileno=control)
     setup = json.loads(channel.recv(_MESSAGE))
     workshop = _prepare(setup)
-    syscalls.overwrite_arguments(NAME)
+    overwrite_arguments(NAME)
     _own_root(setup["scratch"])
     _warm_up()
     channel.send(b"ready")

@@ -1,0 +1,150 @@
+"""Writing a machine down: before, while and after it stands still.
+
+The machine stands still only for what can change: its device state (12 KB), the
+pages that are its own, and its disk. What it has in common with the store that
+it was woken from is copied before, and digests are taken after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from firkin.drivers.qemu.memory import woken_with, write_changes
+from firkin.drivers.qemu.qmp import Monitor
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, data_of, finish_store
+from firkin.host.disks import copy_image
+from firkin.law.errors import BackendFailure, CapacityRejected
+from firkin.lifetimes import finish
+
+T = TypeVar("T")
+_STATE_SET = 900
+_FILE_HEADER = 8  # magic and version
+_CONFIGURATION, _DESCRIPTION = 7, 6  # QEMU, migration/savevm.h
+_GIVE_UP_WITHIN_S = 60.0
+
+
+class Capture:
+    """One writing down of the machine of process `pid` into the empty folder `into`."""
+
+    def __init__(self, pid: int, fit: Fit, disk: Path, into: Path) -> None:
+        self._pid = pid
+        self._fit = fit
+        self._disk = disk
+        self._into = into
+        self._stop = threading.Event()
+
+    async def prepare(self, room_bytes: int) -> None:
+        """What can be done while it runs."""
+        await self._in_thread(lambda: self._begin(room_bytes))
+
+    async def write(self, monitor: Monitor) -> None:
+        """The machine stands still. `OSError`, `BackendFailure`."""
+        raw = os.open(self._into / f".{STATE}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            writing = os.open(self._into / f".{STATE}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                await monitor.ask("add-fd", fd=writing, fdset_id=_STATE_SET)
+            finally:
+                os.close(writing)
+            await monitor.ask("xen-save-devices-state", filename=f"/dev/fdset/{_STATE_SET}", live=False)
+            with suppress(BackendFailure):
+                await monitor.ask("remove-fd", fdset_id=_STATE_SET)
+            await self._in_thread(lambda: self._copy(raw))
+        finally:
+            os.close(raw)
+            (self._into / f".{STATE}").unlink(missing_ok=True)
+
+    async def finish(self) -> None:
+        """It may run again."""
+        await self._in_thread(lambda: finish_store(self._into, self._fit, os.stat(self._disk).st_size))
+
+    def _begin(self, room_bytes: int) -> None:
+        size = self._fit.shape.memory_mib << 20
+        needed = self._disk.stat().st_blocks * 512 + self._used()
+        if needed > room_bytes:
+            raise CapacityRejected(
+                "capture a snapshot", "free disk on the host", requested=needed, available=room_bytes, unit="bytes"
+            )
+        memory = os.open(self._into / MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(memory, size)
+            base = woken_with(self._pid, size)
+            try:
+                _copy_data(base, memory, size, self._stop.is_set)
+            finally:
+                os.close(base)
+        finally:
+            os.close(memory)
+
+    def _used(self) -> int:
+        """No more than that can be the machine's own: what its process holds."""
+        with open(f"/proc/{self._pid}/status") as file:
+            for line in file:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+        return 0
+
+    def _copy(self, raw: int) -> None:
+        size = self._fit.shape.memory_mib << 20
+        (self._into / STATE).write_bytes(_whole_stream(os.pread(raw, 64 << 20, 0), self._fit.shape.name))
+        memory = os.open(self._into / MEMORY, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            write_changes(self._pid, memory, size)
+        finally:
+            os.close(memory)
+        source = os.open(self._disk, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            target = os.open(self._into / DISK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                copy_image(source, target, os.fstat(source).st_size, stopped=self._stop.is_set)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        running = asyncio.get_running_loop().run_in_executor(None, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._stop.set()
+            with suppress(Exception):
+                await finish(_over(running), within_s=_GIVE_UP_WITHIN_S)
+            raise
+
+
+async def _over(running: asyncio.Future[T]) -> None:
+    await asyncio.wait({running})
+
+
+def _whole_stream(devices: bytes, machine: str) -> bytes:
+    """Device state as QEMU takes a migration: with the machine's name before it, and an empty description after.
+
+    QEMU writes device state alone only in the form that it has for Xen, and cannot read that form itself.
+    """
+    if len(devices) < _FILE_HEADER or devices[:4] != b"QEVM":
+        raise BackendFailure("capture a snapshot", "qemu", "its device state is none")
+    name = machine.encode()
+    head = struct.pack(">BI", _CONFIGURATION, len(name)) + name
+    tail = struct.pack(">BI", _DESCRIPTION, 2) + b"{}"
+    return devices[:_FILE_HEADER] + head + devices[_FILE_HEADER:] + tail
+
+
+def _copy_data(source: int, target: int, size: int, stopped: Callable[[], bool]) -> None:
+    for start, end in data_of(source, size):
+        position = start
+        while position < end:
+            if stopped():
+                raise InterruptedError("nobody waits for the copy")
+            os.lseek(target, position, os.SEEK_SET)
+            sent = os.sendfile(target, source, position, min(end - position, 16 << 20))
+            if not sent:
+                raise OSError("the stored memory is shorter than it was")
+            position += sent

@@ -1,0 +1,480 @@
+"""The microVM driver: law's `Driver` over QEMU, stored machines, slots and control groups.
+
+Isolation tier ``microvm``: each sandbox has a kernel of its own in a virtual
+machine; what each wall is stands beside its code (`spawner`, `memory`). A
+machine is booted once for each template and shape, stored with its agent
+listening, and woken from there for every sandbox; see `seeds`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+from firkin.drivers.ground.gateways import Keeper
+from firkin.drivers.ground.ground import Ground, leave_host
+from firkin.drivers.ground.helper_process import HelperDied
+from firkin.drivers.ground.process_table import start_time
+from firkin.drivers.ground.slots import Slot
+from firkin.drivers.qemu import machines, preflight
+from firkin.drivers.qemu.accelerators import PROBE_WITHIN_S, Accelerators
+from firkin.drivers.qemu.files import listen, own_disk, processor, require_memory, require_whole
+from firkin.drivers.qemu.instance import NAME, Names, Places, QemuInstance, Surroundings
+from firkin.drivers.qemu.kits import Kit, Kits
+from firkin.drivers.qemu.launcher import Launcher
+from firkin.drivers.qemu.machines import Shape
+from firkin.drivers.qemu.memory import MemoryImages, empty_memory
+from firkin.drivers.qemu.options import QemuOptions
+from firkin.drivers.qemu.seeds import Seeds
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, Store, read_store
+from firkin.drivers.qemu.trunk import Trunk
+from firkin.host.base_disks import BaseDisks
+from firkin.host.netlink import Traffic
+from firkin.host.root_images import RootImages
+from firkin.law.backend import Preflight
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
+from firkin.law.driver import BootPlan, InstanceRef
+from firkin.law.errors import (
+    BackendFailure,
+    DeadlineExceeded,
+    HostDiskFull,
+    InvalidReason,
+    InvalidSpec,
+    SnapshotIntegrityFailure,
+    UnsupportedCapability,
+)
+from firkin.law.ids import SandboxId
+from firkin.law.snapshots import SnapshotKind
+from firkin.lifetimes import Children, finish
+
+_BOOT_WITHIN_S = 30.0
+_WAKE_WITHIN_S = 20.0
+_UNDO_WITHIN_S = 30.0
+_FLUSH_WITHIN_S = 2.0
+_ATTEMPTS = 3
+_POLL_S = 0.001
+_OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
+_THREADS = 64
+_OWN_ID = 1000  # within the slot's range: not that of a root, which a process of a container could have
+
+
+class QemuDriver:
+    """Implements the law's `Driver`. `state_dir` holds kernels, root images, stored machines and disks."""
+
+    isolation: ClassVar[str] = "microvm"
+
+    def __init__(self, state_dir: Path, options: QemuOptions | None = None, ground: Ground | None = None) -> None:
+        """`ground` is shared with other drivers of the server; by default this one has its own, below `state_dir`."""
+        self._state = state_dir
+        self._options = options or QemuOptions()
+        self._ground = ground or Ground(
+            state_dir, ready_slots=self._options.ready_slots, egress_trust=self._options.egress_trust
+        )
+        self._trees = self._ground.trees(NAME)
+        self._sockets = self._ground.run_folder(NAME)
+        self._disks = state_dir / "disks"
+        self._bases = BaseDisks(self._disks)
+        self._roots = RootImages(state_dir / "roots")
+        self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
+        self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
+        self._memories = MemoryImages(require_memory)
+        self._launcher: Launcher | None = None
+        self._instances: dict[SandboxId, QemuInstance] = {}
+        self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
+        self._around = Surroundings(
+            trees=self._trees,
+            networks=self._ground.networks,
+            background=Children(),
+            released=self._released,
+            unled=self._ground.gateways.forget,
+        )
+
+    @classmethod
+    def from_settings(cls, state_dir: Path, options: Mapping[str, str]) -> QemuDriver:
+        """See `QemuOptions`. Raises `InvalidSpec` for anything else."""
+        return cls(state_dir, QemuOptions.parse(options))
+
+    @classmethod
+    def on_ground(cls, ground: Ground, state_dir: Path, options: Mapping[str, str]) -> QemuDriver:
+        """One of several drivers of a server."""
+        return cls(state_dir, QemuOptions.parse(options), ground)
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    @property
+    def captures(self) -> SnapshotKind:
+        return SnapshotKind.CONTINUATION
+
+    @property
+    def volumes(self) -> None:
+        return None
+
+    @property
+    def egress(self) -> Keeper:
+        return self._ground.keeper()
+
+    @property
+    def launcher_pid(self) -> int | None:
+        return self._launcher.pid if self._launcher else None
+
+    async def capabilities(self) -> Capabilities:
+        return preflight.capabilities()
+
+    async def preflight(self) -> Preflight:
+        return await asyncio.to_thread(preflight.check, self._state, self._options.kernel)
+
+    async def start(self) -> None:
+        for folder in (self._disks, self._sockets, self._state / "launcher"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._trees.open()
+        await self._ground.open()
+        await asyncio.to_thread(self._roots.forget_unfounded)
+        self._launcher = Launcher(
+            {
+                "label": self._trees.label,
+                "groups": self._trees.layout.as_object(),
+                "scratch": str(self._state / "launcher"),
+            }
+        )
+        await self._launcher.start()
+        self._around.background.start(self._drop_idle(), name="idle memories")
+
+    async def _drop_idle(self) -> None:
+        while True:
+            await asyncio.sleep(20)
+            await asyncio.to_thread(self._memories.drop_idle)
+
+    # -- boot -----------------------------------------------------------------------------------
+
+    async def boot(self, plan: BootPlan) -> QemuInstance:
+        if plan.sandbox_id in self._instances:
+            raise BackendFailure("create sandbox", NAME, f"an instance {plan.sandbox_id!r} exists already")
+        if plan.volumes:
+            reason = Permanent("a microVM has no volumes: they are folders of the host's")
+            raise UnsupportedCapability("create sandbox", CapabilityName.RUNTIME_CREATE, reason)
+        kit = await self._kits.kit()
+        root = await self._roots.image(plan.root, lambda line: None)
+        accelerator = await self._accelerators.choose(lambda accelerator: self._probe(plan, kit, root, accelerator))
+        shape = Shape(memory_bytes=plan.resources.memory_bytes, vcpus=plan.resources.vcpus, accelerator=accelerator)
+        fit = self._fit(kit, shape, root)
+        store = await self._store(plan, kit, fit, root)
+        return await self._attempts(plan, kit, fit, root, store)
+
+    async def _attempts(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path, store: Store | None) -> QemuInstance:
+        for attempt in range(_ATTEMPTS):
+            pool = await self._ground.slots()
+            slot = await pool.take(online=plan.network.internet and not plan.network.is_inspected)
+            try:
+                return await self._boot_in(plan, slot, kit, fit, root, store)
+            except BaseException as error:
+                await finish(self._undo(plan, slot), within_s=_UNDO_WITHIN_S)
+                retry = isinstance(error, (HelperDied, TimeoutError, ConnectionError))
+                if retry and attempt + 1 < _ATTEMPTS:
+                    continue
+                if isinstance(error, TimeoutError):
+                    within_s = _WAKE_WITHIN_S if store else _BOOT_WITHIN_S
+                    raise DeadlineExceeded("create sandbox", within_s, sandbox_id=plan.sandbox_id) from error
+                if isinstance(error, HelperDied):
+                    raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
+                if isinstance(error, OSError):
+                    if HostDiskFull.explains(error):
+                        raise HostDiskFull("create sandbox") from error
+                    raise BackendFailure("create sandbox", NAME, str(error)) from error
+                raise
+        raise AssertionError("the loop returns or raises")
+
+    async def _sown(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> QemuInstance:
+        return await self._attempts(plan, kit, fit, root, None)
+
+    async def _boot_in(
+        self, plan: BootPlan, slot: Slot, kit: Kit, fit: Fit, root: Path, store: Store | None
+    ) -> QemuInstance:
+        before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
+        disk = self._disk(plan.sandbox_id)
+        await asyncio.to_thread(own_disk, disk, plan, store, await self._bases.image(plan.resources.disk_bytes))
+        instance = await self._launched(plan.sandbox_id, slot, kit, fit, root, disk, store, before)
+        try:
+            if store is not None:
+                await self._awake(instance)
+            await instance.trunk(within_s=_WAKE_WITHIN_S if store else _BOOT_WITHIN_S)
+            names = Names(
+                hostname=plan.hostname,
+                machine_id=plan.machine_id,
+                restored=bool(plan.captured),
+                hardened=plan.hardened,
+            )
+            instance.kernel_release = await instance.settle(names)
+        except BaseException:
+            await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
+            raise
+        return instance
+
+    async def _launched(
+        self,
+        sandbox_id: SandboxId,
+        slot: Slot,
+        kit: Kit,
+        fit: Fit,
+        root: Path,
+        disk: Path,
+        store: Store | None,
+        before: Traffic,
+    ) -> QemuInstance:
+        assert self._launcher is not None, "start() comes first"
+        places = self._places(sandbox_id)
+        size = fit.shape.memory_mib << 20
+        opened: dict[int, int] = {}
+        try:
+            opened[machines.FD_TRUNK] = listen(places.trunk)
+            opened[machines.FD_RESET] = listen(places.reset)
+            opened[machines.FD_CONTROL] = listen(places.control)
+            opened[machines.FD_ROOT] = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
+            opened[machines.FD_DISK] = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
+            opened[machines.FD_KERNEL] = os.open(kit.kernel, os.O_RDONLY | os.O_CLOEXEC)
+            opened[machines.FD_INITRAMFS] = os.open(kit.initramfs, os.O_RDONLY | os.O_CLOEXEC)
+            if store is None:
+                opened[machines.FD_MEMORY] = empty_memory(size)
+            else:
+                opened[machines.FD_MEMORY] = await asyncio.to_thread(self._memories.open, store.memory, size)
+                opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
+            order = self._order(sandbox_id, slot, kit, fit.shape, list(opened), waking=store is not None)
+            pid, pidfd = await self._launcher.launch(order, [slot.network, *opened.values()])
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+        facts: dict[str, int | str] = {
+            "pid": pid,
+            "start_time": start_time(pid) or 0,
+            "slot": slot.numbers.slot,
+            "traffic_before": before.as_text(),
+            "kit": fit.kit,
+            "root": fit.root,
+            "qemu": fit.qemu,
+            "processor": fit.processor,
+            "memory_bytes": fit.shape.memory_bytes,
+            "vcpus": fit.shape.vcpus,
+            "accelerator": fit.shape.accelerator,
+        }
+        return self._instance(sandbox_id, InstanceRef(NAME, facts), pid, pidfd, slot, fit)
+
+    def _order(
+        self, sandbox_id: str, slot: Slot, kit: Kit, shape: Shape, places: list[int], *, waking: bool
+    ) -> dict[str, Any]:
+        return {
+            "id": sandbox_id,
+            "slot": slot.numbers.slot,
+            "uid": slot.numbers.first_uid + _OWN_ID,
+            "memory_bytes": shape.memory_bytes + _OVERHEAD_BYTES,
+            "pids": _THREADS + shape.vcpus,
+            "vcpus": shape.vcpus,
+            "places": places,
+            "tap": machines.FD_TAP,
+            "kvm": shape.accelerator == "kvm",
+            "file_bytes": 1 << 44,
+            "program": kit.program,
+            "argv": machines.command_line(shape, start=kit.start, name=sandbox_id, waking=waking),
+        }
+
+    async def _awake(self, instance: QemuInstance) -> None:
+        """Wait until the stored state is loaded, and let the machine run."""
+        monitor = await instance.monitor()
+        status = "inmigrate"
+        async with asyncio.timeout(_WAKE_WITHIN_S):
+            while True:
+                status = str((await monitor.ask("query-status")).get("status"))[:40]
+                if status != "inmigrate":
+                    break
+                await asyncio.sleep(_POLL_S)
+        if status not in ("paused", "prelaunch"):
+            raise SnapshotIntegrityFailure("restore a machine", None, f"QEMU refused its state ({status})")
+        await instance.go()
+
+    # -- what it is made of ---------------------------------------------------------------------
+
+    def _fit(self, kit: Kit, shape: Shape, root: Path) -> Fit:
+        seen = processor() if shape.accelerator == "kvm" else "emulated"
+        return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=seen, shape=shape)
+
+    async def _store(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> Store | None:
+        """Where the machine is woken from; None for files that a machine which is gone left: it boots from them."""
+        if plan.continues:
+            return None
+        if plan.captured:
+            store = await asyncio.to_thread(read_store, Path(plan.captured))
+            store.require_fit(fit)
+            await asyncio.to_thread(store.require_whole, STATE)
+            if store.disk_bytes != plan.resources.disk_bytes:
+                detail = (
+                    f"disk_bytes is {plan.resources.disk_bytes}, but the files are on a disk of {store.disk_bytes} "
+                    "bytes, which keeps its size"
+                )
+                raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
+            return store
+        return await self._seeds.seed(plan, kit, fit, root)
+
+    async def _probe(self, plan: BootPlan, kit: Kit, root: Path, accelerator: str) -> bool:
+        """Whether a machine boots with that accelerator so far that its agent answers."""
+        name = SandboxId(f"probe{os.urandom(6).hex()}")
+        shape = Shape(memory_bytes=256 << 20, vcpus=1, accelerator=accelerator)
+        neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources)
+        fit = self._fit(kit, shape, root)
+        slot = await (await self._ground.slots()).take(online=False)
+        try:
+            async with asyncio.timeout(PROBE_WITHIN_S):
+                await self._boot_in(neutral, slot, kit, fit, root, None)
+        except (BackendFailure, OSError, TimeoutError, HelperDied):
+            return False
+        finally:
+            await finish(self._undo(neutral, slot), within_s=_UNDO_WITHIN_S)
+        return True
+
+    def _instance(
+        self, sandbox_id: SandboxId, ref: InstanceRef, pid: int, pidfd: int, slot: Slot, fit: Fit
+    ) -> QemuInstance:
+        instance = QemuInstance(
+            sandbox_id,
+            ref,
+            pid=pid,
+            pidfd=pidfd,
+            slot=slot,
+            fit=fit,
+            places=self._places(sandbox_id),
+            surroundings=self._around,
+        )
+        self._instances[sandbox_id] = instance
+        self._ground.settle(sandbox_id, slot)
+        return instance
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    async def _released(self, instance: QemuInstance) -> None:
+        self._instances.pop(instance.sandbox_id, None)
+        await self._vacate(instance.sandbox_id, instance.slot)
+
+    async def _vacate(self, sandbox_id: SandboxId, slot: Slot) -> None:
+        """What is in the slot's network is a machine's, so the network is not used again; its number is."""
+        slot.close()
+        await self._ground.vacate(sandbox_id, slot)
+
+    async def _undo(self, plan: BootPlan, slot: Slot) -> None:
+        ended = plan.sandbox_id not in self._instances and not slot.whole
+        await self._end_remains(plan.sandbox_id)
+        if not plan.continues:
+            await self.discard(plan.sandbox_id)
+        if not ended:
+            self._instances.pop(plan.sandbox_id, None)
+            await self._vacate(plan.sandbox_id, slot)
+
+    async def _end_remains(self, sandbox_id: str) -> None:
+        waited = 0.0
+        while waited < 5.0:
+            for pid in self._trees.members(sandbox_id):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self._trees.remove(sandbox_id):
+                break
+            await asyncio.sleep(0.005)
+            waited += 0.005
+        for path in self._places(sandbox_id).sockets():
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    async def adopt(self, sandbox_id: SandboxId, ref: InstanceRef) -> QemuInstance | None:
+        facts = ref.facts
+        if ref.driver != NAME or not all(key in facts for key in ("pid", "start_time", "slot", "kit")):
+            return None
+        pid = int(facts["pid"])
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        if start_time(pid) != int(facts["start_time"]) or pid not in self._trees.members(sandbox_id):
+            os.close(pidfd)
+            return None
+        shape = Shape(
+            memory_bytes=int(facts["memory_bytes"]),
+            vcpus=int(facts["vcpus"]),
+            accelerator=str(facts["accelerator"]),
+        )
+        fit = Fit(
+            qemu=str(facts["qemu"]),
+            kit=str(facts["kit"]),
+            root=str(facts["root"]),
+            processor=str(facts["processor"]),
+            shape=shape,
+        )
+        slot = self._ground.adopt(int(facts["slot"]))
+        self._ground.networks.adopt(sandbox_id, slot.wire, Traffic.of_text(str(facts.get("traffic_before", ""))))
+        instance = self._instance(sandbox_id, ref, pid, pidfd, slot, fit)
+        with suppress(BackendFailure):
+            status = await (await instance.monitor()).ask("query-status")
+            instance.frozen = status.get("status") == "paused"
+        return instance
+
+    async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
+        kept = {str(sandbox_id) for sandbox_id in keep}
+        boxes = self._trees.boxes()
+        images = {path.stem for path in self._disks.glob("*.img") if not path.name.startswith("base-")}
+        sockets = {path.name.partition(".")[0] for path in self._sockets.iterdir()} if self._sockets.exists() else set()
+        removed = []
+        for orphan in sorted((boxes | images | sockets) - kept):
+            await self._end_remains(orphan)
+            await self.discard(SandboxId(orphan))
+            removed.append(f"what was left of sandbox {orphan}")
+        await asyncio.to_thread(self._seeds.forget_begun)
+        await self._ground.slots()
+        return removed
+
+    async def halt(self, sandbox_id: SandboxId) -> bool:
+        if self._trees.members(sandbox_id):
+            places = self._places(sandbox_id)
+            with suppress(OSError, TimeoutError):  # what its programs wrote is in its memory yet
+                trunk = await Trunk.open(places.trunk, places.reset, within_s=_FLUSH_WITHIN_S)
+                try:
+                    await trunk.ask("flush", within_s=_FLUSH_WITHIN_S)
+                finally:
+                    await trunk.aclose()
+        await self._end_remains(sandbox_id)
+        return self._disk(sandbox_id).exists()
+
+    async def verify(self, captured: Path) -> None:
+        operation = "import a snapshot"
+        if sorted(path.name for path in captured.iterdir()) != sorted((MEMORY, STATE, DISK, "machine.json")):
+            raise SnapshotIntegrityFailure(operation, None, "it holds other files than a machine's")
+        await asyncio.to_thread(require_whole, captured)
+
+    async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
+        reason = Permanent("a machine's disk is never mounted on the host; templates are built on another tier")
+        raise UnsupportedCapability("commit a layer", CapabilityName.TEMPLATE_PREPARE, reason)
+
+    async def discard(self, sandbox_id: SandboxId) -> None:
+        await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)
+
+    async def live(self) -> Sequence[SandboxId]:
+        return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
+
+    async def aclose(self) -> None:
+        await self._around.background.aclose()
+        for instance in list(self._instances.values()):
+            instance.let_go()
+        if self._launcher is not None:
+            await self._launcher.aclose()
+        await asyncio.to_thread(self._memories.drop_idle, all_of_them=True)
+        await asyncio.to_thread(leave_host, self._trees, self._sockets)
+        await self._ground.aclose()
+
+    def _disk(self, sandbox_id: str) -> Path:
+        return self._disks / f"{sandbox_id}.img"
+
+    def _places(self, sandbox_id: str) -> Places:
+        base = self._sockets / sandbox_id
+        return Places(
+            trunk=f"{base}.trunk", reset=f"{base}.reset", control=f"{base}.control", disk=self._disk(sandbox_id)
+        )

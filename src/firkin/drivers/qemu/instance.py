@@ -1,0 +1,359 @@
+"""One running microVM, as the server holds it: a process handle, its control socket and its trunk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from firkin.drivers.ground.slots import Slot
+from firkin.drivers.qemu.captures import Capture
+from firkin.drivers.qemu.late import LateChannel
+from firkin.drivers.qemu.qmp import Monitor
+from firkin.drivers.qemu.stores import Fit
+from firkin.drivers.qemu.trunk import Trunk, TrunkChannel
+from firkin.host.cgroups import Trees
+from firkin.host.isolation_facts import IsolationFacts
+from firkin.host.networks import SandboxNetworks
+from firkin.host.syscalls import kill_pidfd
+from firkin.law.driver import InstanceEnd, InstanceRef
+from firkin.law.errors import BackendFailure, HostDiskFull, IoFailure, SandboxUnavailable
+from firkin.law.ids import SandboxId
+from firkin.law.isolation import Isolation, IsolationReport
+from firkin.law.network import NetworkPolicy
+from firkin.law.network_use import NetworkUse, RefusedFlow
+from firkin.law.states import EndCause
+from firkin.lifetimes import Children
+
+NAME = "qemu"
+_ANSWER_S = 10.0
+_END_WITHIN_S = 20.0
+_FLUSH_WITHIN_S = 1.0
+_BOX_GONE_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where one machine's sockets and disk are."""
+
+    trunk: str
+    reset: str
+    control: str
+    disk: Path
+
+    def sockets(self) -> tuple[str, str, str]:
+        return self.trunk, self.reset, self.control
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all machines of one driver share. `released` is told of each that is gone."""
+
+    trees: Trees
+    networks: SandboxNetworks
+    background: Children
+    released: Callable[[QemuInstance], Awaitable[None]]
+    unled: Callable[[Slot], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """What a waking machine is told of itself."""
+
+    hostname: str
+    machine_id: str
+    restored: bool
+    hardened: bool
+
+
+class QemuInstance:
+    """Implements the law's `Instance`."""
+
+    def __init__(
+        self,
+        sandbox_id: SandboxId,
+        ref: InstanceRef,
+        *,
+        pid: int,
+        pidfd: int,
+        slot: Slot,
+        fit: Fit,
+        places: Places,
+        surroundings: Surroundings,
+    ) -> None:
+        self._id = sandbox_id
+        self._ref = ref
+        self.pid = pid
+        self._pidfd = pidfd
+        self.slot = slot
+        self.fit = fit
+        self._places = places
+        self._around = surroundings
+        self._monitor: Monitor | None = None
+        self._trunk: Trunk | None = None
+        self._opening = asyncio.Lock()
+        self._standing = asyncio.Lock()
+        self.frozen = False
+        self.kernel_release = str(ref.facts.get("kernel", ""))
+        self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
+        self._requested = False
+        self._cleaning = False
+        self._cleaned = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, self._process_ended)
+
+    @property
+    def sandbox_id(self) -> SandboxId:
+        return self._id
+
+    @property
+    def ref(self) -> InstanceRef:
+        return self._ref
+
+    # -- bytes ----------------------------------------------------------------------------------
+
+    async def dial(self) -> TrunkChannel | LateChannel:
+        self._require_alive("reach the agent")
+        if self.frozen and (self._trunk is None or self._trunk.closed):
+            return LateChannel(self._dial)
+        return await self._dial()
+
+    async def _dial(self) -> TrunkChannel:
+        try:
+            return await (await self.trunk()).dial()
+        except (OSError, TimeoutError) as error:
+            raise SandboxUnavailable("reach the agent", self._id, str(error) or "it does not answer") from error
+
+    async def trunk(self, *, within_s: float | None = None) -> Trunk:
+        """The session with the agent; a new one where there is none. `OSError`, `TimeoutError`."""
+        async with self._opening:
+            if self._trunk is None or self._trunk.closed:
+                patience = within_s or (3600.0 if self.frozen else _ANSWER_S)
+                self._trunk = await Trunk.open(self._places.trunk, self._places.reset, within_s=patience)
+            return self._trunk
+
+    async def monitor(self) -> Monitor:
+        """Raises `BackendFailure` when QEMU does not answer."""
+        if self._monitor is None or not self._monitor.is_open:
+            try:
+                self._monitor = await Monitor.connect(self._places.control, within_s=_ANSWER_S)
+            except (OSError, TimeoutError) as error:
+                raise BackendFailure("reach the machine", NAME, str(error) or "it does not answer") from error
+        return self._monitor
+
+    async def dial_port(self, port: int) -> None:
+        """Only the agent can make one: the machine's loopback is its own."""
+
+    # -- its life -------------------------------------------------------------------------------
+
+    async def ended(self) -> InstanceEnd:
+        return await asyncio.shield(self._end)
+
+    async def flush(self) -> None:
+        """Bring what programs wrote from the machine's memory to its disk, if its agent answers soon."""
+        if not self.frozen:
+            with suppress(OSError, TimeoutError):
+                trunk = await self.trunk(within_s=_FLUSH_WITHIN_S)
+                await trunk.ask("flush", within_s=_FLUSH_WITHIN_S)
+
+    async def destroy(self) -> None:
+        self._requested = True
+        if not self._end.done():
+            await self.flush()
+            if not self._end.done():
+                kill_pidfd(self._pidfd, signal.SIGKILL)
+            self._around.trees.lift_cpu_quota(self._id)
+            try:
+                async with asyncio.timeout(_END_WITHIN_S):
+                    await asyncio.shield(self._end)
+            except TimeoutError:
+                self._around.background.start(self._clean_later(), name=f"clean {self._id}")
+                raise
+        await self._clean()
+
+    async def _clean_later(self) -> None:
+        await asyncio.shield(self._end)
+        await self._clean()
+
+    async def settle(self, names: Names) -> str:
+        """Make it this sandbox's machine: time, randomness, names, address. The release of its kernel.
+
+        Raises `OSError`, `TimeoutError`, `BackendFailure`.
+        """
+        trunk = await self.trunk()
+        numbers = self.slot.numbers
+        answer = await trunk.ask(
+            "settle",
+            within_s=_ANSWER_S,
+            epoch_ns=time.time_ns(),
+            seed=secrets.token_hex(64),
+            hostname=names.hostname,
+            machine_id=names.machine_id,
+            boot_id=str(uuid.uuid4()),
+            restored=names.restored,
+            hardened=names.hardened,
+            address=numbers.guest_address,
+            netmask="255.255.255.252",
+            gateway=numbers.host_address,
+        )
+        release = answer.get("kernel", "")
+        return release[:100] if isinstance(release, str) else ""
+
+    async def go(self) -> None:
+        """Let a machine run that was woken, or stands still. `BackendFailure`."""
+        await (await self.monitor()).ask("cont")
+
+    async def freeze(self) -> None:
+        self._require_alive("freeze")
+        async with self._standing:
+            if not self.frozen:
+                await self.flush()
+                await (await self.monitor()).ask("stop")
+                self.frozen = True
+
+    async def thaw(self) -> None:
+        self._require_alive("thaw")
+        async with self._standing:
+            if self.frozen:
+                await self._run_on()
+
+    async def _run_on(self) -> None:
+        """Its clock stood still with it."""
+        await self.go()
+        self.frozen = False
+        with suppress(OSError, TimeoutError):  # an agent that does not answer is the engine's to find out
+            trunk = await self.trunk()
+            await trunk.ask("clock", within_s=_ANSWER_S, epoch_ns=time.time_ns(), seed=secrets.token_hex(64))
+
+    async def reclaim(self) -> None:
+        """The host swaps out what it needs: the memory of a machine that stands still is not touched."""
+
+    async def capture(self, into: Path, *, room_bytes: int) -> None:
+        """Standing still for as long as writing down what it changed takes, unless it is already."""
+        self._require_alive("capture")
+        work = Capture(self.pid, self.fit, self._places.disk, into)
+        try:
+            await work.prepare(room_bytes)
+            async with self._held():
+                await work.write(await self.monitor())
+                self._require_alive("capture")  # ended meanwhile: what was read may be of nobody
+            await work.finish()
+        except OSError as error:
+            self._require_alive("capture")
+            if HostDiskFull.explains(error):
+                raise HostDiskFull("capture a snapshot") from error
+            raise IoFailure("capture", f"the machine of sandbox {self._id!r}", error.strerror or str(error)) from error
+
+    @asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        async with self._standing:
+            if self.frozen:
+                yield
+                return
+            await (await self.monitor()).ask("stop")
+            self.frozen = True
+            try:
+                yield
+            finally:
+                if not self._requested and not self._end.done():
+                    await self._run_on()
+
+    # -- what it uses and reaches ---------------------------------------------------------------
+
+    async def set_network(self, policy: NetworkPolicy) -> None:
+        self._require_alive("set the network policy")
+        await self._around.networks.change(self._id, policy)
+        if not policy.is_inspected:
+            await self._around.unled(self.slot)
+
+    async def network(self) -> NetworkUse:
+        self._require_alive("look at the network")
+        return await self._around.networks.use(self._id)
+
+    async def refused(self) -> Sequence[RefusedFlow]:
+        self._require_alive("look at the network")
+        return await self._around.networks.refused(self._id)
+
+    async def usage(self) -> Mapping[str, int]:
+        usage = self._around.trees.usage(self._id)
+        with suppress(OSError):
+            usage["disk_used_bytes"] = self._places.disk.stat().st_blocks * 512
+        return usage
+
+    async def isolation(self) -> IsolationReport:
+        """Of QEMU's process: whoever breaks out of the machine is that."""
+        self._require_alive("look at the isolation")
+        facts = IsolationFacts()
+        await asyncio.to_thread(facts.of_process, self.pid)
+        facts.read("accelerator", lambda: self.fit.shape.accelerator)
+        facts.read("kernel_release", lambda: self.kernel_release)
+        facts.read("limits", lambda: self._around.trees.limits(self._id))
+        facts.read("network", lambda: self._around.networks.in_force(self._id))
+        self._require_alive("look at the isolation")
+        return IsolationReport(
+            tier=Isolation.MICROVM,
+            driver=NAME,
+            process="the virtual machine's process",
+            unread=facts.unread,
+            **facts.found,
+        )
+
+    # -- its end --------------------------------------------------------------------------------
+
+    def _require_alive(self, operation: str) -> None:
+        if self._requested or self._end.done():
+            cause = self._end.result().cause if self._end.done() else EndCause.REQUESTED
+            raise SandboxUnavailable(operation, self._id, cause.value)
+
+    def _process_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        if not self._end.done():
+            os.close(self._pidfd)
+            self._end.set_result(self._why())
+        self._hang_up()
+
+    def _why(self) -> InstanceEnd:
+        if self._requested:
+            return InstanceEnd(EndCause.REQUESTED)
+        if self._around.trees.agent_oom_kills(self._id):
+            return InstanceEnd(EndCause.OUT_OF_MEMORY, "the host's kernel ended its virtual machine: memory limit")
+        return InstanceEnd(EndCause.AGENT_DIED, "its virtual machine ended")
+
+    def _hang_up(self) -> None:
+        if self._trunk is not None:
+            self._trunk.abort()
+        if self._monitor is not None:
+            self._monitor.close()
+
+    async def _clean(self) -> None:
+        if self._cleaning:
+            await self._cleaned.wait()
+            return
+        self._cleaning = True
+        self._hang_up()
+        if self._trunk is not None:
+            await self._trunk.aclose()
+        waited = 0.0
+        while not self._around.trees.remove(self._id) and waited < _BOX_GONE_WITHIN_S:
+            await asyncio.sleep(0.002)
+            waited += 0.002
+        for path in self._places.sockets():
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        await self._around.released(self)
+        self._cleaned.set()
+
+    def let_go(self) -> None:
+        """The server ends but the sandbox lives: forget it without touching it."""
+        if not self._end.done():
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._end.cancel()
+        self._hang_up()
+        self.slot.close()

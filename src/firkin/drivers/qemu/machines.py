@@ -1,0 +1,107 @@
+"""QEMU's command line: what a microVM is made of.
+
+The same for the machine that is stored and for those that are woken from it:
+device state fits only a machine of the same parts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from firkin.drivers.qemu.inside import RESET, TRUNK
+from firkin.host.agent_bundle import PLACE
+
+# Descriptors as the launched process has them.
+FD_TRUNK, FD_RESET, FD_CONTROL, FD_ROOT, FD_DISK, FD_MEMORY, FD_STATE, FD_TAP, FD_KERNEL, FD_INITRAMFS = range(10, 20)
+PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
+MIB = 1 << 20
+_SERIAL_PORTS = 4
+_MAC = "02:fc:00:00:00:01"  # the same in all: each is alone on its wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What two machines must have in common for one to go on where the other stopped."""
+
+    memory_bytes: int
+    vcpus: int
+    accelerator: str
+    machine: str = os.uname().machine
+
+    @property
+    def memory_mib(self) -> int:
+        return -(-self.memory_bytes // MIB)
+
+    @property
+    def cpu(self) -> str:
+        return "host" if self.accelerator == "kvm" else "max"
+
+    @property
+    def name(self) -> str:
+        """QEMU's name of the machine type, which a stored state begins with."""
+        return "microvm" if self.machine == "x86_64" else "virt"
+
+
+def program(machine: str = os.uname().machine) -> str:
+    return f"qemu-system-{machine}"
+
+
+def command_line(shape: Shape, *, start: tuple[str, ...], name: str, waking: bool) -> list[str]:
+    """`start` is how the agent begins in the initramfs; `waking`: from the state in `FD_STATE`, and standing still."""
+    argv = [program(shape.machine), "-name", f"{name},process=firkin-vm", "-nodefaults", "-no-user-config"]
+    argv += ["-display", "none", "-no-reboot", "-M", _machine(shape), "-cpu", shape.cpu]
+    argv += ["-m", f"{shape.memory_mib}M", "-smp", str(shape.vcpus)]
+    memory = f"memory-backend-file,id=ram,size={shape.memory_mib}M,mem-path=/proc/self/fd/{FD_MEMORY},share=off"
+    argv += ["-object", memory, "-machine", "memory-backend=ram"]
+    argv += ["-kernel", f"/proc/self/fd/{FD_KERNEL}", "-initrd", f"/proc/self/fd/{FD_INITRAMFS}"]
+    argv += ["-append", _kernel_command_line(shape, start)]
+    argv += _disk("root", FD_ROOT, read_only=True) + _disk("disk", FD_DISK, read_only=False)
+    argv += ["-netdev", f"tap,id=net0,fd={FD_TAP}", "-device", f"virtio-net-device,netdev=net0,mac={_MAC}"]
+    argv += ["-device", "virtio-rng-device", "-device", f"virtio-serial-device,max_ports={_SERIAL_PORTS}"]
+    for number, (fd, port) in enumerate(((FD_TRUNK, TRUNK), (FD_RESET, RESET)), 1):
+        argv += ["-chardev", f"socket,id=serial{number},fd={fd},server=on,wait=off"]
+        argv += ["-device", f"virtserialport,nr={number},chardev=serial{number},name={port}"]
+    argv += ["-chardev", f"socket,id=control,fd={FD_CONTROL},server=on,wait=off", "-mon", "control,mode=control"]
+    argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    if waking:
+        argv += ["-S", "-incoming", f"fd:{FD_STATE}"]
+    return argv
+
+
+def _machine(shape: Shape) -> str:
+    accelerator = "kvm" if shape.accelerator == "kvm" else "tcg"
+    if shape.name == "virt":
+        return f"virt,accel={accelerator},gic-version=max"
+    return f"microvm,accel={accelerator},rtc=on,pit=off,pic=off,isa-serial=off"
+
+
+def _disk(name: str, fd: int, *, read_only: bool) -> list[str]:
+    """A set of one descriptor: QEMU duplicates it in place of opening a path, of which it can see none."""
+    node = f"driver=raw,node-name={name},read-only={'on' if read_only else 'off'},file.driver=file"
+    node += f",file.filename=/dev/fdset/{fd},file.locking=off" + ("" if read_only else ",discard=unmap")
+    return ["-add-fd", f"fd={fd},set={fd}", "-blockdev", node, "-device", f"virtio-blk-device,drive={name}"]
+
+
+def _kernel_command_line(shape: Shape, start: tuple[str, ...]) -> str:
+    """`panic=-1`: a kernel that cannot go on ends the machine. The rates spare a calibration that hangs under TCG."""
+    words = ["quiet", "loglevel=0", "panic=-1", "reboot=t", "random.trust_cpu=on"]
+    if shape.accelerator != "kvm" and shape.machine == "x86_64":
+        words += [f"tsc_early_khz={_khz()}", "lpj=4000000", "no_timer_check"]
+    return " ".join([*words, f"rdinit={start[0]}", "--", *start[1:]])
+
+
+def agent_start(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The bundle's command, in words without spaces: a kernel's command line knows no quotes for its first program."""
+    return (*argv[: argv.index("-c")], f"{PLACE}/start.py")
+
+
+def _khz() -> int:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("cpu MHz"):
+                return int(float(line.partition(":")[2]) * 1000)
+    except (OSError, ValueError):
+        pass
+    return 2_000_000

@@ -1,0 +1,51 @@
+"""Options of the microVM driver, as an operator writes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from firkin.law.errors import InvalidReason, InvalidSpec
+
+ACCELERATORS = ("auto", "kvm", "tcg")
+_KNOWN = ("kernel", "accelerator", "ready_slots", "egress_trust")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuOptions:
+    """`kernel`: a folder with ``kernel`` (an uncompressed vmlinux, or an arm64 Image), ``modules/`` in the order in
+    which they are loaded, and ``release``; by default Debian's cloud kernel is fetched. `accelerator`: ``auto``
+    takes KVM if a probe boots under it, else TCG. The others are as for the namespaces driver."""
+
+    kernel: str = ""
+    accelerator: str = "auto"
+    ready_slots: int = 8
+    egress_trust: str = ""
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str]) -> QemuOptions:
+        """Raises `InvalidSpec` for an unknown name or a value of the wrong kind."""
+        unknown = sorted(set(options) - set(_KNOWN))
+        if unknown:
+            raise _invalid(f"the qemu driver has no option {unknown[0]!r}; it has {', '.join(_KNOWN)}")
+        accelerator = options.get("accelerator", "auto")
+        if accelerator not in ACCELERATORS:
+            raise _invalid(f"accelerator must be one of {', '.join(ACCELERATORS)}")
+        kernel = options.get("kernel", "")
+        if kernel and not os.path.isfile(os.path.join(kernel, "kernel")):
+            raise _invalid(f"kernel names {kernel!r}, in which there is no file 'kernel'")
+        try:
+            ready = int(options.get("ready_slots", cls().ready_slots))
+        except ValueError:
+            raise _invalid("ready_slots must be a whole number") from None
+        if not 1 <= ready <= 2048:
+            raise _invalid("ready_slots must be 1…2048")
+        trust = options.get("egress_trust", "")
+        if trust and not os.access(trust, os.R_OK):
+            raise _invalid(f"egress_trust names {trust!r}, which cannot be read")
+        return cls(kernel=kernel, accelerator=accelerator, ready_slots=ready, egress_trust=trust)
+
+
+def _invalid(detail: str) -> InvalidSpec:
+    return InvalidSpec("read driver options", InvalidReason.INVALID_SETTINGS, detail)

@@ -1,0 +1,1 @@
+"""Several tiers of isolation behind the law's one `Driver`."""

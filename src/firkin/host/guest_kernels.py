@@ -1,0 +1,181 @@
+"""Kernels for microVMs: Debian's own cloud kernel, fetched once and unpacked, or the operator's.
+
+Debian's package carries a compressed kernel and its drivers as modules. A
+machine without hardware help decompresses slowly, so the kernel proper is taken
+out once; and of three thousand modules a microVM needs a dozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from firkin.host.program_paths import find_program
+from firkin.host.programs import Report, program_environment, run_program
+from firkin.host.syncing import sync_filesystem
+from firkin.law.errors import BackendFailure
+
+# In this order, each after what it depends on.
+WANTED_MODULES = (
+    *("virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio-rng"),
+    *("erofs", "overlay"),
+)
+IMAGE, MODULES, RELEASE = "kernel", "modules", "release"
+_PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
+_DEPENDENCY = re.compile(r"^\s*Depends: (linux-image-[0-9]\S*)$", re.MULTILINE)
+_FETCH = "fetch a guest kernel"
+_DECOMPRESSORS = (
+    (b"\x02\x21\x4c\x18", ("lz4", "-dc")),
+    (b"\x28\xb5\x2f\xfd", ("zstd", "-dc")),
+    (b"\x1f\x8b\x08", ("gzip", "-dc")),
+    (b"\xfd7zXZ\x00", ("xz", "-dc")),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestKernel:
+    """`image` is what a machine boots; `modules` are to be loaded in this order; `digest` is of all of them."""
+
+    image: Path
+    modules: tuple[Path, ...]
+    release: str
+    digest: str
+
+
+def known_kernel(folder: Path) -> GuestKernel | None:
+    """The kernel in `folder`, or None when there is none yet. `BackendFailure` for one that lacks a part."""
+    if not (folder / IMAGE).exists():
+        return None
+    try:
+        modules = tuple(sorted((folder / MODULES).iterdir()))
+        release = (folder / RELEASE).read_text().strip()
+        content = hashlib.sha256()
+        for path in (folder / IMAGE, *modules):
+            with path.open("rb") as file:
+                content.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise BackendFailure("read the guest kernel", str(folder), error.strerror or str(error)) from error
+    return GuestKernel(image=folder / IMAGE, modules=modules, release=release, digest=content.hexdigest()[:16])
+
+
+def can_fetch() -> str | None:
+    """What this machine lacks to fetch a kernel by itself; None when nothing."""
+    missing = [name for name in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(name) is None]
+    if missing:
+        return f"{missing[0]} is missing, so Debian's kernel cannot be fetched; give one: qemu.kernel=FOLDER"
+    return None
+
+
+async def fetch_kernel(folder: Path, report: Report, machine: str = os.uname().machine) -> GuestKernel:
+    """Debian's cloud kernel for `machine` in `folder`, from the sources that this machine has. `BackendFailure`."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".kernel-") as scratch:
+        aside = Path(scratch) / "made"
+        aside.mkdir()
+        package = await _downloaded(Path(scratch), report, machine)
+        unpacked = Path(scratch) / "unpacked"
+        await _run(["dpkg-deb", "--extract", str(package), str(unpacked)], Path(scratch))
+        await _take_apart(unpacked, aside, Path(scratch))
+        opened = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            sync_filesystem(opened)
+        finally:
+            os.close(opened)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    made = known_kernel(folder)
+    assert made is not None
+    return made
+
+
+async def _downloaded(scratch: Path, report: Report, machine: str) -> Path:
+    wanted = _PACKAGES.get(machine)
+    if wanted is None:
+        raise BackendFailure(_FETCH, machine, f"Debian has no cloud kernel for it; there are {', '.join(_PACKAGES)}")
+    told = (await _run(["apt-cache", "depends", wanted], scratch)).decode(errors="replace")
+    found = _DEPENDENCY.search(told)
+    if found is None:
+        detail = f"the package {wanted} is not known here; run apt-get update, or give a kernel: qemu.kernel=FOLDER"
+        raise BackendFailure(_FETCH, wanted, detail)
+    report(f"fetching {found[1]}")
+    await _run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", found[1]], scratch, inside=scratch)
+    return next(scratch.glob("*.deb"))
+
+
+async def _take_apart(unpacked: Path, into: Path, scratch: Path) -> None:
+    image = next((unpacked / "boot").glob("vmlinu*"))
+    release = image.name.partition("-")[2]
+    (into / IMAGE).write_bytes(await _proper(image, scratch))
+    (into / RELEASE).write_text(release + "\n")
+    (into / MODULES).mkdir()
+    for number, module in enumerate(_in_order(unpacked)):
+        shutil.copyfile(module, into / MODULES / f"{number:02}-{module.name}")
+
+
+async def _proper(image: Path, scratch: Path) -> bytes:
+    """The kernel inside of a bzImage (Linux, x86/boot: payload_offset), or the file as it is when it is none."""
+    content = image.read_bytes()
+    if content[0x202:0x206] != b"HdrS":
+        return content
+    offset, length = struct.unpack_from("<II", content, 0x248)
+    start = ((content[0x1F1] or 4) + 1) * 512 + offset
+    payload = content[start : start + length]
+    for magic, program in _DECOMPRESSORS:
+        if payload.startswith(magic):
+            packed = scratch / "payload"
+            packed.write_bytes(payload)
+            plain = scratch / "plain"
+            await _decompressed([*program, str(packed)], plain, scratch)
+            return plain.read_bytes()
+    raise BackendFailure(_FETCH, image.name, f"it is compressed in a way that is not known ({payload[:4].hex()})")
+
+
+async def _decompressed(argv: list[str], target: Path, scratch: Path) -> None:
+    """The size of the payload stands behind it, so a decompressor may complain of a tail; what counts is the kernel."""
+    tool = find_program(argv[0], package=argv[0])
+    shell = find_program("sh", package="dash")
+    done = await run_program(
+        [shell, "-c", '"$@" >"$OUT"', "sh", tool, *argv[1:]],
+        env={**program_environment(scratch), "OUT": str(target)},
+    )
+    if not target.exists() or target.read_bytes()[:4] != b"\x7fELF":
+        raise BackendFailure(_FETCH, argv[0], done.last_line)
+
+
+def _in_order(unpacked: Path) -> list[Path]:
+    """Those of `WANTED_MODULES` that are modules there (others are built in), with what each needs before it."""
+    places = {path.name.partition(".ko")[0].replace("-", "_"): path for path in unpacked.rglob("*.ko*")}
+    order: list[Path] = []
+    for name in WANTED_MODULES:
+        for module in _with_needs(name.replace("-", "_"), places):
+            if module not in order:
+                order.append(module)
+    return order
+
+
+def _with_needs(name: str, places: dict[str, Path]) -> Iterator[Path]:
+    path = places.get(name)
+    if path is None:
+        return
+    found = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())
+    for need in (found[1].decode() if found else "").split(","):
+        yield from _with_needs(need.replace("-", "_"), places) if need else ()
+    yield path
+
+
+async def _run(argv: list[str], scratch: Path, *, inside: Path | None = None) -> bytes:
+    tool = find_program(argv[0], package="apt" if argv[0].startswith("apt") else "dpkg")
+    command = [tool, *argv[1:]]
+    if inside is not None:
+        command = [find_program("env", package="coreutils"), "--chdir", str(inside), *command]
+    done = await run_program(command, env=program_environment(scratch))
+    if done.exit_code != 0:
+        raise BackendFailure(_FETCH, argv[0], done.last_line)
+    return done.stdout

@@ -1,0 +1,3 @@
+from tests.qemu.homes import qemu_home
+
+__all__ = ["qemu_home"]
