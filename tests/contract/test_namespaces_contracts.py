@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from firkin.drivers.boxes.host_checks import check
 from firkin.drivers.namespaces.driver import NamespacesDriver
-from firkin.drivers.namespaces.preflight import check
 from firkin.engine.backend import LocalBackend
 from firkin.host.roots import HostRootPreparer
 from firkin.law.backend import SandboxBackend

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from firkin import Runtime
+from firkin.drivers.boxes.host_checks import check
 from firkin.drivers.namespaces.driver import NamespacesDriver
-from firkin.drivers.namespaces.preflight import check
 from firkin.engine.backend import LocalBackend
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer

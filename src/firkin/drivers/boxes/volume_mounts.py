@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from firkin.drivers.namespaces.view import ROOT
+from firkin.drivers.boxes.places import ROOT
 from firkin.host.syscalls import (
     ATTR_IDMAP,
     ATTR_NODEV,
