@@ -76,17 +76,17 @@ class Agent:
         `ready` is called once connections are accepted. Standard input and output
         must be /dev/null.
         """
+        self.begin(spawn)
+        self._listener = _socket.socket(fileno=listener_fd)
+        self._listener.setblocking(False)
+        self.loop.watch(listener_fd, READ, self._accept)
+        self.run(ready)
+
+    def begin(self, spawn: SpawnPlan) -> None:
+        """Open what every conversation needs."""
         os.umask(UMASK)
         _set_close_on_exec()
         _set_limits(spawn)
-        self._begin(listener_fd, spawn)
-        gc.enable()
-        ready()
-        while True:
-            with suppress(Exception):  # out of memory in the loop itself: the next turn may have some
-                self.loop.turn()
-
-    def _begin(self, listener_fd: int, spawn: SpawnPlan) -> None:
         self.loop.begin()
         self._entries.begin()
         self._spawner.begin(spawn)
@@ -94,9 +94,23 @@ class Agent:
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._wakeup = _wake_on_child()
         self.loop.watch(self._wakeup, READ, self._child_ended)
-        self._listener = _socket.socket(fileno=listener_fd)
-        self._listener.setblocking(False)
-        self.loop.watch(listener_fd, READ, self._accept)
+
+    def run(self, ready: Callable[[], None]) -> NoReturn:
+        """Answer for ever; `ready` is called first."""
+        gc.enable()
+        ready()
+        while True:
+            with suppress(Exception):  # out of memory in the loop itself: the next turn may have some
+                self.loop.turn()
+
+    def take(self, connected: _socket.socket) -> None:
+        """A host is at the other end of that socket: greet it."""
+        connection = Connection(self.loop, connected, self._open)
+        connection.send(HELLO, 0, codec.encode(self._machine.hello))
+
+    def renew(self) -> None:
+        """It is another agent from now on, in the same place: of a machine that was woken up a second time."""
+        self._machine.begin()
 
     def _child_ended(self, _events: int) -> None:
         with suppress(BlockingIOError):
@@ -110,8 +124,7 @@ class Agent:
             if error.errno in _SHORTAGES:
                 self._turn_away()
             return
-        connection = Connection(self.loop, _socket.socket(fileno=fd), self._open)
-        connection.send(HELLO, 0, codec.encode(self._machine.hello))
+        self.take(_socket.socket(fileno=fd))
 
     def _turn_away(self) -> None:
         """No descriptor is left: use the spare one to hang up, or the waiting host would keep us spinning."""

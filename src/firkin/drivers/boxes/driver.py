@@ -162,6 +162,7 @@ class BoxDriver:
                 launched = await self._launcher.fork(self._order(plan, slot), [*fds, *volumes])
                 _close(fds, borrowed=borrowed)
                 await read_report(report)
+                await link.ready()
         except BaseException:
             _close(fds, borrowed=borrowed)
             if launched is not None:

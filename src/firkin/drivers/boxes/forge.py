@@ -46,11 +46,14 @@ def begin(control: int, parent: int) -> tuple[socket.socket, dict[str, Any]]:  #
     return channel, json.loads(channel.recv(_MESSAGE))
 
 
-def own_root(scratch: str, bring: Callable[[str], None] = lambda _: None) -> None:
-    """Move into an empty tmpfs: a fork's mount namespace then copies few mounts. `bring` adds some of the host's."""
+def own_root(scratch: str, bring: Callable[[str], None] = lambda _: None, *, mode: str = "700") -> None:
+    """Move into an empty tmpfs: a fork's mount namespace then copies few mounts.
+
+    `bring` adds some of the host's. With `mode` 755 the ids of sandboxes can pass through, too.
+    """
     syscalls.unshare(CLONE_NEWNS)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
-    syscalls.mount("tmpfs", scratch, "tmpfs", MS_NOSUID, "mode=700,size=64m,nr_inodes=8k")
+    syscalls.mount("tmpfs", scratch, "tmpfs", MS_NOSUID, f"mode={mode},size=64m,nr_inodes=8k")
     for name in _FOLDERS:
         os.mkdir(f"{scratch}/{name}")
     empty_flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY

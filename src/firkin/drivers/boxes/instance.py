@@ -149,7 +149,7 @@ class BoxInstance:
     async def capture(self, into: Path, *, room_bytes: int) -> None:
         """Frozen for what was not written out before, and for the copy."""
         self._require_alive("capture")
-        work = DiskCapture(self._ref, into, loop=self.slot.numbers.loop)
+        work = DiskCapture(self._ref, into, loop=self.slot.numbers.loop, root_of=self._root_of)
         threads = self._around.disk_threads
         try:
             async with threads.turn():
@@ -163,6 +163,9 @@ class BoxInstance:
             if HostDiskFull.explains(error):
                 raise HostDiskFull(_CAPTURE) from error
             raise IoFailure("capture", f"the disk of sandbox {self._id!r}", error.strerror or str(error)) from error
+
+    def _root_of(self, pid: int) -> int:
+        return self._around.tier.root(pid, self._trees.members(self._id))
 
     async def dial_port(self, port: int) -> SocketChannel | None:
         """Past the agent: a socket of the sandbox's own network namespace, connected to its loopback.

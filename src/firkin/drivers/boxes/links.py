@@ -15,6 +15,10 @@ from firkin.law.ports import ByteChannel
 class AgentLink(Protocol):
     """One for each living sandbox."""
 
+    async def ready(self) -> None:
+        """Wait until a new agent can be dialled."""
+        ...
+
     async def dial(self, within_s: float) -> ByteChannel:
         """A new conversation. `OSError` or `TimeoutError` when the agent does not take it."""
         ...
@@ -29,6 +33,9 @@ class ListeningAgent:
 
     def __init__(self, path: str) -> None:
         self._path = path
+
+    async def ready(self) -> None:
+        """It listens before it says that it is ready."""
 
     async def dial(self, within_s: float) -> ByteChannel:
         return await over_unix(self._path, within_s=within_s)

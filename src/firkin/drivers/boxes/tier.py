@@ -65,6 +65,10 @@ class Tier(Protocol):
         """Read ``kernel_release`` and ``accelerator``; what the process `pid` is, in a few words. Blocks, shortly."""
         ...
 
+    def root(self, pid: int, members: Collection[int]) -> int:
+        """The sandbox's root directory, opened, given the process that stands for it and all. `OSError`."""
+        ...
+
     def used(self, slot: Slot) -> None:
         """A sandbox that has ended was in `slot`: close it if the next cannot have it as it is."""
         ...
@@ -80,6 +84,11 @@ class Tier(Protocol):
     def leave(self) -> None:
         """No sandbox of this driver is left: neither is anything else of it outside of the state folder."""
         ...
+
+
+def root_of(pid: int) -> int:
+    """`Tier.root` where the process that stands for the sandbox lives in its root."""
+    return os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def facts_of_the_hosts_kernel(found: IsolationFacts) -> str:

@@ -20,7 +20,7 @@ import os
 import resource
 
 from firkin.drivers.boxes.orders import LaunchOrder
-from firkin.drivers.boxes.rights import CAPABILITIES, limits
+from firkin.drivers.boxes.rights import CAPABILITIES, go_first, limits
 from firkin.host.syscalls import (
     CLONE_NEWUSER,
     PR_SET_DUMPABLE,
@@ -45,7 +45,7 @@ def confine(
     for limit, soft, hard in limits(order.nofile):
         resource.setrlimit(limit, (soft, hard))
     if order.weighed:
-        _go_first()
+        go_first()
     setns(user_namespace, CLONE_NEWUSER)
     os.close(user_namespace)
     os.setgroups([])
@@ -56,13 +56,3 @@ def confine(
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     program.load()
     set_capabilities(CAPABILITIES, last=last_capability)
-
-
-def _go_first() -> None:
-    """The agent gets the processor before its sandbox's programs: thousands of them must not keep it from ending them.
-
-    Nice values count within a control group, so this is only for a sandbox that has
-    a share of its own. The flag resets them for every child: no program inherits it.
-    """
-    os.setpriority(os.PRIO_PROCESS, 0, -20)
-    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))

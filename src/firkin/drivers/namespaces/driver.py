@@ -15,7 +15,7 @@ from firkin.drivers.boxes import host_checks
 from firkin.drivers.boxes.driver import BoxDriver
 from firkin.drivers.boxes.links import AgentLink, ListeningAgent, listening_agent
 from firkin.drivers.boxes.options import BoxOptions
-from firkin.drivers.boxes.tier import facts_of_the_hosts_kernel
+from firkin.drivers.boxes.tier import facts_of_the_hosts_kernel, root_of
 from firkin.drivers.ground.ground import Ground
 from firkin.drivers.ground.slots import Slot
 from firkin.host import cgroups
@@ -75,6 +75,9 @@ class NamespacesTier:
 
     def facts(self, pid: int, found: IsolationFacts) -> str:
         return facts_of_the_hosts_kernel(found)
+
+    def root(self, pid: int, members: Collection[int]) -> int:
+        return root_of(pid)
 
     def used(self, slot: Slot) -> None:
         """A slot comes back as it was."""
