@@ -8,8 +8,8 @@ namespaces: /proc, /sys, /dev.
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 SPEC_VERSION = "1.0.2"
 _UIDS = 65536
@@ -30,7 +30,8 @@ class Bundle:
     """`namespaces` maps a kind to the path of one to join; an empty path makes a new one. `capabilities` are bits.
 
     `first_uid` is root inside; `mapped` False says that the namespace which is joined knows. `limits` are
-    (resource, soft, hard). Each of `shown` is a folder of the host's, to be seen read-only at the same path.
+    (resource, soft, hard). Each of `shown` is a folder of the host's, to be seen read-only at the same path; `bound`
+    maps a path inside to what is to be seen there, as it is.
     """
 
     root: str
@@ -47,6 +48,7 @@ class Bundle:
     read_only: Sequence[str] = ()
     mapped: bool = True
     shown: Sequence[str] = ()
+    bound: Mapping[str, str] = field(default_factory=dict)
 
 
 def config(bundle: Bundle) -> dict[str, object]:
@@ -69,7 +71,7 @@ def config(bundle: Bundle) -> dict[str, object]:
         "root": {"path": bundle.root, "readonly": False},
         "hostname": bundle.hostname,
         "process": _process(bundle),
-        "mounts": [*_MOUNTS, *(_shown(path) for path in bundle.shown)],
+        "mounts": [*_MOUNTS, *_binds(bundle)],
         "linux": linux,
     }
 
@@ -110,8 +112,11 @@ def _mount(destination: str, kind: str, *options: str) -> dict[str, object]:
     return {"destination": destination, "type": kind, "source": kind, "options": list(options)}
 
 
-def _shown(path: str) -> dict[str, object]:
-    return {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro", "nosuid", "nodev"]}
+def _binds(bundle: Bundle) -> Iterator[dict[str, object]]:
+    for path in bundle.shown:
+        yield {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro", "nosuid", "nodev"]}
+    for path, source in bundle.bound.items():
+        yield {"destination": path, "type": "bind", "source": source, "options": ["rbind", "rw", "nodev"]}
 
 
 _MOUNTS = (

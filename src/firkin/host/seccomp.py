@@ -190,11 +190,13 @@ def _rules() -> Iterator[tuple[int, str, tuple[_Condition, ...]]]:
             yield _ALLOW, name, (*scope, (index, _CMP_MASKED_EQ, mask, value))
 
 
-def oci_profile() -> dict[str, object]:
-    """The same list as an OCI runtime's configuration has it (``linux.seccomp``)."""
-    plain = [name for action, name, conditions in _rules() if action == _ALLOW and not conditions]
+def oci_profile(*, unknown: Sequence[str] = ()) -> dict[str, object]:
+    """The same list as an OCI runtime's configuration has it (``linux.seccomp``). Calls that are `unknown` answer
+    ENOSYS, so that programs take another."""
+    rules = [rule for rule in _rules() if rule[1] not in unknown] + [(_ENOSYS, name, ()) for name in unknown]
+    plain = [name for action, name, conditions in rules if action == _ALLOW and not conditions]
     calls: list[dict[str, object]] = [{"names": plain, "action": "SCMP_ACT_ALLOW"}]
-    for action, name, conditions in _rules():
+    for action, name, conditions in rules:
         if action != _ALLOW:
             calls.append({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": action & 0xFFFF})
         elif conditions:

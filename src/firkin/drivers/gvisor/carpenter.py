@@ -10,16 +10,28 @@ from __future__ import annotations
 import json
 import os
 
-from firkin.drivers.boxes import places
+from firkin.drivers.boxes import places, volume_mounts
 from firkin.drivers.boxes.rights import CAPABILITIES, limits
 from firkin.drivers.bundles import carpentry
 from firkin.drivers.bundles.carpentry import RuntimeFailed, Site, Workshop, run
 from firkin.guest.calling import FOLDER, ORDER, SOCKET, WORD
 from firkin.host import cgroups, oci_bundle
-from firkin.host.syscalls import ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, mount_setattr, move_mount_onto
+from firkin.host.syscalls import (
+    ATTR_NODEV,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    MS_BIND,
+    mount,
+    mount_setattr,
+    move_mount,
+    move_mount_onto,
+    open_tree,
+)
 
 SENTRY_BYTES = 64 << 20
 SENTRY_PIDS = 128
+_TMP = "/tmp"  # runsc puts a file system in memory over an empty one, unless something is there
+_WHOLE_PROC = "/whole-proc"
 
 
 def main(control: int, parent: int) -> None:
@@ -38,6 +50,7 @@ def _start(workshop: Workshop, site: Site, step: list[str]) -> int:
     trees.join_box(order.sandbox_id)
     trees.join_agent(order.sandbox_id)
     step[0] = "runtime"
+    _hide_a_wrong_sign()
     setup = workshop.setup
     argv = [setup["runtime"], *setup["flags"], "--root", setup["runtime_root"], "run", "--detach"]
     argv += ["--bundle", site.folder, "--pid-file", f"{site.folder}/pid", order.sandbox_id]
@@ -74,6 +87,18 @@ def _show_folder(site: Site) -> None:
     os.close(place)
 
 
+def _hide_a_wrong_sign() -> None:
+    """runsc (of 2022) takes a file here for the sign of the host's own network, which it refuses; since Linux 6.9 every
+    network has it. Which network it is, `_confirm` sees for itself.
+
+    Beside it /proc stays whole in another place: only where one is may a new one be mounted in a user namespace."""
+    os.makedirs(_WHOLE_PROC, exist_ok=True)
+    mount("/proc", _WHOLE_PROC, None, MS_BIND)
+    cover = open_tree(places.EMPTY)
+    move_mount(cover, "/proc/sys/net")  # what is below differs from network to network
+    os.close(cover)
+
+
 def _config(workshop: Workshop, site: Site) -> dict[str, object]:
     """No masks and no read-only paths: /proc, /sys and /dev inside are the sentry's own, and show nothing of this
     machine's."""
@@ -91,8 +116,15 @@ def _config(workshop: Workshop, site: Site) -> dict[str, object]:
             limits=limits(order.nofile),
             hardened=order.hardened,
             seccomp=workshop.setup["seccomp"],
+            bound=_kept_on_disk(_TMP),
         )
     )
+
+
+def _kept_on_disk(path: str) -> dict[str, str]:
+    """No symlink leads out of the root to another source: one is refused here, and nobody runs inside yet."""
+    os.close(volume_mounts.mount_point(path))
+    return {path: f"{places.ROOT}{path}"}
 
 
 def _confirm(workshop: Workshop, site: Site, pid: int) -> None:
@@ -106,5 +138,7 @@ def _confirm(workshop: Workshop, site: Site, pid: int) -> None:
     with open(f"/proc/{pid}/status") as file:
         if "Seccomp:\t2" not in file.read():
             wrong.append("the sentry has no system-call filter")
+    if os.stat(f"/proc/{pid}/ns/net").st_ino != os.fstat(site.given["network_namespace"]).st_ino:
+        wrong.append("the sentry's network is another")
     if wrong:
         raise RuntimeFailed(f"what runsc started is not held as it should be: {'; '.join(wrong)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 
 from firkin.drivers.boxes import places
@@ -58,6 +59,10 @@ def _start(workshop: Workshop, site: Site, step: list[str]) -> int:
 
 
 def _run_container(workshop: Workshop, site: Site, passed: list[int]) -> None:
+    """Limits of resources are inherited. The runtime could not set them: the user namespace is not of its making, and
+    only CAP_SYS_RESOURCE, which a host may not have either, would do instead."""
+    for limit, soft, hard in limits(site.order.nofile):
+        resource.setrlimit(limit, (soft, hard))
     setup = workshop.setup
     argv = [setup["runtime"], "--root", setup["runtime_root"], "run", "--detach", "--bundle", site.folder]
     argv += ["--pid-file", f"{site.folder}/pid", "--preserve-fds", str(len(passed)), site.order.sandbox_id]
@@ -78,7 +83,6 @@ def _config(workshop: Workshop, site: Site) -> dict[str, object]:
             namespaces={**joined, **own},
             mapped=workshop.setup["mapped"],
             capabilities=CAPABILITIES,
-            limits=limits(order.nofile),
             hardened=order.hardened,
             cgroup=f"/firkin/{workshop.trees.label}/{order.sandbox_id}/agent",
             seccomp=workshop.setup["seccomp"],
