@@ -190,15 +190,20 @@ def _rules() -> Iterator[tuple[int, str, tuple[_Condition, ...]]]:
             yield _ALLOW, name, (*scope, (index, _CMP_MASKED_EQ, mask, value))
 
 
-def oci_profile(*, unknown: Sequence[str] = ()) -> dict[str, object]:
-    """The same list as an OCI runtime's configuration has it (``linux.seccomp``). Calls that are `unknown` answer
-    ENOSYS, so that programs take another."""
-    rules = [rule for rule in _rules() if rule[1] not in unknown] + [(_ENOSYS, name, ()) for name in unknown]
-    plain = [name for action, name, conditions in rules if action == _ALLOW and not conditions]
+def oci_profile(*, names_errors: bool = True) -> dict[str, object]:
+    """The same list as an OCI runtime's configuration has it (``linux.seccomp``).
+
+    A runtime that does not know ``errnoRet`` answers EPERM to all (`names_errors` False). There ENOSYS is had by
+    handing the call to a tracer that nobody is.
+    """
+    absent: dict[str, object] = {"action": "SCMP_ACT_TRACE"}
+    if names_errors:
+        absent = {"action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS & 0xFFFF}
+    plain = [name for action, name, conditions in _rules() if action == _ALLOW and not conditions]
     calls: list[dict[str, object]] = [{"names": plain, "action": "SCMP_ACT_ALLOW"}]
-    for action, name, conditions in rules:
+    for action, name, conditions in _rules():
         if action != _ALLOW:
-            calls.append({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": action & 0xFFFF})
+            calls.append({"names": [name], **absent})
         elif conditions:
             calls.append({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [_oci(*each) for each in conditions]})
     return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": _EPERM & 0xFFFF, "syscalls": calls}

@@ -29,7 +29,7 @@ from firkin.host.disks import is_attached
 from firkin.host.netlink import Traffic
 from firkin.host.overlays import takes_descriptors
 from firkin.host.superblocks import is_clean
-from firkin.host.syscalls import open_tree
+from firkin.host.syscalls import kill_pidfd, open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
@@ -163,9 +163,11 @@ class BoxDriver:
                 _close(fds, borrowed=borrowed)
                 await read_report(report)
                 await link.ready()
-        except BaseException:
+        except BaseException as error:
             _close(fds, borrowed=borrowed)
             if launched is not None:
+                if isinstance(error, TimeoutError):  # it would have had its time; nobody else ends an agent that hangs
+                    kill_pidfd(launched.pidfd, signal.SIGKILL)
                 os.close(launched.pidfd)
             if link is not None:
                 link.close()

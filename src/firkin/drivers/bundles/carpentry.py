@@ -37,7 +37,6 @@ from firkin.host.syscalls import (
     open_tree,
 )
 
-RUNTIME_WITHIN_S = 20.0
 _NAME = b"firkin-carpenter"
 _MOST_LOG = 4096
 _ABOVE_PASSED = 64
@@ -190,7 +189,7 @@ def show_read_only(tree: int, path: str) -> None:
     os.close(tree)
 
 
-def run(argv: list[str], site: Site, *, passed: Sequence[int] = (), within_s: float = RUNTIME_WITHIN_S) -> None:
+def run(argv: list[str], site: Site, *, within_s: float, passed: Sequence[int] = ()) -> None:
     """Run a program to its end, with the descriptors `passed` as 3, 4 and so on. Raises `RuntimeFailed`.
 
     What it leaves running has a file as its output, never a pipe that somebody would wait for.

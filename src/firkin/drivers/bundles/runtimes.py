@@ -24,6 +24,9 @@ from firkin.host.program_paths import PATH
 from firkin.host.programs import run_program
 from firkin.law.errors import FirkinError
 
+RUNTIME_WITHIN_S = 20.0
+"""How long a runtime may take to start a sandbox's first process."""
+
 _PROBE_WITHIN_S = 10.0
 _FORGET_WITHIN_S = 20.0
 _PROBE = ("/bin/true",)

@@ -54,7 +54,7 @@ def _start(workshop: Workshop, site: Site, step: list[str]) -> int:
     setup = workshop.setup
     argv = [setup["runtime"], *setup["flags"], "--root", setup["runtime_root"], "run", "--detach"]
     argv += ["--bundle", site.folder, "--pid-file", f"{site.folder}/pid", order.sandbox_id]
-    run(argv, site)
+    run(argv, site, within_s=setup["within_s"])
     pid = site.read_pid()
     step[0] = "confirmation"
     _confirm(workshop, site, pid)

@@ -17,6 +17,7 @@ from firkin.drivers.boxes import host_checks
 from firkin.drivers.boxes.driver import BoxDriver
 from firkin.drivers.boxes.links import AgentLink
 from firkin.drivers.boxes.options import BoxOptions
+from firkin.drivers.bundles.runtimes import RUNTIME_WITHIN_S
 from firkin.drivers.ground.ground import Ground
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.gvisor.calls import INSIDE, CallingAgent, make_folder
@@ -33,7 +34,6 @@ from firkin.law.errors import BackendFailure
 from firkin.law.isolation import Isolation
 
 NAME = "gvisor"
-_NOT_WHOLE = ("statx",)  # runsc of 2022 refuses the flags that coreutils gives it: EINVAL for every `ls`
 
 
 class GvisorDriver(BoxDriver):
@@ -63,7 +63,8 @@ class GvisorTier:
     helper = "firkin.drivers.gvisor.carpenter"
     has_hosts_loopback = False
 
-    def __init__(self, platform: str) -> None:
+    def __init__(self, platform: str, *, runtime_within_s: float = RUNTIME_WITHIN_S) -> None:
+        self.runtime_within_s = runtime_within_s
         self._platform = platform
         self._notes: Path | None = None
 
@@ -79,9 +80,10 @@ class GvisorTier:
             "runtime": runtime.path,
             "flags": list(runtime.flags),
             "runtime_root": str(run),
+            "within_s": self.runtime_within_s,
             "agent": str(bundle.folder),
             "argv": list(bundle.argv),
-            "seccomp": oci_profile(unknown=_NOT_WHOLE),
+            "seccomp": oci_profile(names_errors=False),
         }
 
     def _found(self) -> Runsc:

@@ -66,7 +66,7 @@ def _run_container(workshop: Workshop, site: Site, passed: list[int]) -> None:
     setup = workshop.setup
     argv = [setup["runtime"], "--root", setup["runtime_root"], "run", "--detach", "--bundle", site.folder]
     argv += ["--pid-file", f"{site.folder}/pid", "--preserve-fds", str(len(passed)), site.order.sandbox_id]
-    run(argv, site, passed=passed)
+    run(argv, site, passed=passed, within_s=setup["within_s"])
 
 
 def _config(workshop: Workshop, site: Site) -> dict[str, object]:

@@ -17,7 +17,7 @@ from firkin.drivers.boxes.driver import BoxDriver
 from firkin.drivers.boxes.links import AgentLink, ListeningAgent, listening_agent
 from firkin.drivers.boxes.options import BoxOptions
 from firkin.drivers.boxes.tier import facts_of_the_hosts_kernel, root_of
-from firkin.drivers.bundles.runtimes import Containers
+from firkin.drivers.bundles.runtimes import RUNTIME_WITHIN_S, Containers
 from firkin.drivers.ground.ground import Ground
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.oci.choice import Runtime, chosen, why_none
@@ -60,7 +60,8 @@ class OciTier:
     helper = "firkin.drivers.oci.carpenter"
     has_hosts_loopback = True
 
-    def __init__(self, wished: str) -> None:
+    def __init__(self, wished: str, *, runtime_within_s: float = RUNTIME_WITHIN_S) -> None:
+        self.runtime_within_s = runtime_within_s
         self._wished = wished
         self._containers: Containers | None = None
 
@@ -75,6 +76,7 @@ class OciTier:
         return {
             "runtime": runtime.path,
             "runtime_root": str(run),
+            "within_s": self.runtime_within_s,
             "mapped": runtime.wants_mappings,
             "agent": str(bundle.folder),
             "argv": list(bundle.argv),
