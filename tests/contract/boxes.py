@@ -29,9 +29,9 @@ BoxKind = type[NamespacesDriver] | type[OciDriver] | type[GvisorDriver]
 
 def require(tier: Tier, state: Path) -> None:
     """Skip, with the tier's own reasons, where this machine cannot do it."""
-    reasons = tier.preflight(state).reasons
-    if reasons:
-        pytest.skip("; ".join(reasons))
+    preflight = tier.preflight(state)
+    if not preflight.ready:
+        pytest.skip("; ".join(preflight.reasons))
 
 
 def _said(line: str) -> None:

@@ -160,7 +160,7 @@ async def test_what_a_killed_server_left_is_adopted_or_swept(tmp_path: Path, roo
     require(OciTier(""), tmp_path)
     facts = json.dumps({"base": root.base, "layers": root.layers, "shared": dict(root.shared), "hidden": root.hidden})
     argv = [sys.executable, "-c", _SERVER, str(tmp_path / "state"), facts]
-    server = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
+    server = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)  # noqa: ASYNC220 — to be killed
     assert server.stdout is not None
     try:
         lines = [await asyncio.to_thread(server.stdout.readline) for _ in range(2)]

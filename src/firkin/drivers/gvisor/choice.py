@@ -17,6 +17,7 @@ from firkin.host.program_paths import PATH
 _PLATFORMS = ("systrap", "kvm", "ptrace")
 _PROBE_WITHIN_S = 3.0
 _KVM = "/dev/kvm"
+_OLD = "This runsc fails programs that newer kernels do not, `ls` among them; use a newer release of gVisor for those."
 _MISSING = "runsc is missing; install it: apt-get install runsc"
 
 
@@ -25,6 +26,7 @@ class Runsc:
     path: str
     platform: str
     trouble: str = ""
+    warning: str = ""
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -44,7 +46,8 @@ class Runsc:
 
 @cache  # of what a probe found out: a machine does not change its mind while a server runs
 def runsc(platform: str = "") -> Runsc:
-    """Blocks for as long as the probes take, once. `trouble` says why it cannot be used, and what mends it."""
+    """Blocks for as long as the probes take, once. `trouble` says why it cannot be used, and what mends it;
+    `warning`, that it can, but not for everything."""
     path = shutil.which("runsc", path=PATH)
     if path is None:
         return Runsc("", "", _MISSING)
@@ -53,9 +56,10 @@ def runsc(platform: str = "") -> Runsc:
         if name == "kvm" and not os.access(_KVM, os.R_OK | os.W_OK):
             told.append(f"kvm: {_KVM} cannot be opened")
             continue
-        argv = [path, f"--platform={name}", "--network=none", "--ignore-cgroups", "do", "/bin/true"]
-        result = tried(argv, within_s=_PROBE_WITHIN_S)
+        argv = [path, f"--platform={name}", "--network=none", "--ignore-cgroups", "do"]
+        result = tried([*argv, "/bin/true"], within_s=_PROBE_WITHIN_S)
         if not result.trouble:
-            return Runsc(path, name)
+            lists = tried([*argv, "/bin/ls", "/"], within_s=_PROBE_WITHIN_S)
+            return Runsc(path, name, warning=_OLD if lists.trouble else "")
         told.append(f"{name}: {result.trouble}")
     return Runsc(path, "", f"runsc runs nothing on this machine ({'; '.join(told)}); see its page on platforms")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -97,8 +98,12 @@ class GvisorTier:
 
     def preflight(self, state: Path) -> Preflight:
         report = host_checks.check(state)
-        trouble = runsc(self._platform).trouble if report.ready else ""
-        return Preflight(False, (trouble,)) if trouble else report
+        if not report.ready:
+            return report
+        found = runsc(self._platform)
+        if found.trouble:
+            return Preflight(False, (found.trouble,))
+        return Preflight(True, (found.warning,) if found.warning else ())
 
     def listen(self, path: str) -> tuple[int, AgentLink]:
         folder = Path(path)
@@ -149,9 +154,7 @@ class GvisorTier:
 
     def leave(self) -> None:
         if self._notes is not None:
-            for path in self._notes.iterdir():
-                path.unlink(missing_ok=True)
-            self._notes.rmdir()
+            shutil.rmtree(self._notes, ignore_errors=True)
 
 
 def _platform_of(pid: int) -> str:
