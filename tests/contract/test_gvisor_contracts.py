@@ -1,4 +1,4 @@
-"""The gvisor driver, alone and under the engine, keeps the same promises as the others, but for what runsc cannot do."""
+"""The gvisor driver, alone and under the engine, keeps the promises of the others, but for what runsc cannot do."""
 
 from __future__ import annotations
 
