@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,6 +18,16 @@ from firkin.host.program_paths import PATH
 _PLATFORMS = ("systrap", "kvm", "ptrace")
 _PROBE_WITHIN_S = 3.0
 _KVM = "/dev/kvm"
+_FLAGS = (
+    "--network=sandbox",
+    "--file-access=shared",
+    "--overlay2=none",
+    "--host-uds=open",
+    "--ignore-cgroups",
+    "--oci-seccomp",
+    "--net-raw",
+)
+_OPTIONAL = ("--buffer-pooling=false",)  # on Linux 6.18 the version of 2022 hears nothing from the network with it
 _OLD = "This runsc fails programs that newer kernels do not, `ls` among them; use a newer release of gVisor for those."
 _MISSING = "runsc is missing; install it: apt-get install runsc"
 
@@ -32,16 +43,16 @@ class Runsc:
     def flags(self) -> tuple[str, ...]:
         """What every sandbox is run with: files are written through at once (`shared`), so that what is captured is
         what programs have written; nothing is kept in memory only; and the agent may call out of the sandbox."""
-        return (
-            f"--platform={self.platform}",
-            "--network=sandbox",
-            "--file-access=shared",
-            "--overlay2=none",
-            "--host-uds=open",
-            "--ignore-cgroups",
-            "--oci-seccomp",
-            "--net-raw",
-        )
+        return (f"--platform={self.platform}", *_FLAGS, *_known(self.path, _OPTIONAL))
+
+
+def _known(path: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that this version has."""
+    listed = subprocess.run(
+        [path, "flags"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_PROBE_WITHIN_S, check=False
+    )
+    names = {line.strip().partition(" ")[0].lstrip("-") for line in listed.stdout.decode().splitlines()}
+    return tuple(flag for flag in flags if flag.lstrip("-").partition("=")[0] in names)
 
 
 @cache  # of what a probe found out: a machine does not change its mind while a server runs
