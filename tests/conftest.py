@@ -43,7 +43,12 @@ def _cgroups() -> set[str]:
     trees = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
     servers = [server for tree in trees for server in _folders(tree / "firkin")]
     labels, _ = _others()
-    return {str(box) for server in servers if server.name not in labels for box in _folders(server)}
+    return {str(box) for server in servers if _label(server.name) not in labels for box in _folders(server)}
+
+
+def _label(name: str) -> str:
+    """Of the server: each of its drivers adds a word of its own."""
+    return name.partition("-")[0]
 
 
 def _folders(path: Path) -> list[Path]:
@@ -114,7 +119,8 @@ def _is_ours(pid: int, name: str, parents: dict[int, int], labels: set[str]) -> 
         return False
     if parents[pid] <= 1 and b"/pytest-of-" in _arguments(pid):
         return True  # an orphan of a test
-    return name.startswith("firkin-agent") and "/firkin/" in groups and not any(f"/{one}/" in groups for one in labels)
+    ours = name.startswith(("firkin-agent", "runsc", "exe")) and "/firkin/" in groups
+    return ours and not any(f"/firkin/{one}" in groups for one in labels if one)
 
 
 def _arguments(pid: int) -> bytes:
@@ -131,7 +137,7 @@ def _temporary_files() -> set[str]:
 def _sockets() -> set[str]:
     labels, _ = _others()
     paths = Path("/run/firkin").glob("*/*") if Path("/run/firkin").exists() else []
-    return {str(path) for path in paths if path.parent.name != "slots" and path.parent.name not in labels}
+    return {str(path) for path in paths if path.parent.name != "slots" and _label(path.parent.name) not in labels}
 
 
 _CENSUS = {

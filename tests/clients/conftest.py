@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from firkin.drivers.namespaces.preflight import check
+from firkin.drivers.boxes.host_checks import check
 from tests.cli.test_commands import firkin
 from tests.clients.installing import javascript_clients, python_sdk_of_2_45, why_no_javascript
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from firkin.cli import kernel_checks
-from firkin.drivers.namespaces import preflight
+from firkin.drivers.boxes import host_checks
 from firkin.engine.sandbox_requests import check_network
 from firkin.host.cgroups import detect
 from firkin.host.firewall import Doors, Firewall, FirewallUnavailable, led_group
@@ -48,8 +48,8 @@ def test_without_nft_no_table_is_thought_to_be_there(bare: Firewall) -> None:
 def test_the_preflight_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "nft" else which(name))
-    monkeypatch.setattr(preflight.os, "geteuid", lambda: 0)
-    found = preflight.check(tmp_path)
+    monkeypatch.setattr(host_checks.os, "geteuid", lambda: 0)
+    found = host_checks.check(tmp_path)
     assert not found.ready
     assert "nft is missing; install it: apt-get install nftables" in found.reasons
 
@@ -69,8 +69,8 @@ def test_a_kernel_that_cannot_decide_is_asked_for_no_decision(
     monkeypatch: pytest.MonkeyPatch, policy: NetworkPolicy
 ) -> None:
     """Rather none than a wider one."""
-    monkeypatch.setattr(preflight, "missing_for_policies", lambda: "nftables at the ingress of interfaces")
-    offer = preflight.capabilities(detect())
+    monkeypatch.setattr(host_checks, "missing_for_policies", lambda: "nftables at the ingress of interfaces")
+    offer = host_checks.capabilities(detect(), "namespaces")
     with pytest.raises(UnsupportedCapability, match="nftables at the ingress") as refused:
         check_network("create a sandbox", policy, offer, gateways=True)
     assert refused.value.capability is CapabilityName.NETWORK_POLICY
@@ -84,7 +84,7 @@ def findings() -> dict[str, kernel_checks.Finding]:
 
 
 def test_the_doctor_says_when_policies_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "missing_for_policies", lambda: "nftables at the ingress of interfaces")
+    monkeypatch.setattr(host_checks, "missing_for_policies", lambda: "nftables at the ingress of interfaces")
     assert "the kernel lacks nftables at the ingress" in findings()["network policies"].detail
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from firkin.drivers.boxes.host_checks import check
 from firkin.drivers.ground.numbers import SLOTS, SlotNumbers
-from firkin.drivers.namespaces.preflight import check
 from firkin.host import volume_disks
 from firkin.host.disks import add_loop_device, attach, loop_is_bound
 from firkin.host.superblocks import has_met_errors

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from firkin.drivers.boxes.instance import BoxInstance
 from firkin.drivers.namespaces.driver import NamespacesDriver
-from firkin.drivers.namespaces.instance import NamespacesInstance
 from firkin.host.roots import HostRootPreparer
 from firkin.law.driver import BootPlan, RootFilesystem
 from firkin.law.ids import SandboxId
@@ -29,10 +29,10 @@ class Alone:
     def plan(self, name: str) -> BootPlan:
         return BootPlan(sandbox_id=SandboxId(name), root=self.root, resources=SIZE, hostname=name)
 
-    async def boot(self, name: str) -> NamespacesInstance:
+    async def boot(self, name: str) -> BoxInstance:
         return await self.driver.boot(self.plan(name))
 
-    async def fork(self, name: str, captured: Path) -> NamespacesInstance:
+    async def fork(self, name: str, captured: Path) -> BoxInstance:
         return await self.driver.boot(replace(self.plan(name), captured=str(captured)))
 
     def disk(self, name: str) -> Path:

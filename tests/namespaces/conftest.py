@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from firkin import Runtime
+from firkin.drivers.boxes.host_checks import check
 from firkin.drivers.namespaces.driver import NamespacesDriver
-from firkin.drivers.namespaces.preflight import check
 from firkin.engine.backend import LocalBackend
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
@@ -18,6 +18,7 @@ from firkin.law.ids import TemplateId
 from firkin.law.processes import Argv, Command, CommandOutput
 from firkin.law.sandboxes import SandboxSpec
 from firkin.law.templates import TemplateSpec
+from tests.contract.boxes import BoxKind
 
 Shell = Callable[..., Awaitable[CommandOutput]]
 
@@ -31,8 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="; ".join(readiness.reasons)))
 
 
-def backend_at(state_dir: Path, **options: str) -> LocalBackend:
-    driver = NamespacesDriver.from_settings(state_dir, {"ready_slots": "3", **options})
+def backend_at(state_dir: Path, kind: BoxKind = NamespacesDriver, **options: str) -> LocalBackend:
+    driver = kind.from_settings(state_dir, {"ready_slots": "3", **options})
     layers = LayerStore(state_dir / "layers")
     return LocalBackend(driver=driver, preparer=HostRootPreparer(layers=layers), state_dir=state_dir, layers=layers)
 

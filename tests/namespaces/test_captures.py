@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from firkin.drivers.namespaces.captures import IMAGE
-from firkin.drivers.namespaces.launcher import LaunchFailed
+from firkin.drivers.boxes.captures import IMAGE
+from firkin.drivers.boxes.launcher import LaunchFailed
 from firkin.host.superblocks import is_clean
 from firkin.law.driver import RootFilesystem
 from firkin.law.errors import InvalidReason, InvalidSpec, IoFailure, SandboxUnavailable

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from firkin.drivers.boxes.launcher import LaunchFailed
 from firkin.drivers.ground.leases import SlotLeases
 from firkin.drivers.ground.slots import SlotPool
 from firkin.drivers.namespaces.driver import NamespacesDriver
-from firkin.drivers.namespaces.launcher import LaunchFailed
 from firkin.host.roots import HostRootPreparer
 from firkin.host.wires import Wires
 from firkin.law.driver import BootPlan, RootFilesystem

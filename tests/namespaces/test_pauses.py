@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from firkin.drivers.boxes.freezer import Freezer
+from firkin.drivers.boxes.instance import BoxInstance
 from firkin.drivers.ground.ground import Ground
 from firkin.drivers.namespaces.driver import NamespacesDriver
-from firkin.drivers.namespaces.freezer import Freezer
-from firkin.drivers.namespaces.instance import NamespacesInstance
 from firkin.host import cgroups
 from firkin.law.capabilities import CapabilityName
 from firkin.law.errors import BackendFailure, PortFailure, SandboxUnavailable
@@ -32,11 +32,11 @@ async def alone(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Alone
         yield started
 
 
-def pid_of(instance: NamespacesInstance) -> int:
+def pid_of(instance: BoxInstance) -> int:
     return int(instance.ref.facts["pid"])
 
 
-async def cpu_us(instance: NamespacesInstance) -> int:
+async def cpu_us(instance: BoxInstance) -> int:
     return (await instance.usage())["cpu_us"]
 
 
@@ -83,7 +83,7 @@ async def test_a_fork_bomb_is_frozen_and_destroyed(alone: Alone) -> None:
 
 async def test_what_does_not_stop_in_time_runs_on(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     instance = await alone.boot("stubborn")
-    monkeypatch.setattr("firkin.drivers.namespaces.freezer.STOPS_WITHIN_S", 0.05)
+    monkeypatch.setattr("firkin.drivers.boxes.freezer.STOPS_WITHIN_S", 0.05)
     with monkeypatch.context() as never:
         never.setattr(cgroups.Trees, "is_frozen", lambda self, box: False)
         with pytest.raises(BackendFailure, match="freeze"):
@@ -171,7 +171,7 @@ async def test_swap_is_for_frozen_sandboxes_only(alone: Alone) -> None:
 
 async def test_what_reclaims_ends_with_the_thaw(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     instance = await alone.boot("endless")
-    monkeypatch.setattr("firkin.drivers.namespaces.freezer._WRITE", "exec sleep 1000")
+    monkeypatch.setattr("firkin.drivers.boxes.freezer._WRITE", "exec sleep 1000")
     await instance.freeze()
     reclaiming = asyncio.gather(instance.reclaim())
     while not _children("sleep"):  # noqa: ASYNC110 — the kernel tells nobody of an exec
@@ -206,12 +206,12 @@ while True:
 """
 
 
-async def serving(instance: NamespacesInstance, address: str, port: int, family: int) -> None:
+async def serving(instance: BoxInstance, address: str, port: int, family: int) -> None:
     await begun(instance, f"exec python3 -c '{SERVER}' {address} {port} {family}")
     await becomes(instance, f"grep -c :{port:04X} /proc/net/tcp /proc/net/tcp6 | grep -q :[1-9]; echo $?", "0\n")
 
 
-async def heard(instance: NamespacesInstance, port: int) -> bytes:
+async def heard(instance: BoxInstance, port: int) -> bytes:
     channel = await instance.dial_port(port)
     said_inside = b""
     while data := await channel.read():

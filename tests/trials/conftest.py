@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from firkin.drivers.namespaces.preflight import check
+from firkin.drivers.boxes.host_checks import check
 
 KEY = "e2b_" + "ab" * 20
 

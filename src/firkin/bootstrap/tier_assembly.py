@@ -42,7 +42,7 @@ def build_driver(settings: Settings) -> Driver:
     grounded = settings.driver in TIERS and hasattr(load_driver_class(settings.driver), "on_ground")
     if not grounded:
         return load_driver(settings.driver, folder, settings.driver_options)
-    from firkin.drivers.namespaces.volumes import VolumeDisks
+    from firkin.drivers.boxes.volumes import VolumeDisks
     from firkin.drivers.tiers.driver import TiersDriver  # a driver alone does without
 
     options = options_by_driver(settings.driver, settings.driver_options)
@@ -75,10 +75,10 @@ def _of_ground(default: str, options: dict[str, dict[str, str]]) -> dict[str, st
 
 
 def _ground(state_dir: Path, given: Mapping[str, str]) -> Ground:
+    from firkin.drivers.boxes.options import BoxOptions
     from firkin.drivers.ground.ground import Ground
-    from firkin.drivers.namespaces.options import NamespacesOptions  # which has checked them since before
 
-    options = NamespacesOptions.parse(given)
+    options = BoxOptions.parse(given, "namespaces")
     folder = state_dir / "ground"
     make_state_dir(folder)
     _move_label(state_dir / "drivers" / "namespaces" / "label", folder / "label")

@@ -132,7 +132,7 @@ def _seccomp() -> Finding:
 
 
 def _policies() -> Finding:
-    from firkin.drivers.namespaces.preflight import missing_for_policies
+    from firkin.drivers.boxes.host_checks import missing_for_policies
 
     missing = missing_for_policies()
     return found(

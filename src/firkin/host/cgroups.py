@@ -84,6 +84,21 @@ def detect() -> Layout:
         return Layout(2, {"": v2}, frozenset(file.read().split()))
 
 
+def every_tree() -> Layout:
+    """As `detect`, with the trees in it that limit nothing of ours too: an OCI runtime puts its containers in all."""
+    layout = detect()
+    if layout.version != 1:
+        return layout
+    roots = dict(layout.roots)
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            point = left.split()[4]
+            if right.startswith("cgroup") and point not in roots.values():
+                roots[point.rpartition("/")[2]] = point
+    return Layout(1, roots, layout.controllers)
+
+
 class Trees:
     """The boxes of one server: a directory ``firkin/<label>`` in each tree, held open.
 
@@ -289,6 +304,24 @@ class Trees:
                     found.setdefault(name, text)
         return found
 
+    def unmet(self, box: str, limits: Limits) -> list[str]:
+        """Which of `limits` do not hold, whatever was written and by whom: each with what the kernel says."""
+        found = []
+        for name, folder in self._trees():
+            for path, wanted in _settings(self.layout, name, limits):
+                holds = _read(folder, f"{box}/{path}").strip()
+                if holds != wanted and not _same_size(holds, wanted) and not (path.endswith(_OPTIONAL) and not holds):
+                    found.append(f"{path} is {holds or 'absent'}, not {wanted}")
+        return found
+
+    def holds(self, box: str, pid: int) -> bool:
+        """Whether the process is in the agent's leaf wherever there is one, and nowhere outside of the box."""
+        return all(
+            any(str(pid) in _read(folder, f"{box}{leaf}/cgroup.procs").split() for leaf in leaves)
+            for name, folder in self._trees()
+            for leaves in [("/agent",) if self.layout.version == 2 or name in _SPLIT else ("", "/agent")]
+        )
+
     def agent_oom_kills(self, box: str) -> int:
         """How often the kernel's OOM killer chose among the agent's own group: 0 or 1, for it is alone there."""
         if self.layout.version == 2:
@@ -325,6 +358,19 @@ _LIMITS = (
     "cpu.cfs_quota_us",
 )
 _OPTIONAL = ("memory.memsw.limit_in_bytes", "memory.swap.max", "memory.kmem.tcp.limit_in_bytes")
+
+
+def _settings(layout: Layout, controller: str, limits: Limits) -> list[tuple[str, str]]:
+    if layout.version == 1:
+        return _settings_v1(controller, limits)
+    whole = _settings_v2(limits, layout.controllers, leaf=False)
+    return whole + [(f"user/{path}", value) for path, value in _settings_v2(limits, layout.controllers, leaf=True)]
+
+
+def _same_size(holds: str, wanted: str) -> bool:
+    """The kernel counts memory in pages."""
+    pages = os.sysconf("SC_PAGE_SIZE")
+    return holds.isdigit() and wanted.isdigit() and int(holds) // pages == int(wanted) // pages > 0
 
 
 def _settings_v1(controller: str, limits: Limits) -> list[tuple[str, str]]:

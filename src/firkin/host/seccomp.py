@@ -21,7 +21,7 @@ import ctypes
 import ctypes.util
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PROFILE_VERSION = 4  # raise it with every change of a rule: compiled filters are kept under it
@@ -29,7 +29,9 @@ PROFILE_VERSION = 4  # raise it with every change of a rule: compiled filters ar
 _ALLOW = 0x7FFF0000
 _EPERM = 0x00050000 | 1
 _ENOSYS = 0x00050000 | 38
-_CMP_NE, _CMP_EQ, _CMP_MASKED_EQ = 1, 4, 7
+_CMP_EQ, _CMP_MASKED_EQ = 4, 7
+_OCI_OPERATORS = {_CMP_EQ: "SCMP_CMP_EQ", _CMP_MASKED_EQ: "SCMP_CMP_MASKED_EQ"}
+_Condition = tuple[int, int, int, int]  # which argument, how it is compared, with what (a mask and a value)
 _ATTR_BAD_ARCH, _ATTR_OPTIMIZE = 2, 8
 _NAMESPACE_FLAGS = 0x7E020000
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
@@ -157,7 +159,7 @@ def _compile(library: ctypes.CDLL) -> bytes:
 
 
 def _add_rules(library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
-    def rule(action: int, name: str, *arguments: tuple[int, int, int, int]) -> None:
+    def rule(action: int, name: str, *arguments: _Condition) -> None:
         number = library.seccomp_syscall_resolve_name(name.encode())
         if number == -1:  # newer than this libseccomp: stays at the default, EPERM
             return
@@ -166,20 +168,49 @@ def _add_rules(library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
         if code not in (0, -17, -33):  # already there; not on one of the architectures
             raise SeccompUnavailable(f"libseccomp refused the rule for {name} (error {-code})")
 
+    for action, name, conditions in _rules():
+        rule(action, name, *conditions)
+
+
+def _rules() -> Iterator[tuple[int, str, tuple[_Condition, ...]]]:
+    """What is answered otherwise than by EPERM: the action, the call, and what must hold of its arguments."""
     for name in ALLOWED:
-        rule(_ALLOW, name)
-    rule(_ALLOW, "clone", (0, _CMP_MASKED_EQ, _NAMESPACE_FLAGS, 0))
-    rule(_ENOSYS, "clone3")
+        yield _ALLOW, name, ()
+    yield _ALLOW, "clone", ((0, _CMP_MASKED_EQ, _NAMESPACE_FLAGS, 0),)
+    yield _ENOSYS, "clone3", ()
     for value in _PERSONALITIES:
-        rule(_ALLOW, "personality", (0, _CMP_EQ, value, 0))
+        yield _ALLOW, "personality", ((0, _CMP_EQ, value, 0),)
     for family in range(_LAST_FAMILY + 1):  # libseccomp takes one condition an argument: name the allowed ones
         if family not in _DENIED_FAMILIES:
-            rule(_ALLOW, "socket", (0, _CMP_EQ, family, 0))
-    rule(_ENOSYS, "io_setup")  # one host-wide table; programs fall back when the kernel seems not to have it
+            yield _ALLOW, "socket", ((0, _CMP_EQ, family, 0),)
+    yield _ENOSYS, "io_setup", ()  # one host-wide table; programs fall back when the kernel seems not to have it
     for name, index in _ON_A_PROCESS.items():
         scope = ((0, _CMP_MASKED_EQ, _LOW, _ONE_PROCESS[name]),) if name in _ONE_PROCESS else ()
         for mask, value in _ANY_BUT_ONE:
-            rule(_ALLOW, name, *scope, (index, _CMP_MASKED_EQ, mask, value))
+            yield _ALLOW, name, (*scope, (index, _CMP_MASKED_EQ, mask, value))
+
+
+def oci_profile(*, names_errors: bool = True) -> dict[str, object]:
+    """The same list as an OCI runtime's configuration has it (``linux.seccomp``).
+
+    A runtime that does not know ``errnoRet`` answers EPERM to all (`names_errors` False). There ENOSYS is had by
+    handing the call to a tracer that nobody is.
+    """
+    absent: dict[str, object] = {"action": "SCMP_ACT_TRACE"}
+    if names_errors:
+        absent = {"action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS & 0xFFFF}
+    plain = [name for action, name, conditions in _rules() if action == _ALLOW and not conditions]
+    calls: list[dict[str, object]] = [{"names": plain, "action": "SCMP_ACT_ALLOW"}]
+    for action, name, conditions in _rules():
+        if action != _ALLOW:
+            calls.append({"names": [name], **absent})
+        elif conditions:
+            calls.append({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [_oci(*each) for each in conditions]})
+    return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": _EPERM & 0xFFFF, "syscalls": calls}
+
+
+def _oci(index: int, operator: int, first: int, second: int) -> dict[str, int | str]:
+    return {"index": index, "op": _OCI_OPERATORS[operator], "value": first, "valueTwo": second}
 
 
 def _export(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:

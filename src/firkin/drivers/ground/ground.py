@@ -56,9 +56,9 @@ class Ground:
         self._users = 0
         self._opening = asyncio.Lock()
 
-    def trees(self, kind: str = "") -> cgroups.Trees:
-        """The control groups of one driver's sandboxes: another `kind` has others."""
-        return cgroups.Trees(self.layout, f"{self.label}-{kind}" if kind else self.label)
+    def trees(self, kind: str = "", layout: cgroups.Layout | None = None) -> cgroups.Trees:
+        """The control groups of one driver's sandboxes: another `kind` has others, a `layout` of its own maybe."""
+        return cgroups.Trees(layout or self.layout, f"{self.label}-{kind}" if kind else self.label)
 
     def lives(self, kind: str) -> bool:
         """Whether a process of a sandbox of that kind lives. Blocks."""
@@ -132,13 +132,14 @@ class Ground:
         self._firewall.close()
 
 
-def leave_host(trees: cgroups.Trees, run_folder: Path) -> None:
-    """With no sandbox of a driver left, nothing of it stays on the host outside the state directory."""
+def leave_host(trees: cgroups.Trees, run_folder: Path) -> bool:
+    """With no sandbox of a driver left, nothing of it stays on the host outside the state directory; whether so."""
     empty = not trees.boxes()
     trees.close()
     if empty:
         trees.remove_if_empty()
         shutil.rmtree(run_folder, ignore_errors=True)
+    return empty
 
 
 def _label(folder: Path) -> str:

@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 import resource
 
-from firkin.drivers.namespaces.orders import LaunchOrder
+from firkin.drivers.boxes.orders import LaunchOrder
+from firkin.drivers.boxes.rights import CAPABILITIES, go_first, limits
 from firkin.host.syscalls import (
     CLONE_NEWUSER,
     PR_SET_DUMPABLE,
@@ -31,13 +32,6 @@ from firkin.host.syscalls import (
     setns,
 )
 
-# chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod
-# audit_write setfcap: Docker's default list.
-CAPABILITIES = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
-
-# Kernel memory that no control group of version 1 counts; each sandbox's users have accounts of their own.
-_PER_USER = {resource.RLIMIT_SIGPENDING: 4096, resource.RLIMIT_MSGQUEUE: 819_200, resource.RLIMIT_MEMLOCK: 8 << 20}
-
 
 def confine(
     order: LaunchOrder, user_namespace: int, keep: tuple[int, ...], program: SeccompProgram, last_capability: int
@@ -48,9 +42,10 @@ def confine(
         os.dup2(null, fd)
     close_all_but((*keep, user_namespace))
     os.umask(0o022)
-    _limit(order)
+    for limit, soft, hard in limits(order.nofile):
+        resource.setrlimit(limit, (soft, hard))
     if order.weighed:
-        _go_first()
+        go_first()
     setns(user_namespace, CLONE_NEWUSER)
     os.close(user_namespace)
     os.setgroups([])
@@ -61,26 +56,3 @@ def confine(
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     program.load()
     set_capabilities(CAPABILITIES, last=last_capability)
-
-
-def _go_first() -> None:
-    """The agent gets the processor before its sandbox's programs: thousands of them must not keep it from ending them.
-
-    Nice values count within a control group, so this is only for a sandbox that has
-    a share of its own. The flag resets them for every child: no program inherits it.
-    """
-    os.setpriority(os.PRIO_PROCESS, 0, -20)
-    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-
-
-def _limit(order: LaunchOrder) -> None:
-    """Resource limits of every process inside. None may exceed what the host itself was given."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = order.nofile if most == resource.RLIM_INFINITY else min(order.nofile, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-    for limit, most_inside in _PER_USER.items():
-        _, hard = resource.getrlimit(limit)
-        wanted = most_inside if hard == resource.RLIM_INFINITY else min(most_inside, hard)
-        resource.setrlimit(limit, (wanted, wanted))
-    _, core = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, core))

@@ -1,456 +1,97 @@
-"""The namespaces driver: law's `Driver` over a launcher, slots, disks and control groups.
+"""The namespaces driver: boxes whose first process is forked from a warm launcher of our own.
 
 Isolation tier ``namespaces``: one kernel for all, the sandbox's root is an
 unprivileged id outside, and what each step promises stands beside its code
-(`storage`, `view`, `confinement`, `host.seccomp`, `host.firewall`).
+(`boxes.storage`, `view`, `confinement`, `host.seccomp`, `host.firewall`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from firkin.drivers.ground.gateways import Keeper
-from firkin.drivers.ground.ground import Ground, leave_host
-from firkin.drivers.ground.helper_process import HelperDied
-from firkin.drivers.ground.process_table import start_time
+from firkin.drivers.boxes import host_checks
+from firkin.drivers.boxes.driver import BoxDriver
+from firkin.drivers.boxes.links import AgentLink, ListeningAgent, listening_agent
+from firkin.drivers.boxes.options import BoxOptions
+from firkin.drivers.boxes.tier import facts_of_the_hosts_kernel, root_of
+from firkin.drivers.ground.ground import Ground
 from firkin.drivers.ground.slots import Slot
-from firkin.drivers.namespaces import preflight
-from firkin.drivers.namespaces.captures import IMAGE, DiskThreads
-from firkin.drivers.namespaces.commits import copy_layer
-from firkin.drivers.namespaces.instance import NamespacesInstance, Surroundings
-from firkin.drivers.namespaces.launcher import Launched, Launcher, LaunchFailed, read_report, settled
-from firkin.drivers.namespaces.options import NamespacesOptions
-from firkin.drivers.namespaces.orders import LaunchOrder
-from firkin.drivers.namespaces.volumes import VolumeDisks
-from firkin.host.base_disks import BaseDisks, is_in_order, repair
-from firkin.host.disks import is_attached
-from firkin.host.netlink import Traffic
-from firkin.host.overlays import takes_descriptors
+from firkin.host import cgroups
+from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.seccomp import cached_filter
-from firkin.host.superblocks import is_clean
-from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
-from firkin.law.driver import BootPlan, InstanceRef
-from firkin.law.errors import (
-    BackendFailure,
-    DeadlineExceeded,
-    InvalidReason,
-    InvalidSpec,
-    IoFailure,
-    SnapshotIntegrityFailure,
-)
-from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation
-from firkin.law.snapshots import SnapshotKind
-from firkin.law.volumes import VolumeKeeper
-from firkin.lifetimes import Children, finish
 
 NAME = "namespaces"
-_BOOT_WITHIN_S = 30.0
-_COPY_WITHIN_S = 600.0
-_UNDO_WITHIN_S = 30.0
-_BUSY = 16
-_ATTEMPTS = 4
 
 
-class NamespacesDriver:
-    """Implements the law's `Driver`. `state_dir` holds disks and caches; sockets live below /run/firkin."""
-
+class NamespacesDriver(BoxDriver):
     isolation = Isolation.NAMESPACES.value
 
-    def __init__(self, state_dir: Path, options: NamespacesOptions | None = None, ground: Ground | None = None) -> None:
+    def __init__(self, state_dir: Path, options: BoxOptions | None = None, ground: Ground | None = None) -> None:
         """`ground` is shared with other drivers of the server; by default this one has its own, below `state_dir`."""
-        self._state = state_dir
-        self._options = options or NamespacesOptions()
-        self._ground = ground or Ground(
-            state_dir, ready_slots=self._options.ready_slots, egress_trust=self._options.egress_trust
-        )
-        self._trees = self._ground.trees()
-        self._disks = state_dir / "disks"
-        self._sockets = self._ground.run_folder()
-        self._bases = BaseDisks(self._disks)
-        self._volumes = VolumeDisks(state_dir / "volumes")
-        self._keeps_volumes = True
-        self._launcher: Launcher | None = None
-        self._instances: dict[SandboxId, NamespacesInstance] = {}
-        self._around = Surroundings(
-            trees=self._trees,
-            sockets=self._ground.sockets,
-            networks=self._ground.networks,
-            unled=self._ground.gateways.forget,
-            disk_threads=DiskThreads(),
-            background=Children(),
-            released=self._released,
-        )
+        super().__init__(state_dir, NamespacesTier(), options or BoxOptions(), ground)
 
     @classmethod
     def from_settings(cls, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
         """Options: ``ready_slots`` (how many slots are kept ready), ``attached_layers`` (``true`` forces the way
         of kernels before 6.13). Raises `InvalidSpec` for anything else."""
-        return cls(state_dir, NamespacesOptions.parse(options))
-
-    @classmethod
-    def on_ground(cls, ground: Ground, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
-        """As `from_settings`, on what the drivers of one server share."""
-        return cls(state_dir, NamespacesOptions.parse(options), ground)
+        return cls(state_dir, BoxOptions.parse(options, NAME))
 
     @classmethod
     def declared(cls) -> Capabilities:
         """What it offers on a host that has everything: for the page of all drivers."""
-        return preflight.declared()
+        return host_checks.declared(NAME)
 
-    @property
-    def name(self) -> str:
-        return NAME
-
-    @property
-    def captures(self) -> SnapshotKind:
-        return SnapshotKind.FILESYSTEM
-
-    @property
-    def volumes(self) -> VolumeDisks:
-        return self._volumes
-
-    def share_volumes(self, keeper: VolumeKeeper) -> None:
-        """See `SharesVolumes`: those of any driver that keeps them as disks."""
-        if isinstance(keeper, VolumeDisks):
-            self._volumes, self._keeps_volumes = keeper, False
-
-    @property
-    def egress(self) -> Keeper:
-        return self._ground.keeper()
-
-    @property
-    def gateway_pids(self) -> Mapping[str, int | None]:
-        return self._ground.gateways.pids
-
-    @property
-    def launcher_pid(self) -> int | None:
-        return self._launcher.pid if self._launcher else None
-
-    async def capabilities(self) -> Capabilities:
-        return preflight.capabilities(self._trees.layout)
-
-    async def preflight(self) -> Preflight:
-        return await asyncio.to_thread(preflight.check, self._state)
-
-    async def start(self) -> None:
-        for folder in (self._disks, self._sockets, self._state / "launcher"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._trees.open()
-        if self._keeps_volumes:
-            await self._volumes.start()
-        await self._ground.open()
-        try:
-            await self._start_launcher()
-        except BaseException:  # the ground is others', too
-            await finish(self._ground.aclose(), within_s=_UNDO_WITHIN_S)
-            raise
-
-    async def _start_launcher(self) -> None:
-        program = await asyncio.to_thread(cached_filter, self._state / "cache")
-        self._launcher = Launcher(
-            {
-                "label": self._trees.label,
-                "groups": self._trees.layout.as_object(),
-                "disks": str(self._disks),
-                "scratch": str(self._state / "launcher"),
-                "filter": str(program),
-                "detached": not self._options.attached_layers and takes_descriptors(),
-            }
-        )
-        await self._launcher.start()
-
-    async def boot(self, plan: BootPlan) -> NamespacesInstance:
-        if plan.sandbox_id in self._instances:
-            raise BackendFailure("create sandbox", NAME, f"an instance {plan.sandbox_id!r} exists already")
-        slots = await self._ground.slots()
-        for attempt in range(_ATTEMPTS):
-            slot = await slots.take(online=plan.network.internet and not plan.network.is_inspected)
-            try:
-                before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
-                async with self._volumes.mounted(plan.volumes) as mounts:
-                    return await self._boot_in(plan, slot, mounts, before)
-            except BaseException as error:
-                await finish(self._undo(plan, slot), within_s=_UNDO_WITHIN_S)
-                if attempt + 1 < _ATTEMPTS and _worth_another_try(error):
-                    continue
-                if isinstance(error, HelperDied):
-                    raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
-                if isinstance(error, TimeoutError):
-                    raise DeadlineExceeded("create sandbox", _BOOT_WITHIN_S, sandbox_id=plan.sandbox_id) from error
-                raise
-        raise AssertionError("the loop returns or raises")
-
-    async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int], before: Traffic) -> NamespacesInstance:
-        assert self._launcher is not None, "start() comes first"
-        image = await self._image(plan)
-        path = str(self._sockets / plan.sandbox_id)
-        report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        fds: list[int] = [image]
-        borrowed = (slot.user, slot.network, slot.idmap)
-        launched: Launched | None = None
-        try:
-            listener = _listen(path)
-            fds[:0] = [listener.detach(), said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
-            fds += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
-            async with asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S):
-                launched = await self._launcher.fork(self._order(plan, slot), [*fds, *volumes])
-                _close(fds, borrowed=borrowed)
-                await read_report(report)
-        except BaseException:
-            _close(fds, borrowed=borrowed)
-            if launched is not None:
-                os.close(launched.pidfd)
-            await finish(settled(report), within_s=_UNDO_WITHIN_S)
-            raise
-        finally:
-            os.close(report)
-        ref = self._ref(plan.sandbox_id, launched, slot, before)
-        return self._instance(plan.sandbox_id, ref, launched.pidfd, slot)
-
-    async def _image(self, plan: BootPlan) -> int:
-        """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""
-        if plan.continues:
-            return await asyncio.to_thread(_own_image, str(self._disk(plan.sandbox_id)), plan.resources.disk_bytes)
-        if not plan.captured:
-            base = await self._bases.image(plan.resources.disk_bytes)
-            return os.open(base, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            image = os.open(Path(plan.captured) / IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise BackendFailure("create sandbox", NAME, f"the captured disk cannot be read: {error}") from error
-        try:
-            _require_size(image, plan.resources.disk_bytes)
-        except BaseException:
-            os.close(image)
-            raise
-        return image
-
-    def _order(self, plan: BootPlan, slot: Slot) -> LaunchOrder:
-        return LaunchOrder(
-            sandbox_id=str(plan.sandbox_id),
-            slot=slot.numbers.slot,
-            first_uid=slot.numbers.first_uid,
-            loop=list(slot.loop),
-            continues=plan.continues,
-            restored=bool(plan.captured),
-            machine_id=plan.machine_id,
-            disk_bytes=plan.resources.disk_bytes,
-            memory_bytes=plan.resources.memory_bytes,
-            pids=plan.resources.pids,
-            vcpus=plan.resources.vcpus,
-            weighed="cpu" in self._trees.layout.controllers,
-            layers=len(plan.root.layers),
-            nofile=self._options.open_files,
-            hostname=plan.hostname,
-            hardened=plan.hardened,
-            shared=list(plan.root.shared),
-            hidden=list(plan.root.hidden),
-            volumes=[(volume.path, volume.read_only) for volume in plan.volumes],
-        )
-
-    def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, before: Traffic) -> InstanceRef:
-        facts: dict[str, int | str] = {
-            "pid": launched.pid,
-            "start_time": start_time(launched.pid) or 0,
-            "slot": slot.numbers.slot,
-            "traffic_before": before.as_text(),
-            "socket": str(self._sockets / sandbox_id),
-            "disk": str(self._disk(sandbox_id)),
-            "booted_at": int(time.time()),
-        }
-        return InstanceRef(NAME, facts)
-
-    def _instance(self, sandbox_id: SandboxId, ref: InstanceRef, pidfd: int, slot: Slot) -> NamespacesInstance:
-        instance = NamespacesInstance(sandbox_id, ref, pidfd=pidfd, slot=slot, surroundings=self._around)
-        self._instances[sandbox_id] = instance
-        self._ground.settle(sandbox_id, slot)
-        return instance
-
-    async def _released(self, instance: NamespacesInstance) -> None:
-        self._instances.pop(instance.sandbox_id, None)
-        await self._ground.vacate(instance.sandbox_id, instance.slot)
-
-    async def _undo(self, plan: BootPlan, slot: Slot) -> None:
-        """After a failed boot: nothing of it may stay, however far it came, but the files that were there before."""
-        await self._end_remains(plan.sandbox_id)
-        if not plan.continues:
-            await self.discard(plan.sandbox_id)
-        await self._ground.vacate(plan.sandbox_id, slot)
-
-    async def _remove_remains(self, sandbox_id: str) -> None:
-        await self._end_remains(sandbox_id)
-        await self.discard(SandboxId(sandbox_id))
-
-    async def halt(self, sandbox_id: SandboxId) -> bool:
-        await self._end_remains(sandbox_id)
-        path = self._disk(sandbox_id)
-        waited = 0.0
-        while await asyncio.to_thread(is_attached, str(path)) and waited < _UNDO_WITHIN_S:
-            await asyncio.sleep(0.05)
-            waited += 0.05
-        return path.exists()
-
-    async def verify(self, captured: Path) -> None:
-        """One disk, and an ext4 that its own checker finds or puts in order, before the kernel is to mount it."""
-        operation = "import a snapshot"
-        if sorted(path.name for path in captured.iterdir()) != [IMAGE]:
-            raise SnapshotIntegrityFailure(operation, None, f"it holds other files than {IMAGE}")
-        try:
-            await asyncio.to_thread(_put_in_order, str(captured / IMAGE))
-        except BackendFailure as error:
-            raise SnapshotIntegrityFailure(operation, None, f"its disk is damaged: {error}") from error
-
-    async def _end_remains(self, sandbox_id: str) -> None:
-        waited = 0.0
-        while waited < 5.0:
-            for pid in self._trees.members(sandbox_id):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if self._trees.remove(sandbox_id):
-                break
-            self._trees.lift_cpu_quota(sandbox_id)
-            with suppress(OSError, KeyError):
-                self._trees.freeze(sandbox_id, False)
-            await asyncio.sleep(0.005)
-            waited += 0.005
-        with suppress(FileNotFoundError):
-            (self._sockets / sandbox_id).unlink()
-
-    async def adopt(self, sandbox_id: SandboxId, ref: InstanceRef) -> NamespacesInstance | None:
-        facts = ref.facts
-        if ref.driver != NAME or not all(key in facts for key in ("pid", "start_time", "slot", "socket")):
-            return None
-        pid = int(facts["pid"])
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return None
-        if start_time(pid) != int(facts["start_time"]) or pid not in self._trees.members(sandbox_id):
-            os.close(pidfd)
-            return None
-        try:
-            network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            os.close(pidfd)
-            return None
-        if start_time(pid) != int(facts["start_time"]):  # again: it may have ended before the open
-            os.close(network)
-            os.close(pidfd)
-            return None
-        slot = self._ground.adopt(int(facts["slot"]))
-        slot.network = network
-        self._ground.networks.adopt(sandbox_id, slot.wire, Traffic.of_text(str(facts.get("traffic_before", ""))))
-        return self._instance(sandbox_id, ref, pidfd, slot)
-
-    async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
-        kept = {str(sandbox_id) for sandbox_id in keep}
-        boxes = self._trees.boxes()
-        images = {path.stem for path in self._disks.glob("*.img") if not path.name.startswith("base-")}
-        sockets = {path.name for path in self._sockets.iterdir()} if self._sockets.exists() else set()
-        removed = []
-        for orphan in sorted((boxes | images | sockets) - kept):
-            await self._remove_remains(orphan)
-            removed.append(f"what was left of sandbox {orphan}")
-        await self._ground.slots()
-        return removed
-
-    async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
-        if sandbox_id in self._instances:
-            raise BackendFailure("commit a layer", NAME, f"sandbox {sandbox_id!r} has not ended")
-        pool = await self._ground.slots()
-        slot = await pool.take(online=False)
-        try:
-            async with asyncio.timeout(_COPY_WITHIN_S):
-                await copy_layer(self._disk(sandbox_id), slot, into)
-        except TimeoutError as error:
-            raise DeadlineExceeded("commit a layer", _COPY_WITHIN_S, sandbox_id=sandbox_id) from error
-        except OSError as error:
-            raise IoFailure("commit", f"the disk of sandbox {sandbox_id!r}", error.strerror or str(error)) from error
-        finally:
-            pool.give_back(slot)
-
-    async def discard(self, sandbox_id: SandboxId) -> None:
-        await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)
-
-    async def live(self) -> Sequence[SandboxId]:
-        return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
-
-    async def aclose(self) -> None:
-        await self._around.background.aclose()
-        for instance in list(self._instances.values()):
-            instance.let_go()
-        if self._launcher is not None:
-            await self._launcher.aclose()
-        self._around.disk_threads.close()
-        if self._keeps_volumes:
-            await self._volumes.aclose()
-        await asyncio.to_thread(leave_host, self._trees, self._sockets)
-        await self._ground.aclose()
-
-    def _disk(self, sandbox_id: SandboxId) -> Path:
-        return self._disks / f"{sandbox_id}.img"
+    @classmethod
+    def on_ground(cls, ground: Ground, state_dir: Path, options: Mapping[str, str]) -> NamespacesDriver:
+        """As `from_settings`, on what the drivers of one server share."""
+        return cls(state_dir, BoxOptions.parse(options, NAME), ground)
 
 
-def _put_in_order(image: str) -> None:
-    """A disk that needs nothing stays as it is, and with it its digest."""
-    if not is_in_order(image):
-        repair(image)
+class NamespacesTier:
+    """Implements `Tier`. Its launcher becomes the agent, so there is nothing beside to remember or to remove."""
 
+    name = NAME
+    kind = ""
+    helper = "firkin.drivers.namespaces.zygote"
+    has_hosts_loopback = True
 
-def _require_size(image: int, wanted: int) -> None:
-    size = os.fstat(image).st_size
-    if size != wanted:
-        detail = f"disk_bytes is {wanted}, but the files are on a disk of {size} bytes, which keeps its size"
-        raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
+    def layout(self) -> None:
+        return None
 
+    async def prepare(self, state: Path, run: Path) -> Mapping[str, object]:
+        return {"filter": str(await asyncio.to_thread(cached_filter, state / "cache"))}
 
-def _own_image(path: str, wanted: int) -> int:
-    """The disk that the sandbox's last run left, put in order if that ended with the host."""
-    try:
-        image = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise BackendFailure("resume sandbox", NAME, f"its disk cannot be opened: {error}") from error
-    try:
-        _require_size(image, wanted)
-        if not is_clean(image):
-            repair(path)
-    except BaseException:
-        os.close(image)
-        raise
-    return image
+    def capabilities(self, layout: cgroups.Layout) -> Capabilities:
+        return host_checks.capabilities(layout, NAME)
 
+    def preflight(self, state: Path) -> Preflight:
+        return host_checks.check(state)
 
-def _worth_another_try(error: BaseException) -> bool:
-    """The launcher was killed, or the slot's loop device is still bound: neither is the request's fault."""
-    return isinstance(error, HelperDied) or (isinstance(error, LaunchFailed) and error.errno == _BUSY)
+    def listen(self, path: str) -> tuple[int, AgentLink]:
+        return listening_agent(path)
 
+    def link(self, path: str) -> AgentLink:
+        return ListeningAgent(path)
 
-def _listen(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(16)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    def facts(self, pid: int, found: IsolationFacts) -> str:
+        return facts_of_the_hosts_kernel(found)
 
+    def root(self, pid: int, members: Collection[int]) -> int:
+        return root_of(pid)
 
-def _close(fds: list[int], *, borrowed: tuple[int, ...]) -> None:
-    while fds:
-        fd = fds.pop()
-        if fd not in borrowed:
-            os.close(fd)
+    def used(self, slot: Slot) -> None:
+        """A slot comes back as it was."""
+
+    async def known(self) -> Collection[str]:
+        return ()
+
+    async def forget(self, sandbox_id: str) -> None:
+        """Nobody but the kernel knows of it."""
+
+    def leave(self) -> None:
+        """There is nothing else."""

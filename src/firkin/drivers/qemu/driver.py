@@ -104,6 +104,11 @@ class QemuDriver:
         """One of several drivers of a server."""
         return cls(state_dir, QemuOptions.parse(options), ground)
 
+    @classmethod
+    def declared(cls) -> Capabilities:
+        """What it offers on a host that has everything: for the page of all drivers."""
+        return preflight.capabilities()
+
     @property
     def name(self) -> str:
         return NAME
@@ -135,6 +140,13 @@ class QemuDriver:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
         await self._ground.open()
+        try:
+            await self._start_launcher()
+        except BaseException:  # the ground is others', too
+            await finish(self._ground.aclose(), within_s=_UNDO_WITHIN_S)
+            raise
+
+    async def _start_launcher(self) -> None:
         await asyncio.to_thread(self._roots.forget_unfounded)
         self._launcher = Launcher(
             {

@@ -103,7 +103,7 @@ class VolumeDisks:
         try:
             return await self._mount(volume_id)
         except NotFound as error:
-            raise BackendFailure(_USE, "namespaces", f"the image of volume {volume_id} is gone") from error
+            raise BackendFailure(_USE, "volumes", f"the image of volume {volume_id} is gone") from error
 
     async def _hold(self, volume_id: VolumeId) -> _Held:
         held = self._held.get(volume_id)
@@ -156,7 +156,7 @@ class VolumeDisks:
         except FileNotFoundError:
             raise NotFound(_USE, ResourceKind.VOLUME, volume_id) from None
         except OSError as error:
-            raise BackendFailure(_USE, "namespaces", f"volume {volume_id} cannot be mounted: {error}") from error
+            raise BackendFailure(_USE, "volumes", f"volume {volume_id} cannot be mounted: {error}") from error
 
     def _image(self, volume_id: VolumeId) -> Path:
         return self._folder / f"{volume_id}.img"

@@ -65,13 +65,15 @@ class DiskThreads:
 class DiskCapture:
     """One copy of the disk of the instance `ref` into the directory `into`. Its methods block."""
 
-    def __init__(self, ref: InstanceRef, into: Path, *, loop: int) -> None:
+    def __init__(self, ref: InstanceRef, into: Path, *, loop: int, root_of: Callable[[int], int]) -> None:
+        """`root_of` opens what is on the disk, given the sandbox's process."""
         self.stop = threading.Event()
         self._pid = int(ref.facts["pid"])
         self._start_time = int(ref.facts["start_time"])
         self._disk = str(ref.facts["disk"])
         self._into = into
         self._loop = loop
+        self._root_of = root_of
 
     def prepare(self) -> None:
         """What can be done while it runs."""
@@ -80,7 +82,7 @@ class DiskCapture:
         self.sync()
 
     def sync(self) -> None:
-        root = os.open(f"/proc/{self._pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = self._root_of(self._pid)
         try:
             if start_time(self._pid) != self._start_time:
                 raise ProcessLookupError("the sandbox has ended")

@@ -53,7 +53,7 @@ async def _let_go(image: Path) -> None:
             while await asyncio.to_thread(is_attached, str(image)):  # noqa: ASYNC110 — the kernel tells nobody
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise BackendFailure(_COMMIT, "namespaces", f"the disk {image.name} is still mounted") from None
+        raise BackendFailure(_COMMIT, "the disk", f"the disk {image.name} is still mounted") from None
 
 
 def _mounted(image: Path, slot: Slot, scratch: Path) -> int:

@@ -103,7 +103,7 @@ class Freezer:
                     pause_s = min(_LONGEST_PAUSE_S, pause_s + 0.0002)
         except TimeoutError as error:
             detail = f"its processes did not follow within {STOPS_WITHIN_S:g} s"
-            raise BackendFailure(verb, "namespaces", detail) from error
+            raise BackendFailure(verb, "control groups", detail) from error
         except OSError as error:
             raise SandboxUnavailable(verb, self._box, "its processes have ended") from error
 

@@ -9,13 +9,18 @@ import os
 from contextlib import suppress
 from typing import Any
 
+from firkin.drivers.boxes.orders import VOLUMES, Failure, LaunchOrder
 from firkin.drivers.ground.helper_process import HelperDied, HelperProcess
-from firkin.drivers.namespaces.orders import VOLUMES, Failure, LaunchOrder
-from firkin.law.errors import BackendFailure, HostDiskFull, InvalidReason, InvalidSpec, RetryClass
+from firkin.law.errors import (
+    BackendFailure,
+    FirkinError,
+    HostDiskFull,
+    InvalidReason,
+    InvalidSpec,
+    RetryClass,
+)
 from firkin.lifetimes import Children
 
-_ZYGOTE = "firkin.drivers.namespaces.zygote"
-_NAME = "namespaces"
 _DISK = "disk"
 _UNFIT = (errno.ENOTDIR, errno.ELOOP, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOENT)  # as mount points
 
@@ -26,7 +31,7 @@ class LaunchFailed(BackendFailure):
     code = "launch_failed"
 
     def __init__(self, step: str, code: int, text: str) -> None:
-        super().__init__("create sandbox", _NAME, f"step {step!r}: {text}", retry=RetryClass.UNKNOWN)
+        super().__init__("create sandbox", "launcher", f"step {step!r}: {text}", retry=RetryClass.UNKNOWN)
         self.step = step
         self.errno = code
 
@@ -42,11 +47,12 @@ class Launched:
 
 
 class Launcher:
-    """Sends orders to the current launcher process. A dead one is replaced at once."""
+    """Sends orders to the current launcher process, which runs `module`. A dead one is replaced at once."""
 
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, module: str, setup: dict[str, Any]) -> None:
         self._setup = json.dumps(setup).encode()
-        self._helper = HelperProcess(_ZYGOTE)
+        self._module = module
+        self._helper = HelperProcess(module)
         self._pending: dict[str, asyncio.Future[Launched]] = {}
         self._tasks = Children()
         self._up = asyncio.Event()
@@ -66,15 +72,15 @@ class Launcher:
         await self._helper.aclose()
 
     async def fork(self, order: LaunchOrder, fds: list[int]) -> Launched:
-        """Ask for one sandbox; returns when it is forked. `HelperDied` when the launcher died meanwhile."""
+        """Ask for one sandbox; returns when its first process is there. `HelperDied` when the launcher died meanwhile,
+        and what `read_report` raises when the process could not be made."""
         async with asyncio.timeout(20):
             await self._up.wait()
         answer: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
         self._pending[order.sandbox_id] = answer
         try:
             await self._helper.send(order.encode(), fds)
-            async with asyncio.timeout(20):
-                return await answer
+            return await answer
         except (asyncio.CancelledError, TimeoutError):
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 os.close(answer.result().pidfd)
@@ -90,7 +96,7 @@ class Launcher:
                 self._up.clear()
                 for waiting in self._pending.values():
                     if not waiting.done():
-                        waiting.set_exception(HelperDied(_ZYGOTE))
+                        waiting.set_exception(HelperDied(self._module))
                 await self._revive()
                 continue
             self._deliver(json.loads(message), fds)
@@ -114,8 +120,8 @@ class Launcher:
         if waiting is None or waiting.done():  # its caller gave up; the report pipe is closed, so it ends itself
             for fd in fds:
                 os.close(fd)
-        elif "error" in answer:
-            waiting.set_exception(LaunchFailed("fork", 0, answer["error"]))
+        elif "failure" in answer:
+            waiting.set_exception(_explained(Failure(*answer["failure"])))
         else:
             waiting.set_result(Launched(answer["pid"], fds[0]))
 
@@ -127,13 +133,16 @@ async def read_report(report: int) -> None:
     if not said:
         raise LaunchFailed("start", 0, "the process ended before it became the agent")
     if said != b"+":
-        failure = Failure.decode(said)
-        if failure.step == VOLUMES and failure.code in _UNFIT:
-            detail = f"a volume cannot be mounted there: {failure.text.partition('] ')[2] or failure.text}"
-            raise InvalidSpec("create sandbox", InvalidReason.INVALID_PATH, detail)
-        if failure.step == _DISK and failure.code in (errno.ENOSPC, errno.EDQUOT):
-            raise HostDiskFull("create sandbox")
-        raise LaunchFailed(failure.step, failure.code, failure.text)
+        raise _explained(Failure.decode(said))
+
+
+def _explained(failure: Failure) -> FirkinError:
+    if failure.step == VOLUMES and failure.code in _UNFIT:
+        detail = f"a volume cannot be mounted there: {failure.text.partition('] ')[2] or failure.text}"
+        return InvalidSpec("create sandbox", InvalidReason.INVALID_PATH, detail)
+    if failure.step == _DISK and failure.code in (errno.ENOSPC, errno.EDQUOT):
+        return HostDiskFull("create sandbox")
+    return LaunchFailed(failure.step, failure.code, failure.text)
 
 
 async def settled(report: int) -> None:

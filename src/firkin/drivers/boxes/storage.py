@@ -20,7 +20,7 @@ import os
 import stat
 from contextlib import suppress
 
-from firkin.drivers.namespaces.orders import LaunchOrder
+from firkin.drivers.boxes.orders import LaunchOrder
 from firkin.host.disks import UPPER, WORK, attach, copy_image, mount_ext4
 from firkin.host.syscalls import (
     ATTR_IDMAP,

@@ -1,4 +1,4 @@
-"""What this host offers the namespaces driver, found by trying, never by asking for a version alone."""
+"""What this host offers drivers of boxes, found by trying, never by asking for a version alone."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _OFFERED = (
 _FROZEN = (_C.SNAPSHOT_CAPTURE, _C.SNAPSHOT_RESTORE, _C.PAUSE_CAPTURE, _C.PAUSE_RESUME)
 
 
-def declared() -> Capabilities:
+def declared(driver: str) -> Capabilities:
     """What there is code for."""
-    refused = Capabilities.all_unsupported(Permanent("the namespaces driver does not do this yet"))
+    refused = Capabilities.all_unsupported(Permanent(f"the {driver} driver does not do this yet"))
     return refused.with_supported(*_OFFERED, *_FROZEN)
 
 
-def capabilities(layout: cgroups.Layout) -> Capabilities:
-    """The driver's report: what it has no code for, or this host no control group for, is refused, with the reason."""
-    report = declared()
+def capabilities(layout: cgroups.Layout, driver: str) -> Capabilities:
+    """A driver's report: what it has no code for, or this host no control group for, is refused, with the reason."""
+    report = declared(driver)
     if (reason := missing_for_policies()) is not None:
         report = report.with_unsupported(HostPreflightGated(reason), _C.NETWORK_POLICY)
     if layout.can_freeze:
@@ -65,7 +65,7 @@ def missing_for_policies() -> str | None:
 def check(state_dir: Path) -> Preflight:
     """One sentence, with the command that mends it, for each thing that is missing."""
     if os.geteuid() != 0:
-        return Preflight(False, ("The namespaces driver needs root for now; start it with sudo.",))
+        return Preflight(False, ("Sandboxes need root for now; start the server with sudo.",))
     reasons = [reason for probe in _PROBES if (reason := _tried(probe, state_dir)) is not None]
     return Preflight(not reasons, tuple(reasons))
 

@@ -1,4 +1,4 @@
-"""One running sandbox of the namespaces driver, as the server holds it: a process handle, a socket path, a slot."""
+"""One running sandbox, as the server holds it: a handle of its first process, the way to its agent, a slot."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from firkin.channels import SocketChannel, StreamChannel, over_socket, over_unix
+from firkin.channels import SocketChannel, over_socket
+from firkin.drivers.boxes.captures import DiskCapture, DiskThreads
+from firkin.drivers.boxes.freezer import Freezer
+from firkin.drivers.boxes.links import AgentLink, remove_place
+from firkin.drivers.boxes.tier import Tier
 from firkin.drivers.ground.slots import Slot
-from firkin.drivers.namespaces.captures import DiskCapture, DiskThreads
-from firkin.drivers.namespaces.freezer import Freezer
 from firkin.host.cgroups import Trees
 from firkin.host.disks import loop_is_bound
 from firkin.host.isolation_facts import IsolationFacts
@@ -36,6 +38,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.isolation import IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import NetworkUse, RefusedFlow
+from firkin.law.ports import ByteChannel
 from firkin.law.states import EndCause
 from firkin.lifetimes import Children
 
@@ -54,25 +57,34 @@ class Surroundings:
     `released` is told of each that is gone, `unled` of each slot that no gateway leads any more.
     """
 
+    tier: Tier
     trees: Trees
     sockets: NamespaceSockets
     networks: SandboxNetworks
     disk_threads: DiskThreads
     background: Children
-    released: Callable[[NamespacesInstance], Awaitable[None]]
+    released: Callable[[BoxInstance], Awaitable[None]]
     unled: Callable[[Slot], Awaitable[None]]
 
 
-class NamespacesInstance:
+class BoxInstance:
     """Implements the law's `Instance`."""
 
     def __init__(
-        self, sandbox_id: SandboxId, ref: InstanceRef, *, pidfd: int, slot: Slot, surroundings: Surroundings
+        self,
+        sandbox_id: SandboxId,
+        ref: InstanceRef,
+        *,
+        pidfd: int,
+        slot: Slot,
+        link: AgentLink,
+        surroundings: Surroundings,
     ) -> None:
         self._id = sandbox_id
         self._ref = ref
         self._pidfd = pidfd
         self.slot = slot
+        self._link = link
         self._around = surroundings
         self._trees = surroundings.trees
         self._freezer = Freezer(surroundings.trees, sandbox_id)
@@ -94,10 +106,10 @@ class NamespacesInstance:
     def socket_path(self) -> str:
         return str(self._ref.facts["socket"])
 
-    async def dial(self) -> StreamChannel:
+    async def dial(self) -> ByteChannel:
         self._require_alive("reach the agent")
         try:
-            return await over_unix(self.socket_path, within_s=_DIAL_WITHIN_S)
+            return await self._link.dial(_DIAL_WITHIN_S)
         except (OSError, TimeoutError) as error:
             raise SandboxUnavailable("reach the agent", self._id, str(error) or "it does not answer") from error
 
@@ -137,7 +149,7 @@ class NamespacesInstance:
     async def capture(self, into: Path, *, room_bytes: int) -> None:
         """Frozen for what was not written out before, and for the copy."""
         self._require_alive("capture")
-        work = DiskCapture(self._ref, into, loop=self.slot.numbers.loop)
+        work = DiskCapture(self._ref, into, loop=self.slot.numbers.loop, root_of=self._root_of)
         threads = self._around.disk_threads
         try:
             async with threads.turn():
@@ -152,12 +164,17 @@ class NamespacesInstance:
                 raise HostDiskFull(_CAPTURE) from error
             raise IoFailure("capture", f"the disk of sandbox {self._id!r}", error.strerror or str(error)) from error
 
-    async def dial_port(self, port: int) -> SocketChannel:
+    def _root_of(self, pid: int) -> int:
+        return self._around.tier.root(pid, self._trees.members(self._id))
+
+    async def dial_port(self, port: int) -> SocketChannel | None:
         """Past the agent: a socket of the sandbox's own network namespace, connected to its loopback.
 
         Whoever listens can send bytes and nothing else: it gets no descriptor of ours,
         and no address of the host's is in reach of a socket that was made in there.
         """
+        if not self._around.tier.has_hosts_loopback:
+            return None
         try:
             async with asyncio.timeout(_DIAL_WITHIN_S):
                 for family, address in _LOOPBACKS:
@@ -209,15 +226,13 @@ class NamespacesInstance:
     def _isolation(self) -> IsolationReport:
         facts = IsolationFacts()
         facts.of_process(int(self._ref.facts["pid"]))
-        facts.read("kernel_release", lambda: os.uname().release)  # there is one kernel for all
+        process = self._around.tier.facts(int(self._ref.facts["pid"]), facts)
         facts.read("limits", lambda: self._trees.limits(self._id))
-        facts.absent("it is no virtual machine: the host's kernel answers", "accelerator")
         try:
             facts.found["network"] = self._around.networks.in_force(self._id)
         except BackendFailure as error:
             facts.absent(str(error), "network")
         driver = self._ref.driver
-        process = "the agent, process 1 inside"
         return IsolationReport(tier=driver, driver=driver, process=process, unread=facts.unread, **facts.found)
 
     async def set_network(self, policy: NetworkPolicy) -> None:
@@ -275,8 +290,8 @@ class NamespacesInstance:
         self._cleaning = True
         await self._remove_box()
         await self._disk_let_go()
-        with suppress(OSError):
-            os.unlink(self.socket_path)
+        self._link.close()
+        remove_place(self.socket_path)
         await self._around.released(self)
         self._cleaned.set()
 
@@ -305,6 +320,7 @@ class NamespacesInstance:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._end.cancel()
+        self._link.close()
         self.slot.close()
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from firkin.drivers.namespaces.view import ROOT
+from firkin.drivers.boxes.places import ROOT
 from firkin.host.syscalls import (
     ATTR_IDMAP,
     ATTR_NODEV,
@@ -35,7 +35,7 @@ def attach(mounted: int, path: str, idmap_namespace: int, *, read_only: bool) ->
     attributes = ATTR_IDMAP | ATTR_NODEV | ATTR_NOSUID | (ATTR_RDONLY if read_only else 0)
     mount_setattr(mounted, attributes, user_namespace=idmap_namespace)
     try:
-        place = _mount_point(path)
+        place = mount_point(path)
     except OSError as error:
         raise OSError(error.errno, f"{path}: {error.strerror}") from error
     move_mount_onto(mounted, place)
@@ -43,7 +43,8 @@ def attach(mounted: int, path: str, idmap_namespace: int, *, read_only: bool) ->
     os.close(mounted)
 
 
-def _mount_point(path: str) -> int:
+def mount_point(path: str) -> int:
+    """The directory `path` below the root, made where it is missing, as a descriptor."""
     place = os.open(ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in path.strip("/").split("/"):
         try:

@@ -1,0 +1,65 @@
+"""How the server reaches the agent of a box."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from contextlib import suppress
+from typing import Protocol
+
+from firkin.channels import over_unix
+from firkin.law.ports import ByteChannel
+
+
+class AgentLink(Protocol):
+    """One for each living sandbox."""
+
+    async def ready(self) -> None:
+        """Wait until a new agent can be dialled."""
+        ...
+
+    async def dial(self, within_s: float) -> ByteChannel:
+        """A new conversation. `OSError` or `TimeoutError` when the agent does not take it."""
+        ...
+
+    def close(self) -> None:
+        """The server lets go of it; a later one makes another."""
+        ...
+
+
+class ListeningAgent:
+    """The agent has a listening socket, whose name only the host sees."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def ready(self) -> None:
+        """It listens before it says that it is ready."""
+
+    async def dial(self, within_s: float) -> ByteChannel:
+        return await over_unix(self._path, within_s=within_s)
+
+    def close(self) -> None:
+        """Nothing is open between conversations."""
+
+
+def listening_agent(path: str) -> tuple[int, AgentLink]:
+    """The socket that is to be the agent's, for whoever starts it, and the way to it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+        remove_place(path)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(16)
+        return listener.detach(), ListeningAgent(path)
+
+
+def remove_place(path: str) -> None:
+    """Remove a socket, or a folder of sockets. Idempotent."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)

@@ -1,0 +1,1 @@
+"""Boxes whose first process is started by an OCI runtime: what the drivers `oci` and `gvisor` have in common."""

@@ -1,0 +1,1 @@
+"""Isolation by an audited OCI runtime: runc or crun."""
