@@ -95,7 +95,7 @@ async def _count(instance: QemuInstance) -> tuple[str, int]:
     return drawn, int(count)
 
 
-async def _counting(instance: QemuInstance) -> tuple[str, int]:
+async def counting(instance: QemuInstance) -> tuple[str, int]:
     await begun(instance, f"exec python3 -c '{COUNTER}'")
     until = time.monotonic() + 20
     while not await said(instance, "cat /dev/shm/now 2>/dev/null; true"):
@@ -105,7 +105,7 @@ async def _counting(instance: QemuInstance) -> tuple[str, int]:
 
 async def test_programs_go_on_in_every_clone_and_in_the_source(world: World, tmp_path: Path) -> None:
     source = await world.boot("source")
-    drawn, _ = await _counting(source)
+    drawn, _ = await counting(source)
     captured = await world.captured(source, tmp_path / "c")
     at_least = (await _count(source))[1]
     one, two = await asyncio.gather(world.wake("one", captured), world.wake("two", captured))
@@ -119,7 +119,7 @@ async def test_programs_go_on_in_every_clone_and_in_the_source(world: World, tmp
 
 async def test_a_restored_clone_is_captured_and_restored_again(world: World, tmp_path: Path) -> None:
     source = await world.boot("source")
-    drawn, first = await _counting(source)
+    drawn, first = await counting(source)
     one = await world.captured(source, tmp_path / "one")
     await source.destroy()
     child = await world.wake("child", one)

@@ -101,6 +101,7 @@ class QemuInstance:
         self._opening = asyncio.Lock()
         self._standing = asyncio.Lock()
         self.frozen = False
+        self.stood_still_s = 0.0  # for the last capture of one that ran
         self.kernel_release = str(ref.facts.get("kernel", ""))
         self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
         self._requested = False
@@ -227,6 +228,9 @@ class QemuInstance:
         """Its clock stood still with it."""
         await self.go()
         self.frozen = False
+        await self._tell_time()
+
+    async def _tell_time(self) -> None:
         with suppress(OSError, TimeoutError):  # an agent that does not answer is the engine's to find out
             trunk = await self.trunk()
             await trunk.ask("clock", within_s=_ANSWER_S, epoch_ns=time.time_ns(), seed=secrets.token_hex(64))
@@ -256,13 +260,18 @@ class QemuInstance:
             if self.frozen:
                 yield
                 return
+            await self.flush()
             await (await self.monitor()).ask("stop")
+            stopped = time.monotonic()
             self.frozen = True
             try:
                 yield
             finally:
                 if not self._requested and not self._end.done():
-                    await self._run_on()
+                    await self.go()
+                    self.frozen = False
+                    self.stood_still_s = time.monotonic() - stopped
+                    await self._tell_time()
 
     # -- what it uses and reaches ---------------------------------------------------------------
 
