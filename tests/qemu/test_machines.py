@@ -81,12 +81,13 @@ class World:
 async def world(home: Home) -> AsyncIterator[World]:
     driver = home.driver()
     await driver.start()
+    made = World(driver, home)
     try:
-        yield World(driver, home)
+        yield made
     finally:
-        await driver.sweep(())
-        left = list(await driver.live())
-        await driver.aclose()
+        await made.driver.sweep(())
+        left = list(await made.driver.live())
+        await made.driver.aclose()
     assert left == []
 
 
@@ -177,6 +178,23 @@ async def test_qemu_has_nothing_of_the_host(world: World) -> None:
         assert f"Uid:\t{instance.slot.numbers.first_uid + 1000}\t" in status
     writable = [line for line in Path(f"/proc/{instance.pid}/mounts").read_text().splitlines() if " rw," in line]
     assert not [line for line in writable if line.split()[1] in ("/usr", "/etc/ld.so.cache")]
+
+
+async def test_a_later_server_reads_the_same_of_a_machine(world: World) -> None:
+    instance = await world.boot("adopted")
+    told = await instance.isolation()
+    later = world.home.driver()
+    await world.driver.aclose()
+    await later.start()
+    world.driver = later
+    found = await later.adopt(instance.sandbox_id, instance.ref)
+    assert found is not None
+    again = await found.isolation()
+    assert (again.kernel_release, again.accelerator, again.namespaces) == (
+        told.kernel_release,
+        told.accelerator,
+        told.namespaces,
+    )
 
 
 async def test_nobody_can_write_to_the_memory_that_clones_share(world: World) -> None:

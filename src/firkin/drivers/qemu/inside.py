@@ -89,7 +89,7 @@ class Machine:
 
     def serve(self) -> NoReturn:
         self._agent.begin(SpawnPlan(nofile=_OPEN_FILES))
-        self._trunk.begin({"settle": self._settle, "clock": self._clock, "flush": self._flush})
+        self._trunk.begin({"settle": self._settle, "clock": self._clock, "flush": self._flush, "about": self._about})
         self._agent.run(_nothing)
 
     def _settle(self, stream: Stream, args: Object) -> None:
@@ -113,6 +113,9 @@ class Machine:
         _set_clock(codec.integer(args, "epoch_ns"))
         _stir(bytes.fromhex(codec.text(args, "seed")))
         stream.result({})
+
+    def _about(self, stream: Stream, _args: Object) -> None:
+        stream.result({"kernel": os.uname().release})
 
     def _flush(self, stream: Stream, _args: Object) -> None:
         """What was written is on the disk. Nothing else is done meanwhile: it stands still or ends next."""

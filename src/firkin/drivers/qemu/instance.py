@@ -203,8 +203,7 @@ class QemuInstance:
             netmask="255.255.255.252",
             gateway=numbers.host_address,
         )
-        release = answer.get("kernel", "")
-        return release[:100] if isinstance(release, str) else ""
+        return _short(answer.get("kernel"))
 
     async def go(self) -> None:
         """Let a machine run that was woken, or stands still. `BackendFailure`."""
@@ -301,9 +300,13 @@ class QemuInstance:
         facts = IsolationFacts()
         await asyncio.to_thread(facts.of_process, self.pid)
         facts.read("accelerator", lambda: self.fit.shape.accelerator)
-        facts.read("kernel_release", lambda: self.kernel_release)
+        release = await self._release()
+        facts.read("kernel_release", lambda: release)
         facts.read("limits", lambda: self._around.trees.limits(self._id))
-        facts.read("network", lambda: self._around.networks.in_force(self._id))
+        try:
+            facts.found["network"] = self._around.networks.in_force(self._id)
+        except BackendFailure as error:
+            facts.absent(str(error), "network")
         self._require_alive("look at the isolation")
         return IsolationReport(
             tier=Isolation.MICROVM,
@@ -312,6 +315,15 @@ class QemuInstance:
             unread=facts.unread,
             **facts.found,
         )
+
+    async def _release(self) -> str:
+        """Of the kernel inside, as it says itself; empty where it cannot say anything now."""
+        if self.frozen:
+            return self.kernel_release
+        with suppress(OSError, TimeoutError):
+            answer = await (await self.trunk()).ask("about", within_s=_ANSWER_S)
+            self.kernel_release = _short(answer.get("kernel"))
+        return self.kernel_release
 
     # -- its end --------------------------------------------------------------------------------
 
@@ -366,3 +378,8 @@ class QemuInstance:
             self._end.cancel()
         self._hang_up()
         self.slot.close()
+
+
+def _short(said: object) -> str:
+    """What a guest says of itself is no longer than it need be."""
+    return said[:100] if isinstance(said, str) else ""

@@ -130,6 +130,8 @@ def _launch(
     try:
         numbers = SlotNumbers(order["slot"])
         tap = _tap(network, numbers, own["net"])
+        if order["kvm"]:  # on all copies of this root at once, and only where machines need it
+            os.chmod("/dev/kvm", 0o666)
         step = "limits"
         trees.make(order["id"], cgroups.Limits(order["memory_bytes"], order["pids"], order["vcpus"]))
         step = "fork"
@@ -196,8 +198,6 @@ def _become(order: dict[str, Any], places: dict[int, int], trees: cgroups.Trees,
         syscalls.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP)
         syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
         syscalls.mount("proc", "/proc", "proc", _STRICT)
-        if order["kvm"]:
-            os.chown("/dev/kvm", order["uid"], order["uid"])
         said = _arrange(places, said)
         for limit, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, order["file_bytes"])):
             resource.setrlimit(limit, (wanted, wanted))
