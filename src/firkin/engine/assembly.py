@@ -30,6 +30,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
+from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
@@ -57,6 +58,7 @@ class Ground:
     clock: Clock
     records: Records
     snapshots_dir: Path
+    started_dir: Path
     children: Children
     offer: Capabilities
     tiers: Tiers
@@ -102,6 +104,11 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         templates=templates,
         keeping=keeping,
         snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
+        started=StartedMachines(
+            ground.started_dir,
+            lambda tier: BenchMaker(driver=ground.driver, admission=admission, tier=tier),
+            lambda: room_on_disk(node),
+        ),
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
         volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.tiers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -168,6 +169,7 @@ class LocalBackend:
             node = await self._build(undo, policies)
             await reconcile(node)
             await node.builds.load()
+            await asyncio.to_thread(node.started.forget_unfounded)
             node.background(node.deadlines.run(), name="deadlines")
             node.background(forget_ended(node), name="forget old ends")
             node.background(node.samples.run(), name="samples")
@@ -212,6 +214,7 @@ class LocalBackend:
                 clock=self._clock,
                 records=Records(database, seal),
                 snapshots_dir=self._state_dir / "snapshots",
+                started_dir=self._state_dir / "started",
                 children=await undo.enter_async_context(children()),
                 offer=await self.capabilities(),
                 tiers=self._tiers,

@@ -33,6 +33,7 @@ from firkin.law.errors import (
     FirkinError,
     ResourceKind,
     RetryClass,
+    SnapshotIntegrityFailure,
     TemplatePrepareFailure,
 )
 from firkin.law.ids import SandboxId, SnapshotId
@@ -158,13 +159,25 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     except sqlite3.IntegrityError as error:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
     within_s = COPY_WITHIN_S if order.foundation.captured else BOOT_WITHIN_S
-    async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
-        resident.instance = await node.driver.boot(_boot_plan(node, order, resident))
+    started = await node.started.captured(order.foundation, order.resources, order.tier)
+    plan = _boot_plan(node, order, resident, started)
+    try:
+        async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
+            resident.instance = await node.driver.boot(plan)
+    except SnapshotIntegrityFailure:
+        if not started:
+            raise
+        await node.started.forget(started)  # another version of the tier made it, or it is damaged
+        plan = _boot_plan(
+            node, order, resident, await node.started.captured(order.foundation, order.resources, order.tier)
+        )
+        async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
+            resident.instance = await node.driver.boot(plan)
     resident.ref = resident.instance.ref
     await node.egress.lead(_CREATE, resident)
     inside = await node.links.connect(resident)
     await node.egress.settle(resident, inside)
-    if not (order.foundation.captured and order.tier.captures is SnapshotKind.CONTINUATION):  # else it goes on
+    if not (plan.captured and order.tier.captures is SnapshotKind.CONTINUATION):  # else it goes on
         await started_up(_CREATE, inside, resident)
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
@@ -184,7 +197,7 @@ async def started_up(operation: str, inside: Inside, resident: Resident) -> None
         raise BackendFailure(operation, f"template {info.template_id}", str(failure)) from failure
 
 
-def _boot_plan(node: Node, order: _Order, resident: Resident) -> BootPlan:
+def _boot_plan(node: Node, order: _Order, resident: Resident, started: str) -> BootPlan:
     return BootPlan(
         sandbox_id=resident.id,
         root=order.foundation.root,
@@ -193,7 +206,7 @@ def _boot_plan(node: Node, order: _Order, resident: Resident) -> BootPlan:
         hostname=str(resident.id),
         machine_id=secrets.token_hex(16),
         hardened=order.spec.hardened,
-        captured=order.foundation.captured,
+        captured=order.foundation.captured or started,
         isolation=order.tier.isolation or "",
         volumes=node.volumes.wanted(_CREATE, resident.info.owner, resident.info.volumes),
     )

@@ -25,6 +25,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
+from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
@@ -58,6 +59,7 @@ class Node:
     templates: TemplateRegistry
     keeping: LayerKeeping
     snapshots: SnapshotStore
+    started: StartedMachines
     volumes: VolumeRegistry
     volume_threads: ThreadPoolExecutor
     links: Links

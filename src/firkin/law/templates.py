@@ -220,7 +220,8 @@ class TemplateSpec:
     `user` and `workdir` are where commands run by default; None is what the source
     says. Both must exist inside. Then `steps`, then `setup` are done, the latter as the
     default user. `start` runs in every sandbox made from the template, which is given
-    out once `ready` says so (a command that exits with 0). `resources` are for the
+    out once `ready` says so (a command that exits with 0); on a tier whose captures go
+    on it runs once, and every sandbox goes on from there. `resources` are for the
     steps, and for sandboxes that ask for none of their own; so is `isolation`. With `force` nothing that
     an earlier preparation left is used.
     """

@@ -1,0 +1,67 @@
+"""What a template starts is started once, and every microVM made on it goes on from there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from firkin.bootstrap.composition import build_backend
+from firkin.drivers.qemu.preflight import check
+from firkin.law.ids import TemplateId
+from firkin.law.isolation import Isolation
+from firkin.law.processes import Argv, Shell
+from firkin.law.resources import MIB, SandboxResources
+from firkin.law.sandboxes import SandboxSpec
+from firkin.law.templates import LocalSource, TemplateSpec
+from firkin.runtime.runtime import Runtime
+from firkin.settings import read_settings
+from tests.qemu.homes import KERNEL, Home
+
+_READINESS = check(Path("/var/tmp"), "")
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.asyncio,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not _READINESS.ready, reason="; ".join(_READINESS.reasons) or "ready"),
+]
+
+SIZE = SandboxResources(vcpus=1, memory_bytes=256 * MIB, disk_bytes=128 * MIB)
+DRAWN = "head -c 8 /dev/urandom | od -An -tx1 > /dev/shm/drawn; touch /dev/shm/ready; exec sleep 100000"
+
+
+@pytest_asyncio.fixture
+async def runtime(home: Home, tmp_path: Path) -> AsyncIterator[Runtime]:
+    options = {"qemu.kernel": str(KERNEL), "qemu.accelerator": "tcg", "ready_slots": "3"}
+    settings = read_settings({"state_dir": tmp_path / "state", "driver_options": options})
+    async with Runtime.open(build_backend(settings), kill_all=True) as opened:
+        spec = TemplateSpec(
+            id=TemplateId("serves"),
+            source=LocalSource(home.root.base),
+            isolation=Isolation.MICROVM,
+            start=Shell(DRAWN),
+            ready=Argv("test", ("-e", "/dev/shm/ready")),
+        )
+        await opened.templates.prepare(spec)
+        yield opened
+
+
+async def test_it_is_started_once_for_all_and_again_only_when_what_is_kept_is_damaged(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    spec = SandboxSpec.from_template("serves", resources=SIZE)
+    drawn = set()
+    for _ in range(2):
+        async with await runtime.sandboxes.create(spec) as sandbox:
+            drawn.add((await sandbox.exec("cat /dev/shm/drawn")).stdout)
+            assert b"sleep" in (await sandbox.exec("cat /proc/[0-9]*/comm")).stdout
+    assert len(drawn) == 1, "it was started more than once"
+    (kept,) = [path for path in (tmp_path / "state" / "started").iterdir() if path.is_dir()]
+    os.truncate(kept / "state", 10)
+    async with await runtime.sandboxes.create(spec) as sandbox:
+        drawn.add((await sandbox.exec("cat /dev/shm/drawn")).stdout)
+    assert len(drawn) == 2, "what was damaged was used"
