@@ -13,7 +13,7 @@ from pathlib import Path
 from firkin.drivers.boxes.captures import IMAGE, DiskThreads
 from firkin.drivers.boxes.commits import copy_layer
 from firkin.drivers.boxes.instance import BoxInstance, Surroundings
-from firkin.drivers.boxes.launcher import Launched, Launcher, LaunchFailed, read_report, settled
+from firkin.drivers.boxes.launcher import Launcher, LaunchFailed, read_report, settled
 from firkin.drivers.boxes.links import AgentLink, remove_place
 from firkin.drivers.boxes.options import BoxOptions
 from firkin.drivers.boxes.orders import LaunchOrder
@@ -22,6 +22,7 @@ from firkin.drivers.boxes.volumes import VolumeDisks
 from firkin.drivers.ground.gateways import Keeper
 from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
+from firkin.drivers.ground.launch_helper import Launched
 from firkin.drivers.ground.process_table import start_time
 from firkin.drivers.ground.slots import Slot
 from firkin.host.base_disks import BaseDisks, is_in_order, repair

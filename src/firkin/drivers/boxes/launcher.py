@@ -1,16 +1,14 @@
-"""The server's end of the launcher: orders out, process handles in, and a new launcher when one is killed."""
+"""The launcher of boxes, as the server sees it, and what a launched process says of itself."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
-from contextlib import suppress
 from typing import Any
 
 from firkin.drivers.boxes.orders import VOLUMES, Failure, LaunchOrder
-from firkin.drivers.ground.helper_process import HelperDied, HelperProcess
+from firkin.drivers.ground.launch_helper import Launched, LaunchHelper
 from firkin.law.errors import (
     BackendFailure,
     FirkinError,
@@ -19,7 +17,6 @@ from firkin.law.errors import (
     InvalidSpec,
     RetryClass,
 )
-from firkin.lifetimes import Children
 
 _DISK = "disk"
 _UNFIT = (errno.ENOTDIR, errno.ELOOP, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOENT)  # as mount points
@@ -36,94 +33,16 @@ class LaunchFailed(BackendFailure):
         self.errno = code
 
 
-class Launched:
-    """A process that has become an agent: its id and a descriptor that stands for it."""
-
-    __slots__ = ("pid", "pidfd")
-
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self.pid = pid
-        self.pidfd = pidfd
-
-
-class Launcher:
-    """Sends orders to the current launcher process, which runs `module`. A dead one is replaced at once."""
+class Launcher(LaunchHelper):
+    """The launcher of boxes: it runs `module`."""
 
     def __init__(self, module: str, setup: dict[str, Any]) -> None:
-        self._setup = json.dumps(setup).encode()
-        self._module = module
-        self._helper = HelperProcess(module)
-        self._pending: dict[str, asyncio.Future[Launched]] = {}
-        self._tasks = Children()
-        self._up = asyncio.Event()
-
-    @property
-    def pid(self) -> int | None:
-        return self._helper.pid
-
-    async def start(self) -> None:
-        await self._helper.start(first=self._setup)
-        self._up.set()
-        self._tasks.start(self._read_answers(), name="launcher")
-
-    async def aclose(self) -> None:
-        with suppress(HelperDied, BackendFailure):
-            await self._tasks.aclose()
-        await self._helper.aclose()
+        super().__init__(module, setup, lambda answer: _explained(Failure(*answer["failure"])))
 
     async def fork(self, order: LaunchOrder, fds: list[int]) -> Launched:
         """Ask for one sandbox; returns when its first process is there. `HelperDied` when the launcher died meanwhile,
         and what `read_report` raises when the process could not be made."""
-        async with asyncio.timeout(20):
-            await self._up.wait()
-        answer: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
-        self._pending[order.sandbox_id] = answer
-        try:
-            await self._helper.send(order.encode(), fds)
-            return await answer
-        except (asyncio.CancelledError, TimeoutError):
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                os.close(answer.result().pidfd)
-            raise
-        finally:
-            self._pending.pop(order.sandbox_id, None)
-
-    async def _read_answers(self) -> None:
-        while True:
-            try:
-                message, fds = await self._helper.receive()
-            except HelperDied:
-                self._up.clear()
-                for waiting in self._pending.values():
-                    if not waiting.done():
-                        waiting.set_exception(HelperDied(self._module))
-                await self._revive()
-                continue
-            self._deliver(json.loads(message), fds)
-
-    async def _revive(self) -> None:
-        """Start the next one; a host that refuses (out of memory, say) is asked again with growing patience."""
-        patience_s = 0.05
-        while True:
-            await self._helper.aclose()
-            try:
-                await self._helper.start(first=self._setup)
-            except (BackendFailure, OSError):
-                await asyncio.sleep(patience_s)
-                patience_s = min(2 * patience_s, 5.0)
-                continue
-            self._up.set()
-            return
-
-    def _deliver(self, answer: dict[str, Any], fds: list[int]) -> None:
-        waiting = self._pending.get(answer["id"])
-        if waiting is None or waiting.done():  # its caller gave up; the report pipe is closed, so it ends itself
-            for fd in fds:
-                os.close(fd)
-        elif "failure" in answer:
-            waiting.set_exception(_explained(Failure(*answer["failure"])))
-        else:
-            waiting.set_result(Launched(answer["pid"], fds[0]))
+        return await self.launch(order.sandbox_id, order.encode(), fds)
 
 
 async def read_report(report: int) -> None:

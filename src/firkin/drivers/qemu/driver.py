@@ -9,6 +9,7 @@ listening, and woken from there for every sandbox; see `seeds`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 from firkin.drivers.ground.gateways import Keeper
 from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
+from firkin.drivers.ground.launch_helper import LaunchHelper
 from firkin.drivers.ground.process_table import start_time
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu import machines, preflight
@@ -26,7 +28,6 @@ from firkin.drivers.qemu.accelerators import PROBE_WITHIN_S, Accelerators
 from firkin.drivers.qemu.files import listen, own_disk, processor, require_memory, require_whole
 from firkin.drivers.qemu.instance import NAME, Names, Places, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
-from firkin.drivers.qemu.launcher import Launcher
 from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages, empty_memory
 from firkin.drivers.qemu.options import QemuOptions
@@ -83,7 +84,7 @@ class QemuDriver:
         self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
         self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
         self._memories = MemoryImages(require_memory)
-        self._launcher: Launcher | None = None
+        self._launcher: LaunchHelper | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
         self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
         self._around = Surroundings(
@@ -148,12 +149,14 @@ class QemuDriver:
 
     async def _start_launcher(self) -> None:
         await asyncio.to_thread(self._roots.forget_unfounded)
-        self._launcher = Launcher(
+        self._launcher = LaunchHelper(
+            "firkin.drivers.qemu.spawner",
             {
                 "label": self._trees.label,
                 "groups": self._trees.layout.as_object(),
                 "scratch": str(self._state / "launcher"),
-            }
+            },
+            lambda answer: BackendFailure("start a machine", NAME, str(answer.get("error"))),
         )
         await self._launcher.start()
         self._around.background.start(self._drop_idle(), name="idle memories")
@@ -257,13 +260,15 @@ class QemuDriver:
                 opened[machines.FD_MEMORY] = await asyncio.to_thread(self._memories.open, store.memory, size)
                 opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
             order = self._order(sandbox_id, slot, kit, fit.shape, list(opened), waking=store is not None)
-            pid, pidfd = await self._launcher.launch(order, [slot.network, *opened.values()])
+            launched = await self._launcher.launch_to_its_end(
+                sandbox_id, json.dumps(order).encode(), [slot.network, *opened.values()]
+            )
         finally:
             for fd in opened.values():
                 os.close(fd)
         facts: dict[str, int | str] = {
-            "pid": pid,
-            "start_time": start_time(pid) or 0,
+            "pid": launched.pid,
+            "start_time": start_time(launched.pid) or 0,
             "slot": slot.numbers.slot,
             "traffic_before": before.as_text(),
             "kit": fit.kit,
@@ -274,7 +279,7 @@ class QemuDriver:
             "vcpus": fit.shape.vcpus,
             "accelerator": fit.shape.accelerator,
         }
-        return self._instance(sandbox_id, InstanceRef(NAME, facts), pid, pidfd, slot, fit)
+        return self._instance(sandbox_id, InstanceRef(NAME, facts), launched.pid, launched.pidfd, slot, fit)
 
     def _order(
         self, sandbox_id: str, slot: Slot, kit: Kit, shape: Shape, places: list[int], *, waking: bool
