@@ -2,7 +2,8 @@
 
 Isolation tier ``gvisor``. Limits, disks and networks are those of the other drivers of
 boxes, and hold the sentry and the gofer. The sentry takes the slot's network over,
-so a policy by address holds outside of it, whatever it does.
+so a policy by address holds outside of it, whatever it does. Captures are of files:
+runsc's checkpoint ends a sandbox that it cannot write down (docs/isolation.md).
 """
 
 from __future__ import annotations
