@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from firkin.drivers.boxes.captures import DiskCapture, DiskThreads
 from firkin.drivers.boxes.freezer import Freezer
 from firkin.drivers.boxes.links import AgentLink, remove_place
 from firkin.drivers.boxes.tier import Tier
+from firkin.drivers.ground.held_instance import HeldInstance
 from firkin.drivers.ground.slots import Slot
 from firkin.host.cgroups import Trees
 from firkin.host.disks import loop_is_bound
@@ -24,10 +25,8 @@ from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.netns_sockets import NamespaceSockets
 from firkin.host.networks import SandboxNetworks
 from firkin.host.superblocks import last_error_at
-from firkin.host.syscalls import kill_pidfd
 from firkin.law.driver import InstanceEnd, InstanceRef
 from firkin.law.errors import (
-    BackendFailure,
     CapacityRejected,
     HostDiskFull,
     IoFailure,
@@ -36,8 +35,6 @@ from firkin.law.errors import (
 )
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import IsolationReport
-from firkin.law.network import NetworkPolicy
-from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.ports import ByteChannel
 from firkin.law.states import EndCause
 from firkin.lifetimes import Children
@@ -46,7 +43,6 @@ _CAPTURE = "capture a snapshot"
 _NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _DIAL_WITHIN_S = 5.0
-_END_WITHIN_S = 20.0
 _BOX_GONE_WITHIN_S = 10.0
 
 
@@ -67,7 +63,7 @@ class Surroundings:
     unled: Callable[[Slot], Awaitable[None]]
 
 
-class BoxInstance:
+class BoxInstance(HeldInstance):
     """Implements the law's `Instance`."""
 
     def __init__(
@@ -80,27 +76,19 @@ class BoxInstance:
         link: AgentLink,
         surroundings: Surroundings,
     ) -> None:
-        self._id = sandbox_id
-        self._ref = ref
-        self._pidfd = pidfd
-        self.slot = slot
+        super().__init__(
+            sandbox_id,
+            ref,
+            pidfd=pidfd,
+            slot=slot,
+            trees=surroundings.trees,
+            networks=surroundings.networks,
+            background=surroundings.background,
+            unled=surroundings.unled,
+        )
         self._link = link
         self._around = surroundings
-        self._trees = surroundings.trees
         self._freezer = Freezer(surroundings.trees, sandbox_id)
-        self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
-        self._requested = False
-        self._cleaned = asyncio.Event()
-        self._cleaning = False
-        asyncio.get_running_loop().add_reader(pidfd, self._process_ended)
-
-    @property
-    def sandbox_id(self) -> SandboxId:
-        return self._id
-
-    @property
-    def ref(self) -> InstanceRef:
-        return self._ref
 
     @property
     def socket_path(self) -> str:
@@ -113,26 +101,8 @@ class BoxInstance:
         except (OSError, TimeoutError) as error:
             raise SandboxUnavailable("reach the agent", self._id, str(error) or "it does not answer") from error
 
-    async def ended(self) -> InstanceEnd:
-        return await asyncio.shield(self._end)
-
-    async def destroy(self) -> None:
-        self._requested = True
-        if not self._end.done():
-            self._freezer.release()
-            kill_pidfd(self._pidfd, signal.SIGKILL)
-            self._trees.lift_cpu_quota(self._id)
-            try:
-                async with asyncio.timeout(_END_WITHIN_S):
-                    await asyncio.shield(self._end)
-            except TimeoutError:  # the kernel is still at it: what is left is removed when it is done
-                self._around.background.start(self._clean_later(), name=f"clean {self._id}")
-                raise
-        await self._clean()
-
-    async def _clean_later(self) -> None:
-        await asyncio.shield(self._end)
-        await self._clean()
+    async def _before_kill(self) -> None:
+        self._freezer.release()
 
     async def freeze(self) -> None:
         self._require_alive("freeze")
@@ -204,11 +174,6 @@ class BoxInstance:
             made.close()
             raise
 
-    def _require_alive(self, operation: str) -> None:
-        if self._requested or self._end.done():
-            cause = self._end.result().cause if self._end.done() else EndCause.REQUESTED
-            raise SandboxUnavailable(operation, self._id, cause.value)
-
     async def usage(self) -> Mapping[str, int]:
         usage = self._trees.usage(self._id)
         image = Path(str(self._ref.facts["disk"]))
@@ -227,33 +192,14 @@ class BoxInstance:
         facts = IsolationFacts()
         facts.of_process(int(self._ref.facts["pid"]))
         process = self._around.tier.facts(int(self._ref.facts["pid"]), facts)
-        facts.read("limits", lambda: self._trees.limits(self._id))
-        try:
-            facts.found["network"] = self._around.networks.in_force(self._id)
-        except BackendFailure as error:
-            facts.absent(str(error), "network")
+        self._facts_of_the_ground(facts)
         driver = self._ref.driver
         return IsolationReport(tier=driver, driver=driver, process=process, unread=facts.unread, **facts.found)
 
-    async def set_network(self, policy: NetworkPolicy) -> None:
-        self._require_alive("set the network policy")
-        await self._around.networks.change(self._id, policy)
-        if not policy.is_inspected:
-            await self._around.unled(self.slot)
-
-    async def network(self) -> NetworkUse:
-        self._require_alive("look at the network")
-        return await self._around.networks.use(self._id)
-
-    async def refused(self) -> Sequence[RefusedFlow]:
-        self._require_alive("look at the network")
-        return await self._around.networks.refused(self._id)
-
-    def _process_ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+    def _decide(self) -> None:
         why = self._why()
         if why.cause is EndCause.AGENT_DIED and loop_is_bound(self.slot.numbers.loop):
-            self._around.background.start(self._ask_the_disk_again(), name=f"why {self._id} ended")
+            self._background.start(self._ask_the_disk_again(), name=f"why {self._id} ended")
         else:
             self._over(why)
 
@@ -262,11 +208,6 @@ class BoxInstance:
         self._trees.lift_cpu_quota(self._id)
         await self._disk_let_go()
         self._over(self._why())
-
-    def _over(self, why: InstanceEnd) -> None:
-        if not self._end.done():
-            os.close(self._pidfd)
-            self._end.set_result(why)
 
     def _why(self) -> InstanceEnd:
         if self._requested:
@@ -282,18 +223,12 @@ class BoxInstance:
         since = int(self._ref.facts.get("booted_at", 0))
         return last_error_at(str(self._ref.facts["disk"]), self.slot.numbers.loop) >= max(1, since)
 
-    async def _clean(self) -> None:
-        """Remove the box, the socket and give the slot back, once."""
-        if self._cleaning:
-            await self._cleaned.wait()
-            return
-        self._cleaning = True
+    async def _take_apart(self) -> None:
         await self._remove_box()
         await self._disk_let_go()
         self._link.close()
         remove_place(self.socket_path)
         await self._around.released(self)
-        self._cleaned.set()
 
     async def _remove_box(self) -> None:
         """The kernel lets a box go shortly after its last process; the last tries end what was moved into it."""
@@ -314,14 +249,8 @@ class BoxInstance:
             await asyncio.sleep(0.001 if waited < 0.05 else 0.02)
             waited += 0.001 if waited < 0.05 else 0.02
 
-    def let_go(self) -> None:
-        """The server ends but the sandbox lives: forget it without touching it."""
-        if not self._end.done():
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._end.cancel()
+    def _hang_up(self) -> None:
         self._link.close()
-        self.slot.close()
 
 
 def _require_room(image: Path, room_bytes: int) -> None:

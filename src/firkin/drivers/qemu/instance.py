@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from firkin.drivers.ground.held_instance import HeldInstance
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu.captures import Capture
 from firkin.drivers.qemu.late import LateChannel
@@ -22,19 +22,15 @@ from firkin.drivers.qemu.trunk import Trunk, TrunkChannel
 from firkin.host.cgroups import Trees
 from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.networks import SandboxNetworks
-from firkin.host.syscalls import kill_pidfd
 from firkin.law.driver import InstanceEnd, InstanceRef
 from firkin.law.errors import BackendFailure, HostDiskFull, IoFailure, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation, IsolationReport
-from firkin.law.network import NetworkPolicy
-from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.states import EndCause
 from firkin.lifetimes import Children
 
 NAME = "qemu"
 _ANSWER_S = 10.0
-_END_WITHIN_S = 20.0
 _FLUSH_WITHIN_S = 1.0
 _BOX_GONE_WITHIN_S = 10.0
 
@@ -73,7 +69,7 @@ class Names:
     hardened: bool
 
 
-class QemuInstance:
+class QemuInstance(HeldInstance):
     """Implements the law's `Instance`."""
 
     def __init__(
@@ -88,11 +84,17 @@ class QemuInstance:
         places: Places,
         surroundings: Surroundings,
     ) -> None:
-        self._id = sandbox_id
-        self._ref = ref
+        super().__init__(
+            sandbox_id,
+            ref,
+            pidfd=pidfd,
+            slot=slot,
+            trees=surroundings.trees,
+            networks=surroundings.networks,
+            background=surroundings.background,
+            unled=surroundings.unled,
+        )
         self.pid = pid
-        self._pidfd = pidfd
-        self.slot = slot
         self.fit = fit
         self._places = places
         self._around = surroundings
@@ -102,20 +104,7 @@ class QemuInstance:
         self._standing = asyncio.Lock()
         self.frozen = False
         self.stood_still_s = 0.0  # for the last capture of one that ran
-        self.kernel_release = str(ref.facts.get("kernel", ""))
-        self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
-        self._requested = False
-        self._cleaning = False
-        self._cleaned = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pidfd, self._process_ended)
-
-    @property
-    def sandbox_id(self) -> SandboxId:
-        return self._id
-
-    @property
-    def ref(self) -> InstanceRef:
-        return self._ref
+        self.kernel_release = ""
 
     # -- bytes ----------------------------------------------------------------------------------
 
@@ -153,9 +142,6 @@ class QemuInstance:
 
     # -- its life -------------------------------------------------------------------------------
 
-    async def ended(self) -> InstanceEnd:
-        return await asyncio.shield(self._end)
-
     async def flush(self) -> None:
         """Bring what programs wrote from the machine's memory to its disk, if its agent answers soon."""
         if not self.frozen:
@@ -163,24 +149,8 @@ class QemuInstance:
                 trunk = await self.trunk(within_s=_FLUSH_WITHIN_S)
                 await trunk.ask("flush", within_s=_FLUSH_WITHIN_S)
 
-    async def destroy(self) -> None:
-        self._requested = True
-        if not self._end.done():
-            await self.flush()
-            if not self._end.done():
-                kill_pidfd(self._pidfd, signal.SIGKILL)
-            self._around.trees.lift_cpu_quota(self._id)
-            try:
-                async with asyncio.timeout(_END_WITHIN_S):
-                    await asyncio.shield(self._end)
-            except TimeoutError:
-                self._around.background.start(self._clean_later(), name=f"clean {self._id}")
-                raise
-        await self._clean()
-
-    async def _clean_later(self) -> None:
-        await asyncio.shield(self._end)
-        await self._clean()
+    async def _before_kill(self) -> None:
+        await self.flush()
 
     async def settle(self, names: Names) -> str:
         """Make it this sandbox's machine: time, randomness, names, address. The release of its kernel.
@@ -274,22 +244,8 @@ class QemuInstance:
 
     # -- what it uses and reaches ---------------------------------------------------------------
 
-    async def set_network(self, policy: NetworkPolicy) -> None:
-        self._require_alive("set the network policy")
-        await self._around.networks.change(self._id, policy)
-        if not policy.is_inspected:
-            await self._around.unled(self.slot)
-
-    async def network(self) -> NetworkUse:
-        self._require_alive("look at the network")
-        return await self._around.networks.use(self._id)
-
-    async def refused(self) -> Sequence[RefusedFlow]:
-        self._require_alive("look at the network")
-        return await self._around.networks.refused(self._id)
-
     async def usage(self) -> Mapping[str, int]:
-        usage = self._around.trees.usage(self._id)
+        usage = self._trees.usage(self._id)
         with suppress(OSError):
             usage["disk_used_bytes"] = self._places.disk.stat().st_blocks * 512
         return usage
@@ -302,11 +258,7 @@ class QemuInstance:
         facts.read("accelerator", lambda: self.fit.shape.accelerator)
         release = await self._release()
         facts.read("kernel_release", lambda: release)
-        facts.read("limits", lambda: self._around.trees.limits(self._id))
-        try:
-            facts.found["network"] = self._around.networks.in_force(self._id)
-        except BackendFailure as error:
-            facts.absent(str(error), "network")
+        await asyncio.to_thread(self._facts_of_the_ground, facts)
         self._require_alive("look at the isolation")
         return IsolationReport(
             tier=Isolation.MICROVM,
@@ -327,22 +279,14 @@ class QemuInstance:
 
     # -- its end --------------------------------------------------------------------------------
 
-    def _require_alive(self, operation: str) -> None:
-        if self._requested or self._end.done():
-            cause = self._end.result().cause if self._end.done() else EndCause.REQUESTED
-            raise SandboxUnavailable(operation, self._id, cause.value)
-
-    def _process_ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        if not self._end.done():
-            os.close(self._pidfd)
-            self._end.set_result(self._why())
+    def _decide(self) -> None:
+        super()._decide()
         self._hang_up()
 
     def _why(self) -> InstanceEnd:
         if self._requested:
             return InstanceEnd(EndCause.REQUESTED)
-        if self._around.trees.agent_oom_kills(self._id):
+        if self._trees.agent_oom_kills(self._id):
             return InstanceEnd(EndCause.OUT_OF_MEMORY, "the host's kernel ended its virtual machine: memory limit")
         return InstanceEnd(EndCause.AGENT_DIED, "its virtual machine ended")
 
@@ -352,32 +296,18 @@ class QemuInstance:
         if self._monitor is not None:
             self._monitor.close()
 
-    async def _clean(self) -> None:
-        if self._cleaning:
-            await self._cleaned.wait()
-            return
-        self._cleaning = True
+    async def _take_apart(self) -> None:
         self._hang_up()
         if self._trunk is not None:
             await self._trunk.aclose()
         waited = 0.0
-        while not self._around.trees.remove(self._id) and waited < _BOX_GONE_WITHIN_S:
+        while not self._trees.remove(self._id) and waited < _BOX_GONE_WITHIN_S:
             await asyncio.sleep(0.002)
             waited += 0.002
         for path in self._places.sockets():
             with suppress(FileNotFoundError):
                 os.unlink(path)
         await self._around.released(self)
-        self._cleaned.set()
-
-    def let_go(self) -> None:
-        """The server ends but the sandbox lives: forget it without touching it."""
-        if not self._end.done():
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._end.cancel()
-        self._hang_up()
-        self.slot.close()
 
 
 def _short(said: object) -> str:
