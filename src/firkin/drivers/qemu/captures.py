@@ -27,6 +27,7 @@ T = TypeVar("T")
 _STATE_SET = 900
 _FILE_HEADER = 8  # magic and version
 _CONFIGURATION, _DESCRIPTION = 7, 6  # QEMU, migration/savevm.h
+_MOST_NAME = 80
 _GIVE_UP_WITHIN_S = 60.0
 
 
@@ -56,7 +57,8 @@ class Capture:
             await monitor.ask("xen-save-devices-state", filename=f"/dev/fdset/{_STATE_SET}", live=False)
             with suppress(BackendFailure):
                 await monitor.ask("remove-fd", fdset_id=_STATE_SET)
-            await self._in_thread(lambda: self._copy(raw))
+            machine = str(await monitor.ask("qom-get", path="/machine", property="type"))[:_MOST_NAME]
+            await self._in_thread(lambda: self._copy(raw, machine.removesuffix("-machine")))
         finally:
             os.close(raw)
             (self._into / f".{STATE}").unlink(missing_ok=True)
@@ -91,9 +93,9 @@ class Capture:
                     return int(line.split()[1]) * 1024
         return 0
 
-    def _copy(self, raw: int) -> None:
+    def _copy(self, raw: int, machine: str) -> None:
         size = self._fit.shape.memory_mib << 20
-        (self._into / STATE).write_bytes(_whole_stream(os.pread(raw, 64 << 20, 0), self._fit.shape.name))
+        (self._into / STATE).write_bytes(_whole_stream(os.pread(raw, 64 << 20, 0), machine))
         memory = os.open(self._into / MEMORY, os.O_RDWR | os.O_CLOEXEC)
         try:
             write_changes(self._pid, memory, size)
@@ -127,6 +129,7 @@ async def _over(running: asyncio.Future[T]) -> None:
 def _whole_stream(devices: bytes, machine: str) -> bytes:
     """Device state as QEMU takes a migration: with the machine's name before it, and an empty description after.
 
+    Its name is that of the version which "virt" stands for, so QEMU is asked for it.
     QEMU writes device state alone only in the form that it has for Xen, and cannot read that form itself.
     """
     if len(devices) < _FILE_HEADER or devices[:4] != b"QEVM":

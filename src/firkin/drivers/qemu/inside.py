@@ -153,8 +153,9 @@ def _root() -> None:
     """The template's files under the sandbox's own disk become ``/``."""
     for place in ("/lower", "/disk", "/root"):
         os.makedirs(place, exist_ok=True)
-    syscalls.mount("/dev/vda", "/lower", "erofs", MS_RDONLY)
-    syscalls.mount("/dev/vdb", "/disk", "ext4")
+    root, disk = _disks()
+    syscalls.mount(root, "/lower", "erofs", MS_RDONLY)
+    syscalls.mount(disk, "/disk", "ext4")
     options = f"lowerdir=/lower,upperdir=/disk/{UPPER},workdir=/disk/{WORK},metacopy=off,redirect_dir=off"
     syscalls.mount("overlay", "/root", "overlay", 0, options)
     for place in ("/dev", "/proc", "/sys"):
@@ -173,6 +174,15 @@ def _root() -> None:
     os.chdir("/")
     with suppress(OSError):
         syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _STRICT)
+
+
+def _disks() -> tuple[str, str]:
+    """The root's image and the sandbox's disk: the first is read-only. Their order is the machine type's."""
+    told = {}
+    for name in ("vda", "vdb"):
+        with open(f"/sys/block/{name}/ro", "rb", buffering=0) as file:
+            told[file.read(8).strip() == b"1"] = f"/dev/{name}"
+    return told[True], told[False]
 
 
 def _folder(path: str) -> None:

@@ -1,0 +1,113 @@
+"""A machine by the driver's own parts, started by the test itself: the launcher starts only this host's type."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import struct
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from firkin.drivers.qemu import machines
+from firkin.drivers.qemu.files import listen
+from firkin.drivers.qemu.kits import Kit
+from firkin.drivers.qemu.machines import Shape, command_line
+from firkin.drivers.qemu.memory import empty_memory, load_memory
+from firkin.drivers.qemu.qmp import Monitor
+from firkin.drivers.qemu.stores import STATE, Store
+from firkin.drivers.qemu.trunk import Trunk
+from firkin.host import syscalls
+from firkin.testing.conversation import Conversation
+
+_TUNSETIFF, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454D8
+_TAP = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+_VNET_HEADER = 12
+_HIGH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LoneMachine:
+    pid: int
+    sockets: Path
+
+    async def trunk(self, *, within_s: float) -> Trunk:
+        return await Trunk.open(str(self.sockets / "trunk"), str(self.sockets / "reset"), within_s=within_s)
+
+    async def monitor(self) -> Monitor:
+        return await Monitor.connect(str(self.sockets / "control"), within_s=20)
+
+    def complaints(self) -> str:
+        return (self.sockets / "stderr").read_text(errors="replace")[-2000:]
+
+
+@asynccontextmanager
+async def running(
+    sockets: Path, kit: Kit, shape: Shape, root: Path, disk: Path, store: Store | None = None
+) -> AsyncIterator[LoneMachine]:
+    """A new machine, or one that is woken from `store` and stands still."""
+    sockets.mkdir()
+    size = shape.memory_mib << 20
+    opened = {
+        machines.FD_TRUNK: listen(str(sockets / "trunk")),
+        machines.FD_RESET: listen(str(sockets / "reset")),
+        machines.FD_CONTROL: listen(str(sockets / "control")),
+        machines.FD_ROOT: os.open(root, os.O_RDONLY),
+        machines.FD_DISK: os.open(disk, os.O_RDWR),
+        machines.FD_KERNEL: os.open(kit.kernel, os.O_RDONLY),
+        machines.FD_INITRAMFS: os.open(kit.initramfs, os.O_RDONLY),
+        machines.FD_TAP: await asyncio.to_thread(_tap),
+        2: os.open(sockets / "stderr", os.O_WRONLY | os.O_CREAT, 0o600),
+    }
+    if store is None:
+        opened[machines.FD_MEMORY] = empty_memory(size)
+    else:
+        stored = os.open(store.memory, os.O_RDONLY)
+        opened[machines.FD_MEMORY] = load_memory(stored, size)
+        os.close(stored)
+        opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY)
+    pid = _spawned(kit.program, command_line(shape, start=kit.start, name="lone", waking=store is not None), opened)
+    try:
+        yield LoneMachine(pid, sockets)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(os.waitpid, pid, 0)
+
+
+async def said(trunk: Trunk, *argv: str) -> str:
+    async with await Conversation.open(await trunk.dial()) as talk:
+        answer = await talk.run(*argv)
+    assert answer.result == {"exit": 0}, (answer.result, answer.fault, bytes(answer.stderr))
+    return bytes(answer.stdout).decode()
+
+
+def _spawned(program: str, argv: list[str], places: dict[int, int]) -> int:
+    """Each descriptor at its place there. First all go where no place is."""
+    moved = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for place, fd in places.items()}
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in moved.items()]
+        return os.posix_spawn(program, argv, {"PATH": "/usr/bin:/bin"}, file_actions=actions)
+    finally:
+        for fd in (*places.values(), *moved.values()):
+            os.close(fd)
+
+
+def _tap() -> int:
+    """In a network namespace that lives as long as the descriptor: the thread that made it ends."""
+    made: list[int] = []
+
+    def make() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", b"tap0", _TAP))
+        fcntl.ioctl(tap, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_HEADER))
+        made.append(tap)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0]
