@@ -38,6 +38,7 @@ from tests.qemu.lone_machines import LoneMachine, running, said
 MACHINE = "aarch64"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 KEPT = Path(__file__).parents[2] / ".tools" / MACHINE
+TREE = KEPT / PYTHON
 PACKAGES = [
     *(f"{PYTHON}-minimal", f"lib{PYTHON}-minimal", f"lib{PYTHON}-stdlib"),
     *("libc6", "zlib1g", "libexpat1", "libffi8", "dash"),
@@ -94,20 +95,20 @@ def parts() -> Iterator[Parts]:
 
 
 def _fetched(folder: Path) -> None:
-    if (KEPT / "tree").exists() and known_kernel(KEPT / "kernel") is not None:
+    if (TREE).exists() and known_kernel(KEPT / "kernel") is not None:
         return
     configuration = configure(folder / "apt", "arm64")
-    if not (KEPT / "tree").exists():
-        unpack(PACKAGES, configuration, KEPT / "tree")
+    if not (TREE).exists():
+        unpack(PACKAGES, configuration, TREE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("APT_CONFIG", str(configuration))
         asyncio.run(fetch_kernel(KEPT / "kernel", print, MACHINE))
 
 
 async def _put_together(folder: Path) -> Parts:
-    kit = await Kits(folder / "kit", kernel=str(KEPT / "kernel"), machine=MACHINE, foreign=KEPT / "tree").kit()
+    kit = await Kits(folder / "kit", kernel=str(KEPT / "kernel"), machine=MACHINE, foreign=TREE).kit()
     tree = folder / "tree"
-    shutil.copytree(KEPT / "tree", tree, symlinks=True)
+    shutil.copytree(TREE, tree, symlinks=True)
     (tree / "bin/sh").unlink(missing_ok=True)
     (tree / "bin/sh").symlink_to("dash")
     root = await RootImages(folder / "roots").image(RootFilesystem(base=str(tree)), print)

@@ -112,15 +112,15 @@ async def _downloaded(scratch: Path, report: Report, machine: str) -> Path:
 async def _take_apart(unpacked: Path, into: Path, scratch: Path) -> None:
     image = next((unpacked / "boot").glob("vmlinu*"))
     release = image.name.partition("-")[2]
-    (into / IMAGE).write_bytes(await _proper(image, scratch))
+    (into / IMAGE).write_bytes(await kernel_proper(image, scratch))
     (into / RELEASE).write_text(release + "\n")
     (into / MODULES).mkdir()
     for number, module in enumerate(_in_order(unpacked)):
         shutil.copyfile(module, into / MODULES / f"{number:02}-{module.name}")
 
 
-async def _proper(image: Path, scratch: Path) -> bytes:
-    """The kernel proper: an ELF file on x86, an Image on arm64. What it is packed in there is taken off."""
+async def kernel_proper(image: Path, scratch: Path) -> bytes:
+    """The kernel proper: an ELF file on x86, an Image on arm64. What it is packed in is taken off. `BackendFailure`."""
     content = image.read_bytes()
     payload = _payload(content)
     if _is_kernel(payload):
