@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 import struct
 import threading
 from collections.abc import AsyncIterator
@@ -22,18 +23,23 @@ from firkin.drivers.qemu.qmp import Monitor
 from firkin.drivers.qemu.stores import STATE, Store
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host import syscalls
+from firkin.host.netlink import Netlink
 from firkin.testing.conversation import Conversation
 
 _TUNSETIFF, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454D8
 _TAP = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
 _VNET_HEADER = 12
 _HIGH = 100
+GUEST, OUTSIDE = "10.99.0.2", ("10.99.0.1", 8000)
 
 
 @dataclass(frozen=True, slots=True)
 class LoneMachine:
+    """`outside` listens at the other end of its wire."""
+
     pid: int
     sockets: Path
+    outside: socket.socket
 
     async def trunk(self, *, within_s: float) -> Trunk:
         return await Trunk.open(str(self.sockets / "trunk"), str(self.sockets / "reset"), within_s=within_s)
@@ -51,6 +57,7 @@ async def running(
 ) -> AsyncIterator[LoneMachine]:
     """A new machine, or one that is woken from `store` and stands still."""
     sockets.mkdir()
+    tap, outside = await asyncio.to_thread(_wire)
     size = shape.memory_mib << 20
     opened = {
         machines.FD_TRUNK: listen(str(sockets / "trunk")),
@@ -60,7 +67,7 @@ async def running(
         machines.FD_DISK: os.open(disk, os.O_RDWR),
         machines.FD_KERNEL: os.open(kit.kernel, os.O_RDONLY),
         machines.FD_INITRAMFS: os.open(kit.initramfs, os.O_RDONLY),
-        machines.FD_TAP: await asyncio.to_thread(_tap),
+        machines.FD_TAP: tap,
         2: os.open(sockets / "stderr", os.O_WRONLY | os.O_CREAT, 0o600),
     }
     if store is None:
@@ -72,8 +79,9 @@ async def running(
         opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY)
     pid = _spawned(kit.program, command_line(shape, start=kit.start, name="lone", waking=store is not None), opened)
     try:
-        yield LoneMachine(pid, sockets)
+        yield LoneMachine(pid, sockets, outside)
     finally:
+        outside.close()
         os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(os.waitpid, pid, 0)
 
@@ -96,16 +104,20 @@ def _spawned(program: str, argv: list[str], places: dict[int, int]) -> int:
             os.close(fd)
 
 
-def _tap() -> int:
-    """In a network namespace that lives as long as the descriptor: the thread that made it ends."""
-    made: list[int] = []
+def _wire() -> tuple[int, socket.socket]:
+    """A tap, and a listener at `OUTSIDE`, in a network namespace that lives as long as they: the thread ends."""
+    made: list[tuple[int, socket.socket]] = []
 
     def make() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNET)
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", b"tap0", _TAP))
         fcntl.ioctl(tap, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_HEADER))
-        made.append(tap)
+        inside = Netlink()
+        inside.add_address("tap0", OUTSIDE[0], 30)
+        inside.set_up("tap0")
+        inside.close()
+        made.append((tap, socket.create_server(OUTSIDE)))
 
     thread = threading.Thread(target=make)
     thread.start()

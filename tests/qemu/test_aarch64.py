@@ -33,7 +33,7 @@ from firkin.law.driver import RootFilesystem
 from firkin.law.errors import BackendFailure
 from firkin.law.resources import MIB
 from tests.qemu.foreign_packages import NotFetched, configure, unpack
-from tests.qemu.lone_machines import LoneMachine, running, said
+from tests.qemu.lone_machines import GUEST, OUTSIDE, LoneMachine, running, said
 
 MACHINE = "aarch64"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -43,7 +43,7 @@ PACKAGES = [
     *(f"{PYTHON}-minimal", f"lib{PYTHON}-minimal", f"lib{PYTHON}-stdlib"),
     *("libc6", "zlib1g", "libexpat1", "libffi8", "dash"),
 ]
-SHAPE = Shape(memory_bytes=256 * MIB, vcpus=1, accelerator="tcg", machine=MACHINE)
+SHAPE = Shape(memory_bytes=256 * MIB, vcpus=2, accelerator="tcg", machine=MACHINE)
 BOOTS_WITHIN_S, ANSWERS_WITHIN_S = 120.0, 60.0
 
 # What it counts and drew is in its memory alone.
@@ -133,9 +133,9 @@ async def _settled(trunk: Trunk, name: str) -> str:
         boot_id=str(uuid.uuid4()),
         restored=False,
         hardened=False,
-        address="10.99.0.2",
+        address=GUEST,
         netmask="255.255.255.252",
-        gateway="10.99.0.1",
+        gateway=OUTSIDE[0],
     )
     return str(answer["kernel"])
 
@@ -150,6 +150,15 @@ async def _answering(machine: LoneMachine) -> Trunk:
 async def _count(trunk: Trunk) -> tuple[str, int]:
     drawn, count = (await said(trunk, "/bin/sh", "-c", NOW)).split()
     return drawn, int(count)
+
+
+async def _heard(machine: LoneMachine, trunk: Trunk) -> str:
+    """What the guest says over its network to who listens outside."""
+    code = f"import _socket as s; c = s.socket(); c.connect({OUTSIDE!r}); c.send(b'from inside')"
+    await said(trunk, f"/usr/bin/{PYTHON}", "-c", code)
+    connection, _ = machine.outside.accept()
+    with connection:
+        return connection.recv(100).decode()
 
 
 async def _captured(machine: LoneMachine, trunk: Trunk, monitor: Monitor, parts: Parts, disk: Path, into: Path) -> None:
@@ -180,6 +189,7 @@ async def test_a_machine_for_arm64_boots_runs_programs_and_goes_on_from_its_stor
         assert (await _settled(trunk, "arm")).endswith("arm64")
         asked = "import os, ctypes, fcntl, struct; print(os.uname().machine, os.uname().nodename)"
         assert await said(trunk, f"/usr/bin/{PYTHON}", "-c", asked) == f"{MACHINE} arm\n"
+        assert await _heard(machine, trunk) == "from inside"
         await said(trunk, "/bin/sh", "-c", f"echo kept >/kept; /usr/bin/{PYTHON} -c '{COUNTER}' >/dev/null 2>&1 &")
         until = time.monotonic() + ANSWERS_WITHIN_S
         while await said(trunk, "/bin/sh", "-c", "[ -e /dev/shm/now ] && echo there || echo not yet") != "there\n":
@@ -200,6 +210,7 @@ async def test_a_machine_for_arm64_boots_runs_programs_and_goes_on_from_its_stor
         print(f"woken after {time.monotonic() - began:.2f} s")
         await _settled(trunk, "again")
         drawn, count = await _count(trunk)
+        assert await _heard(machine, trunk) == "from inside"
         assert (drawn, count > before[1]) == (before[0], True)
         assert await said(
             trunk, "/bin/sh", "-c", "read -r word </kept; read -r name </etc/hostname; echo $word $name"

@@ -48,6 +48,7 @@ _OWN_BOOT_ID = "/dev/.boot-id"
 _WRITE_SOON = {"dirty_expire_centisecs": b"100", "dirty_writeback_centisecs": b"100"}
 _RNDRESEEDCRNG = 0x5207
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCADDRT = 0x8914, 0x8916, 0x891C, 0x890B
+_ANY = "0.0.0.0"
 _IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
 
 
@@ -232,11 +233,14 @@ def _show_boot_id(boot_id: str) -> None:
 
 
 def _join_network(name: str, address: str, netmask: str, gateway: str) -> None:
-    """See netdevice(7). A new address takes the routes of the old one with it."""
-    for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, netmask)):
+    """See netdevice(7). First none: that takes the routes of the old address with it, and who its neighbours were.
+
+    A machine may have the address that it had when it was written down, and yet another gateway behind the same one.
+    """
+    for request, value in ((_SIOCSIFADDR, _ANY), (_SIOCSIFADDR, address), (_SIOCSIFNETMASK, netmask)):
         _ask_network(request, struct.pack("16s16s8x", name.encode(), _place(value)))
     _set_up_link(name)
-    any_ = _place("0.0.0.0")
+    any_ = _place(_ANY)
     route = struct.pack("8x16s16s16sH62x", any_, _place(gateway), any_, _RTF_UP | _RTF_GATEWAY)
     with suppress(FileExistsError):
         _ask_network(_SIOCADDRT, route)
