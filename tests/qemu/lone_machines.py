@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import secrets
 import signal
 import socket
 import struct
 import threading
+import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.drivers.qemu import machines
+from firkin.drivers.qemu.captures import Capture
 from firkin.drivers.qemu.files import listen
 from firkin.drivers.qemu.kits import Kit
 from firkin.drivers.qemu.machines import Shape, command_line
 from firkin.drivers.qemu.memory import empty_memory, load_memory
 from firkin.drivers.qemu.qmp import Monitor
-from firkin.drivers.qemu.stores import STATE, Store
+from firkin.drivers.qemu.stores import STATE, Fit, Store, read_store
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host import syscalls
 from firkin.host.netlink import Netlink
@@ -30,6 +34,7 @@ _TUNSETIFF, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454D8
 _TAP = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
 _VNET_HEADER = 12
 _HIGH = 100
+ANSWERS_WITHIN_S = 60.0
 GUEST, OUTSIDE = "10.99.0.2", ("10.99.0.1", 8000)
 
 
@@ -93,6 +98,52 @@ async def said(trunk: Trunk, *argv: str) -> str:
     return bytes(answer.stdout).decode()
 
 
+async def settled(trunk: Trunk, name: str) -> str:
+    answer = await trunk.ask(
+        "settle",
+        within_s=ANSWERS_WITHIN_S,
+        epoch_ns=time.time_ns(),
+        seed=secrets.token_hex(64),
+        hostname=name,
+        machine_id=uuid.uuid4().hex,
+        boot_id=str(uuid.uuid4()),
+        restored=False,
+        hardened=False,
+        address=GUEST,
+        netmask="255.255.255.252",
+        gateway=OUTSIDE[0],
+    )
+    return str(answer["kernel"])
+
+
+async def heard(machine: LoneMachine, trunk: Trunk, python: str) -> str:
+    """What the guest says over its network to who listens outside."""
+    code = f"import _socket as s; c = s.socket(); c.connect({OUTSIDE!r}); c.send(b'from inside')"
+    await said(trunk, python, "-c", code)
+    connection, _ = await asyncio.to_thread(machine.outside.accept)
+    with connection:
+        return connection.recv(100).decode()
+
+
+async def captured(machine: LoneMachine, trunk: Trunk, monitor: Monitor, fit: Fit, disk: Path, into: Path) -> Store:
+    into.mkdir()
+    capture = Capture(machine.pid, fit, disk, into)
+    await trunk.ask("flush", within_s=ANSWERS_WITHIN_S)
+    await capture.prepare(1 << 40)
+    await monitor.ask("stop")
+    await capture.write(monitor)
+    await capture.finish()
+    return read_store(into)
+
+
+async def wake(monitor: Monitor) -> None:
+    until = time.monotonic() + ANSWERS_WITHIN_S
+    while (await monitor.ask("query-status"))["status"] == "inmigrate":
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    await monitor.ask("cont")
+
+
 def _spawned(program: str, argv: list[str], places: dict[int, int]) -> int:
     """Each descriptor at its place there. First all go where no place is."""
     moved = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for place, fd in places.items()}
@@ -117,7 +168,9 @@ def _wire() -> tuple[int, socket.socket]:
         inside.add_address("tap0", OUTSIDE[0], 30)
         inside.set_up("tap0")
         inside.close()
-        made.append((tap, socket.create_server(OUTSIDE)))
+        listener = socket.create_server(OUTSIDE)
+        listener.settimeout(ANSWERS_WITHIN_S)
+        made.append((tap, listener))
 
     thread = threading.Thread(target=make)
     thread.start()

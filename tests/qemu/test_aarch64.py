@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from firkin.drivers.qemu.captures import Capture
 from firkin.drivers.qemu.inside import TRUNK
 from firkin.drivers.qemu.kits import Kit, Kits
 from firkin.drivers.qemu.machines import Shape, program
-from firkin.drivers.qemu.qmp import Monitor
-from firkin.drivers.qemu.stores import DISK, Fit, read_store
+from firkin.drivers.qemu.stores import DISK, Fit
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host.base_disks import BaseDisks
 from firkin.host.guest_kernels import fetch_kernel, known_kernel
@@ -33,7 +29,7 @@ from firkin.law.driver import RootFilesystem
 from firkin.law.errors import BackendFailure
 from firkin.law.resources import MIB
 from tests.qemu.foreign_packages import NotFetched, configure, unpack
-from tests.qemu.lone_machines import GUEST, OUTSIDE, LoneMachine, running, said
+from tests.qemu.lone_machines import ANSWERS_WITHIN_S, LoneMachine, captured, heard, running, said, settled, wake
 
 MACHINE = "aarch64"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -44,7 +40,7 @@ PACKAGES = [
     *("libc6", "zlib1g", "libexpat1", "libffi8", "dash"),
 ]
 SHAPE = Shape(memory_bytes=256 * MIB, vcpus=2, accelerator="tcg", machine=MACHINE)
-BOOTS_WITHIN_S, ANSWERS_WITHIN_S = 120.0, 60.0
+BOOTS_WITHIN_S = 120.0
 
 # What it counts and drew is in its memory alone.
 COUNTER = """
@@ -122,24 +118,6 @@ def _copied(source: Path, into: Path) -> Path:
     return Path(shutil.copyfile(source, into))
 
 
-async def _settled(trunk: Trunk, name: str) -> str:
-    answer = await trunk.ask(
-        "settle",
-        within_s=ANSWERS_WITHIN_S,
-        epoch_ns=time.time_ns(),
-        seed=secrets.token_hex(64),
-        hostname=name,
-        machine_id=uuid.uuid4().hex,
-        boot_id=str(uuid.uuid4()),
-        restored=False,
-        hardened=False,
-        address=GUEST,
-        netmask="255.255.255.252",
-        gateway=OUTSIDE[0],
-    )
-    return str(answer["kernel"])
-
-
 async def _answering(machine: LoneMachine) -> Trunk:
     try:
         return await machine.trunk(within_s=BOOTS_WITHIN_S)
@@ -152,33 +130,6 @@ async def _count(trunk: Trunk) -> tuple[str, int]:
     return drawn, int(count)
 
 
-async def _heard(machine: LoneMachine, trunk: Trunk) -> str:
-    """What the guest says over its network to who listens outside."""
-    code = f"import _socket as s; c = s.socket(); c.connect({OUTSIDE!r}); c.send(b'from inside')"
-    await said(trunk, f"/usr/bin/{PYTHON}", "-c", code)
-    connection, _ = machine.outside.accept()
-    with connection:
-        return connection.recv(100).decode()
-
-
-async def _captured(machine: LoneMachine, trunk: Trunk, monitor: Monitor, parts: Parts, disk: Path, into: Path) -> None:
-    into.mkdir()
-    capture = Capture(machine.pid, parts.fit, disk, into)
-    await trunk.ask("flush", within_s=ANSWERS_WITHIN_S)
-    await capture.prepare(1 << 40)
-    await monitor.ask("stop")
-    await capture.write(monitor)
-    await capture.finish()
-
-
-async def _wake(monitor: Monitor) -> None:
-    until = time.monotonic() + ANSWERS_WITHIN_S
-    while (await monitor.ask("query-status"))["status"] == "inmigrate":
-        assert time.monotonic() < until
-        await asyncio.sleep(0.01)
-    await monitor.ask("cont")
-
-
 @pytest.mark.asyncio
 async def test_a_machine_for_arm64_boots_runs_programs_and_goes_on_from_its_store(parts: Parts, tmp_path: Path) -> None:
     disk = _copied(parts.disk, tmp_path / "disk.img")
@@ -186,31 +137,30 @@ async def test_a_machine_for_arm64_boots_runs_programs_and_goes_on_from_its_stor
         began = time.monotonic()
         trunk = await _answering(machine)
         print(f"answered after {time.monotonic() - began:.1f} s")
-        assert (await _settled(trunk, "arm")).endswith("arm64")
+        assert (await settled(trunk, "arm")).endswith("arm64")
         asked = "import os, ctypes, fcntl, struct; print(os.uname().machine, os.uname().nodename)"
         assert await said(trunk, f"/usr/bin/{PYTHON}", "-c", asked) == f"{MACHINE} arm\n"
-        assert await _heard(machine, trunk) == "from inside"
+        assert await heard(machine, trunk, f"/usr/bin/{PYTHON}") == "from inside"
         await said(trunk, "/bin/sh", "-c", f"echo kept >/kept; /usr/bin/{PYTHON} -c '{COUNTER}' >/dev/null 2>&1 &")
         until = time.monotonic() + ANSWERS_WITHIN_S
         while await said(trunk, "/bin/sh", "-c", "[ -e /dev/shm/now ] && echo there || echo not yet") != "there\n":
             assert time.monotonic() < until
         before = await _count(trunk)
         monitor = await machine.monitor()
-        await _captured(machine, trunk, monitor, parts, disk, tmp_path / "store")
+        store = await captured(machine, trunk, monitor, parts.fit, disk, tmp_path / "store")
         await trunk.aclose()
         monitor.close()
-    store = read_store(tmp_path / "store")
     store.require_fit(parts.fit)
     disk = _copied(store.folder / DISK, tmp_path / "other.img")
     async with running(tmp_path / "second", parts.kit, SHAPE, parts.root, disk, store) as machine:
         began = time.monotonic()
         monitor = await machine.monitor()
-        await _wake(monitor)
+        await wake(monitor)
         trunk = await _answering(machine)
         print(f"woken after {time.monotonic() - began:.2f} s")
-        await _settled(trunk, "again")
+        await settled(trunk, "again")
         drawn, count = await _count(trunk)
-        assert await _heard(machine, trunk) == "from inside"
+        assert await heard(machine, trunk, f"/usr/bin/{PYTHON}") == "from inside"
         assert (drawn, count > before[1]) == (before[0], True)
         assert await said(
             trunk, "/bin/sh", "-c", "read -r word </kept; read -r name </etc/hostname; echo $word $name"
