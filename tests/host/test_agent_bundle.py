@@ -101,3 +101,30 @@ def test_an_interpreter_that_cannot_be_bundled_is_told(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(BackendFailure, match="bundle the agent"):
         agent_bundle(tmp_path / "bundles")
+
+
+_OWN = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
+
+
+@pytest.mark.skipif(os.path.realpath(sys.executable) != str(_OWN), reason=f"this interpreter is not {_OWN}")
+def test_from_a_tree_it_has_the_same_files_as_from_the_machine_itself(folder: Path, tmp_path: Path) -> None:
+    own = agent_bundle(folder).folder
+    from_tree = agent_bundle(tmp_path, foreign=Path("/")).folder
+    names = [{str(path.relative_to(top)) for path in top.rglob("*")} for top in (own, from_tree)]
+    assert names[0] == names[1]
+    binaries = [path for path in from_tree.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert all(path.read_bytes() == (own / path.relative_to(from_tree)).read_bytes() for path in binaries)
+
+
+def test_a_tree_without_an_interpreter_of_this_version_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    with pytest.raises(BackendFailure, match=r"usr/bin/python3"):
+        agent_bundle(tmp_path / "bundles", foreign=tmp_path / "tree")
+
+
+def test_a_tree_that_lacks_a_library_is_told_with_its_name(tmp_path: Path) -> None:
+    program = tmp_path / "tree/usr/bin" / _OWN.name
+    program.parent.mkdir(parents=True)
+    program.write_bytes(Path(os.path.realpath(sys.executable)).read_bytes())
+    with pytest.raises(BackendFailure, match="the library ld-linux"):
+        agent_bundle(tmp_path / "bundles", foreign=tmp_path / "tree")

@@ -14,15 +14,15 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from firkin.host.elf_files import loader_of
+from firkin.host.foreign_binaries import exchange_binaries
 from firkin.host.syncing import sync_filesystem
 from firkin.law.errors import BackendFailure
 
@@ -32,7 +32,6 @@ _SOURCES = Path(__file__).parents[2]
 _WITHIN_S = 60.0
 _INTERPRETER = "bin/python3"
 _VERSION = "1"  # raise it when the same content is laid out in another way
-_PT_INTERP = 3
 _FLAGS = ("-I", "-S", "-B")
 
 # Documentation and assertions are left out of what is compiled: each agent has these pages of its own.
@@ -67,21 +66,22 @@ class AgentBundle:
         return self.folder.name.rpartition("-")[2]
 
 
-def agent_bundle(into: Path, entry: str = ENTRY) -> AgentBundle:
+def agent_bundle(into: Path, entry: str = ENTRY, *, foreign: Path | None = None) -> AgentBundle:
     """The bundle in the folder `into` whose agent begins with `main()` of the module `entry`; made if it is not there.
 
+    `foreign`: a tree with the same Python for another type of machine, whose binaries are taken.
     Blocks: 0.1 s to see what belongs in it, as much again to make it. Raises `BackendFailure`.
     """
     interpreter = Path(os.path.realpath(sys.executable))
     try:
-        files = _census(interpreter, entry)
+        files = _census(interpreter, entry, foreign)
+        loader = loader_of(files[_INTERPRETER])
         folder = into / f"agent-{_digest(files, entry)}"
         if not folder.exists():
             _make(folder, files, interpreter)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise BackendFailure("bundle the agent", "its interpreter", _told(error)) from error
-    loader = f"{PLACE}/lib/{_loader(interpreter).name}"
-    start = (loader, "--library-path", f"{PLACE}/lib", f"{PLACE}/{_INTERPRETER}", *_FLAGS)
+    start = (f"{PLACE}/lib/{loader.name}", "--library-path", f"{PLACE}/lib", f"{PLACE}/{_INTERPRETER}", *_FLAGS)
     return AgentBundle(folder, (*start, "-c", f"from {entry} import main; main()"))
 
 
@@ -90,11 +90,12 @@ def _told(error: Exception) -> str:
     return said.decode(errors="replace").strip().rpartition("\n")[2] if said else str(error)
 
 
-def _census(interpreter: Path, entry: str) -> Mapping[str, Path]:
+def _census(interpreter: Path, entry: str, foreign: Path | None) -> Mapping[str, Path]:
     """Every file of the bundle, by its place in there, and where it comes from. A module's place ends with ``.pyc``."""
     code = _CENSUS.format(sources=str(_SOURCES / "firkin"), entry=entry)
     modules, version = json.loads(_run([str(interpreter), *_FLAGS, "-c", code]))
-    files = {_INTERPRETER: interpreter, f"lib/{_loader(interpreter).name}": _loader(interpreter)}
+    loader = loader_of(interpreter)
+    files = {_INTERPRETER: interpreter, f"lib/{loader.name}": loader}
     binaries = [interpreter]
     for name, source in sorted(modules.items()):
         path = Path(source)
@@ -104,35 +105,19 @@ def _census(interpreter: Path, entry: str) -> Mapping[str, Path]:
         elif path.suffix == ".py":
             package = "/__init__" if path.name == "__init__.py" else ""
             files[f"lib/{version}/{name.replace('.', '/')}{package}.pyc"] = path
+    if foreign is not None:
+        return exchange_binaries(files, _INTERPRETER, version, foreign)
     for binary in binaries:
-        files.update((f"lib/{library.name}", library) for library in _libraries(interpreter, binary))
+        files.update((f"lib/{library.name}", library) for library in _libraries(loader, binary))
     return files
 
 
-def _libraries(interpreter: Path, binary: Path) -> Iterator[Path]:
+def _libraries(loader: Path, binary: Path) -> Iterator[Path]:
     """What the loader would load with `binary`: the names by which they are asked for."""
-    for line in _run([str(_loader(interpreter)), "--list", str(binary)]).decode().splitlines():
+    for line in _run([str(loader), "--list", str(binary)]).decode().splitlines():
         name, arrow, place = line.strip().partition(" => ")
         if arrow and place.startswith("/"):
             yield Path(place.rpartition(" (")[0]).parent / Path(name).name
-
-
-@cache
-def _loader(interpreter: Path) -> Path:
-    """The dynamic loader that an executable names (ELF, 64 bit, this machine's byte order)."""
-    with interpreter.open("rb") as file:
-        header = file.read(64)
-        if header[:5] != b"\x7fELF\x02":
-            raise ValueError(f"{interpreter} is no 64-bit ELF executable")
-        (offset,) = struct.unpack_from("=Q", header, 32)
-        size, count = struct.unpack_from("=HH", header, 54)
-        for number in range(count):
-            file.seek(offset + number * size)
-            kind, _, begin, _, _, length = struct.unpack("=IIQQQQ", file.read(40))
-            if kind == _PT_INTERP:
-                file.seek(begin)
-                return Path(os.fsdecode(file.read(length).rstrip(b"\0")))
-    raise ValueError(f"{interpreter} names no dynamic loader: a static interpreter cannot be bundled")
 
 
 def _run(argv: list[str], given: bytes = b"") -> bytes:

@@ -112,21 +112,19 @@ async def _downloaded(scratch: Path, report: Report, machine: str) -> Path:
 async def _take_apart(unpacked: Path, into: Path, scratch: Path) -> None:
     image = next((unpacked / "boot").glob("vmlinu*"))
     release = image.name.partition("-")[2]
-    (into / IMAGE).write_bytes(await _proper(image, scratch))
+    (into / IMAGE).write_bytes(await kernel_proper(image, scratch))
     (into / RELEASE).write_text(release + "\n")
     (into / MODULES).mkdir()
     for number, module in enumerate(_in_order(unpacked)):
         shutil.copyfile(module, into / MODULES / f"{number:02}-{module.name}")
 
 
-async def _proper(image: Path, scratch: Path) -> bytes:
-    """The kernel inside of a bzImage (Linux, x86/boot: payload_offset), or the file as it is when it is none."""
+async def kernel_proper(image: Path, scratch: Path) -> bytes:
+    """The kernel proper: an ELF file on x86, an Image on arm64. What it is packed in is taken off. `BackendFailure`."""
     content = image.read_bytes()
-    if content[0x202:0x206] != b"HdrS":
-        return content
-    offset, length = struct.unpack_from("<II", content, 0x248)
-    start = ((content[0x1F1] or 4) + 1) * 512 + offset
-    payload = content[start : start + length]
+    payload = _payload(content)
+    if _is_kernel(payload):
+        return payload
     for magic, program in _DECOMPRESSORS:
         if payload.startswith(magic):
             packed = scratch / "payload"
@@ -134,7 +132,25 @@ async def _proper(image: Path, scratch: Path) -> bytes:
             plain = scratch / "plain"
             await _decompressed([*program, str(packed)], plain, scratch)
             return plain.read_bytes()
+    if payload is content:
+        return content
     raise BackendFailure(_FETCH, image.name, f"it is compressed in a way that is not known ({payload[:4].hex()})")
+
+
+def _payload(content: bytes) -> bytes:
+    """What is in a bzImage (Linux, x86/boot: payload_offset) or an EFI zboot image (linux/pe.h), else `content`."""
+    if content[0x202:0x206] == b"HdrS":
+        offset, length = struct.unpack_from("<II", content, 0x248)
+        start = ((content[0x1F1] or 4) + 1) * 512 + offset
+        return content[start : start + length]
+    if content[:2] == b"MZ" and content[4:8] == b"zimg":
+        offset, length = struct.unpack_from("<II", content, 8)
+        return content[offset : offset + length]
+    return content
+
+
+def _is_kernel(content: bytes) -> bool:
+    return content[:4] == b"\x7fELF" or content[0x38:0x3C] == b"ARM\x64"  # arm64/booting: the header's magic
 
 
 async def _decompressed(argv: list[str], target: Path, scratch: Path) -> None:
@@ -145,7 +161,7 @@ async def _decompressed(argv: list[str], target: Path, scratch: Path) -> None:
         [shell, "-c", '"$@" >"$OUT"', "sh", tool, *argv[1:]],
         env={**program_environment(scratch), "OUT": str(target)},
     )
-    if not target.exists() or target.read_bytes()[:4] != b"\x7fELF":
+    if not target.exists() or not _is_kernel(target.read_bytes()):
         raise BackendFailure(_FETCH, argv[0], done.last_line)
 
 

@@ -26,7 +26,7 @@ from firkin.lifetimes import finish
 T = TypeVar("T")
 _STATE_SET = 900
 _FILE_HEADER = 8  # magic and version
-_CONFIGURATION, _DESCRIPTION = 7, 6  # QEMU, migration/savevm.h
+_DESCRIPTION = 6  # QEMU, migration/savevm.h
 _GIVE_UP_WITHIN_S = 60.0
 
 
@@ -93,7 +93,7 @@ class Capture:
 
     def _copy(self, raw: int) -> None:
         size = self._fit.shape.memory_mib << 20
-        (self._into / STATE).write_bytes(_whole_stream(os.pread(raw, 64 << 20, 0), self._fit.shape.name))
+        (self._into / STATE).write_bytes(_whole_stream(os.pread(raw, 64 << 20, 0)))
         memory = os.open(self._into / MEMORY, os.O_RDWR | os.O_CLOEXEC)
         try:
             write_changes(self._pid, memory, size)
@@ -124,17 +124,15 @@ async def _over(running: asyncio.Future[T]) -> None:
     await asyncio.wait({running})
 
 
-def _whole_stream(devices: bytes, machine: str) -> bytes:
-    """Device state as QEMU takes a migration: with the machine's name before it, and an empty description after.
+def _whole_stream(devices: bytes) -> bytes:
+    """Device state as QEMU takes a migration: with an empty description after it.
 
-    QEMU writes device state alone only in the form that it has for Xen, and cannot read that form itself.
+    QEMU writes device state alone only in the form that it has for Xen, and cannot read that form itself. What else
+    would stand before it, the machine's name and size of pages, a machine is told not to expect (`machines`).
     """
     if len(devices) < _FILE_HEADER or devices[:4] != b"QEVM":
         raise BackendFailure("capture a snapshot", "qemu", "its device state is none")
-    name = machine.encode()
-    head = struct.pack(">BI", _CONFIGURATION, len(name)) + name
-    tail = struct.pack(">BI", _DESCRIPTION, 2) + b"{}"
-    return devices[:_FILE_HEADER] + head + devices[_FILE_HEADER:] + tail
+    return devices + struct.pack(">BI", _DESCRIPTION, 2) + b"{}"
 
 
 def _copy_data(source: int, target: int, size: int, stopped: Callable[[], bool]) -> None:

@@ -15,6 +15,8 @@ from firkin.host.superblocks import is_clean
 from firkin.law.driver import BootPlan
 from firkin.law.errors import InvalidReason, InvalidSpec
 
+_TELLING = ("model name", "flags", "microcode", "Features", "CPU ")  # the last two: arm64, with implementer and part
+
 
 def own_disk(path: Path, plan: BootPlan, store: Store | None, base: Path) -> None:
     """Make the disk that the machine begins with: a copy, or what its last run left, put in order."""
@@ -79,5 +81,5 @@ def listen(path: str) -> int:
 def processor() -> str:
     """A digest of this machine's. What a guest of KVM has seen of it must be the same where it goes on."""
     with open("/proc/cpuinfo") as file:
-        lines = [line.strip() for line in file if line.startswith(("model name", "flags", "microcode", "Features"))]
+        lines = [line.strip() for line in file if line.startswith(_TELLING)]
     return hashlib.sha256("\n".join(sorted(set(lines))).encode()).hexdigest()[:16]

@@ -48,6 +48,7 @@ _OWN_BOOT_ID = "/dev/.boot-id"
 _WRITE_SOON = {"dirty_expire_centisecs": b"100", "dirty_writeback_centisecs": b"100"}
 _RNDRESEEDCRNG = 0x5207
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCADDRT = 0x8914, 0x8916, 0x891C, 0x890B
+_ANY = "0.0.0.0"
 _IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
 
 
@@ -156,8 +157,9 @@ def _root() -> None:
     """The template's files under the sandbox's own disk become ``/``."""
     for place in ("/lower", "/disk", "/root"):
         os.makedirs(place, exist_ok=True)
-    syscalls.mount("/dev/vda", "/lower", "erofs", MS_RDONLY)
-    syscalls.mount("/dev/vdb", "/disk", "ext4")
+    root, disk = _disks()
+    syscalls.mount(root, "/lower", "erofs", MS_RDONLY)
+    syscalls.mount(disk, "/disk", "ext4")
     options = f"lowerdir=/lower,upperdir=/disk/{UPPER},workdir=/disk/{WORK},metacopy=off,redirect_dir=off"
     syscalls.mount("overlay", "/root", "overlay", 0, options)
     for place in ("/dev", "/proc", "/sys"):
@@ -176,6 +178,15 @@ def _root() -> None:
     os.chdir("/")
     with suppress(OSError):
         syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _STRICT)
+
+
+def _disks() -> tuple[str, str]:
+    """The root's image and the sandbox's disk: the first is read-only. Their order is the machine type's."""
+    told = {}
+    for name in ("vda", "vdb"):
+        with open(f"/sys/block/{name}/ro", "rb", buffering=0) as file:
+            told[file.read(8).strip() == b"1"] = f"/dev/{name}"
+    return told[True], told[False]
 
 
 def _folder(path: str) -> None:
@@ -225,11 +236,14 @@ def _show_boot_id(boot_id: str) -> None:
 
 
 def _join_network(name: str, address: str, netmask: str, gateway: str) -> None:
-    """See netdevice(7). A new address takes the routes of the old one with it."""
-    for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, netmask)):
+    """See netdevice(7). First none: that takes the routes of the old address with it, and who its neighbours were.
+
+    A machine may have the address that it had when it was written down, and yet another gateway behind the same one.
+    """
+    for request, value in ((_SIOCSIFADDR, _ANY), (_SIOCSIFADDR, address), (_SIOCSIFNETMASK, netmask)):
         _ask_network(request, struct.pack("16s16s8x", name.encode(), _place(value)))
     _set_up_link(name)
-    any_ = _place("0.0.0.0")
+    any_ = _place(_ANY)
     route = struct.pack("8x16s16s16sH62x", any_, _place(gateway), any_, _RTF_UP | _RTF_GATEWAY)
     with suppress(FileExistsError):
         _ask_network(_SIOCADDRT, route)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.drivers.qemu.inside import MODULES
-from firkin.drivers.qemu.machines import agent_start, program
+from firkin.drivers.qemu.machines import PACKAGES, agent_start, program
 from firkin.host.agent_bundle import PLACE, agent_bundle
 from firkin.host.guest_kernels import GuestKernel, fetch_kernel, known_kernel
 from firkin.host.initramfs import write_initramfs
@@ -42,8 +42,13 @@ class Kit:
 class Kits:
     """Makes the kit when it is first wanted, in `folder`."""
 
-    def __init__(self, folder: Path, *, kernel: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, kernel: str = "", machine: str = os.uname().machine, foreign: Path | None = None
+    ) -> None:
+        """`machine` and `foreign` are for tests: a machine of another type, and a tree with its interpreter."""
         self._folder = folder
+        self._machine = machine
+        self._foreign = foreign
         self._given = Path(kernel) if kernel else None
         self._kit: Kit | None = None
         self._making = asyncio.Lock()
@@ -60,12 +65,12 @@ class Kits:
         kernel = await asyncio.to_thread(known_kernel, folder)
         if kernel is None:
             async with asyncio.timeout(_FETCH_WITHIN_S):
-                kernel = await fetch_kernel(folder, report)
+                kernel = await fetch_kernel(folder, report, self._machine)
         return await asyncio.to_thread(self._put_together, kernel)
 
     def _put_together(self, kernel: GuestKernel) -> Kit:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        bundle = agent_bundle(self._folder, _ENTRY)
+        bundle = agent_bundle(self._folder, _ENTRY, foreign=self._foreign)
         digest = hashlib.sha256(f"{_FORM} {kernel.digest} {bundle.digest} {_START}".encode()).hexdigest()[:16]
         initramfs = self._folder / f"initramfs-{digest}"
         if not initramfs.exists():
@@ -79,9 +84,7 @@ class Kits:
                 write_initramfs(initramfs, trees, folders=("dev", "proc", "sys", MODULES))
         for path in (kernel.image, initramfs):
             os.chmod(path, 0o444)  # QEMU opens them anew, without a user's rights
-        qemu = find_program(
-            program(), package="qemu-system-x86" if os.uname().machine == "x86_64" else "qemu-system-arm"
-        )
+        qemu = find_program(program(self._machine), package=PACKAGES.get(self._machine, "qemu-system"))
         return Kit(
             kernel=kernel.image,
             initramfs=initramfs,

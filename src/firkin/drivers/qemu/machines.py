@@ -36,11 +36,14 @@ class Shape:
 
     @property
     def cpu(self) -> str:
-        return "host" if self.accelerator == "kvm" else "max"
+        """`pauth-impdef`: signing pointers with the architecture's own cipher is most of an emulated arm64's work."""
+        if self.accelerator == "kvm":
+            return "host"
+        return "max,pauth-impdef=on" if self.machine == "aarch64" else "max"
 
     @property
     def name(self) -> str:
-        """QEMU's name of the machine type, which a stored state begins with."""
+        """QEMU's name of the machine type."""
         return "microvm" if self.machine == "x86_64" else "virt"
 
 
@@ -65,6 +68,7 @@ def command_line(shape: Shape, *, start: tuple[str, ...], name: str, waking: boo
         argv += ["-device", f"virtserialport,nr={number},chardev=serial{number},name={port}"]
     argv += ["-chardev", f"socket,id=control,fd={FD_CONTROL},server=on,wait=off", "-mon", "control,mode=control"]
     argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    argv += ["-global", "migration.send-configuration=off"]  # QEMU's version and the shape are compared by `stores`
     if waking:
         argv += ["-S", "-incoming", f"fd:{FD_STATE}"]
     return argv

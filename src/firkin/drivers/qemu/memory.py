@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from firkin.drivers.qemu.machines import FD_MEMORY
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE  # of the host: 16 or 64 KiB with some kernels for arm64
 NAME = "firkin-ram"
 _PRESENT, _FILE = 62, 61  # bit 63: present, 62: swapped; 61: the file's page, or shared
 _A_TIME = 4096  # pages

@@ -1,0 +1,57 @@
+"""What QEMU is told of a machine, by type and accelerator."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from firkin.drivers.qemu.machines import Shape, command_line
+from firkin.law.resources import MIB
+
+
+def _told(machine: str, accelerator: str, *, waking: bool = False) -> dict[str, str]:
+    """The options that are given once, by name."""
+    shape = Shape(memory_bytes=256 * MIB, vcpus=2, accelerator=accelerator, machine=machine)
+    argv = command_line(shape, start=("/.firkin/loader", "start.py"), name="one", waking=waking)
+    return {name: value for name, value in pairwise(argv) if name.startswith("-")} | {"": argv[0]}
+
+
+@pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
+def test_arm64_is_a_virt_machine_without_words_for_x86(accelerator: str) -> None:
+    told = _told("aarch64", accelerator)
+    assert told[""] == "qemu-system-aarch64"
+    assert told["-M"] == f"virt,accel={accelerator},gic-version=max"
+    assert not {"tsc", "lpj", "timer_check"} & set(told["-append"].replace("_", " ").replace("=", " ").split())
+
+
+def test_x86_is_a_microvm_that_knows_its_clock_s_rate_where_it_is_emulated() -> None:
+    told = _told("x86_64", "tcg")
+    assert told[""] == "qemu-system-x86_64"
+    assert told["-M"].startswith("microvm,accel=tcg,")
+    assert "tsc_early_khz=" in told["-append"]
+    assert "tsc_early_khz=" not in _told("x86_64", "kvm")["-append"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "accelerator", "processor"),
+    [
+        ("x86_64", "tcg", "max"),
+        ("x86_64", "kvm", "host"),
+        ("aarch64", "tcg", "max,pauth-impdef=on"),
+        ("aarch64", "kvm", "host"),
+    ],
+)
+def test_a_processor_is_the_host_s_own_only_where_it_runs_the_guest(
+    machine: str, accelerator: str, processor: str
+) -> None:
+    assert _told(machine, accelerator)["-cpu"] == processor
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_a_machine_that_is_woken_has_the_same_parts(machine: str) -> None:
+    born, woken = _told(machine, "tcg"), _told(machine, "tcg", waking=True)
+    assert woken.pop("-S") == "-incoming"
+    assert woken.pop("-incoming").startswith("fd:")
+    assert woken == born
+    assert born["-global"] == "migration.send-configuration=off"
