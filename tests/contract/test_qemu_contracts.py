@@ -17,6 +17,7 @@ from firkin.law.driver import BootPlan, Driver, PreparedRoot, RootFilesystem
 from firkin.law.ids import SandboxId
 from firkin.law.policies import Policies
 from firkin.law.resources import MIB, SandboxResources
+from firkin.law.snapshots import SnapshotKind
 from firkin.law.templates import ImageConfig, TemplateSpec
 from firkin.testing import DriverContract
 from firkin.testing.archive_obligations import ArchiveObligations
@@ -71,6 +72,8 @@ class TestQemuBackend(ArchiveObligations, CaptureObligations, RestoreObligations
 
     The driver's folder is the module's, the engine's each test's own.
     """
+
+    captures = SnapshotKind.CONTINUATION
 
     @pytest_asyncio.fixture
     async def make_backend(self, home: Home, tmp_path: Path) -> MakeBackend:
