@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -287,7 +288,12 @@ class RestoreObligations(SnapshotSuite):
         plain = await snapshots.restore(ref.id, _FOREVER)
         assert await said(processes, plain.id, "echo $A $B") == "old kept\n"
         assert plain.metadata == {"k": "v"}
-        own = SandboxResources(vcpus=1, memory_bytes=128 * MIB, disk_bytes=sandbox.resources.disk_bytes, pids=100)
+        smaller = replace(sandbox.resources, vcpus=1, memory_bytes=128 * MIB, pids=100)
+        own = smaller
+        if self.captures is SnapshotKind.CONTINUATION:  # whose machine stays as it is
+            with pytest.raises(InvalidSpec, match="keeps its"):
+                await snapshots.restore(ref.id, RestoreOptions(resources=smaller))
+            own = replace(sandbox.resources, pids=100)
         options = RestoreOptions(resources=own, env={"A": "own"}, deadline=Timeout(777), metadata={"mine": "yes"})
         info = await snapshots.restore(ref.id, options)
         assert (info.resources, info.metadata) == (own, {"mine": "yes"})
