@@ -102,6 +102,7 @@ class TestPauses:
                     f"{sdk['api_url']}/v2/sandboxes/{sandbox.sandbox_id}/connect",
                     json={"timeout": 60, "memory": False},
                     headers={"X-API-Key": sdk["api_key"]},
+                    timeout=60,
                 )
                 for _ in range(2):
                     with pytest.raises(NotFoundException, match="watcher with id"):
@@ -116,6 +117,7 @@ class TestPauses:
                 f"{sdk['api_url']}/v2/sandboxes/{sandbox.sandbox_id}/connect",
                 json={"timeout": 60, "memory": False},
                 headers={"X-API-Key": sdk["api_key"]},
+                timeout=60,
             )
             assert answer.status_code == 201
             assert boot_id(sandbox) != before

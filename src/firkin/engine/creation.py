@@ -93,7 +93,8 @@ async def create_on(
 ) -> SandboxInfo:
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
-    resources = fitting(foundation, spec.resources, node.policies.default_resources)
+    continues = bool(foundation.captured) and tier.captures is SnapshotKind.CONTINUATION
+    resources = fitting(foundation, spec.resources, node.policies.default_resources, continues=continues)
     await node.egress.check(_CREATE, spec.owner, spec.network)
     node.volumes.wanted(_CREATE, spec.owner, spec.volumes)  # and on the roster in the same step, without a wait
     order = _Order(spec, foundation, tier, resources, lifetime_s, sandbox_id)

@@ -63,8 +63,13 @@ def on_snapshot(operation: str, record: SnapshotRecord, captured: str) -> Founda
     )
 
 
-def fitting(foundation: Foundation, wish: SandboxResources | None, otherwise: SandboxResources) -> SandboxResources:
-    """The resources of a sandbox made on it. `InvalidSpec` for a disk of another size than the captured one."""
+def fitting(
+    foundation: Foundation, wish: SandboxResources | None, otherwise: SandboxResources, *, continues: bool = False
+) -> SandboxResources:
+    """The resources of a sandbox made on it. `InvalidSpec` for a disk of another size than the captured one.
+
+    What `continues` with its memory keeps that, and its processors, too.
+    """
     own = foundation.resources
     if own is None:
         return wish or foundation.usual or otherwise
@@ -73,5 +78,12 @@ def fitting(foundation: Foundation, wish: SandboxResources | None, otherwise: Sa
             "create a sandbox",
             InvalidReason.INVALID_RESOURCES,
             f"disk_bytes is {wish.disk_bytes}; a sandbox made from a snapshot keeps its disk of {own.disk_bytes} bytes",
+        )
+    if wish is not None and continues and (wish.vcpus, wish.memory_bytes) != (own.vcpus, own.memory_bytes):
+        raise InvalidSpec(
+            "create a sandbox",
+            InvalidReason.INVALID_RESOURCES,
+            f"{wish.vcpus} vcpus and {wish.memory_bytes} bytes of memory are asked for; a sandbox that goes on from a"
+            f" snapshot keeps its {own.vcpus} and {own.memory_bytes}",
         )
     return wish or own

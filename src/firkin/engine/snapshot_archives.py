@@ -145,7 +145,8 @@ async def imported(
             raise ValueError("its manifest has no digest")
         size = _size(await intake.exactly(_RECORD), _FILES)
         require_disk(size)
-        found = await _files(intake, size, into, most_bytes=2 * record.resources.disk_bytes)
+        largest = max(record.resources.disk_bytes, record.resources.memory_bytes)
+        found = await _files(intake, size, into, most_bytes=2 * largest)
         await _check_seal(intake, manifest)
     except CapacityRejected:
         raise

@@ -201,7 +201,7 @@ class Process:
             self._result["timed_out"] = True
         if self.stdin is not None:
             self.stdin.close()
-        if self.timed_out:
+        if self.timed_out or self.terminal:  # whose session ends with it; gVisor's never hangs up by itself
             self._wind_up()
         self._settle()
 
