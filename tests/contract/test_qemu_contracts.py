@@ -67,6 +67,7 @@ class OneRoot:
         return PreparedRoot(root=self.root, config=ImageConfig(), size_bytes=0, digest="the small root")
 
 
+@pytest.mark.slow
 class TestQemuBackend(ArchiveObligations, CaptureObligations, RestoreObligations, ForkObligations):
     """Under the engine: what machines do otherwise than boxes. All of `BackendContract` takes a quarter of an hour.
 

@@ -1,4 +1,4 @@
-"""What a sandbox's owner sees of pauses, snapshots and forks, on every tier of one real server."""
+"""What a sandbox's owner sees of pauses, snapshots and forks, on every tier of one real server: minutes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = ["TestForks", "TestPauses", "TestSnapshots"]
 
 pytestmark = [
     pytest.mark.host,
+    pytest.mark.slow,
     pytest.mark.timeout(180),
     pytest.mark.skipif(not READINESS.ready, reason="; ".join(READINESS.reasons) or "ready"),
     pytest.mark.filterwarnings("default::DeprecationWarning"),
