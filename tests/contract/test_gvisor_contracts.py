@@ -42,6 +42,7 @@ class TestGvisorDriver(BoxSuite, DriverContract):
             pytest.skip(reason)
 
 
+@pytest.mark.slow
 class TestGvisorBackend(BoxBackendSuite, BackendContract):
     kind = GvisorDriver
     tier = GvisorTier("")

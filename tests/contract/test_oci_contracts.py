@@ -16,6 +16,7 @@ class TestOciDriver(BoxSuite, DriverContract):
     tier = OciTier("")
 
 
+@pytest.mark.slow
 class TestOciBackend(BoxBackendSuite, BackendContract):
     kind = OciDriver
     tier = OciTier("")

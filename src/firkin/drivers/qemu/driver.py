@@ -25,14 +25,15 @@ from firkin.drivers.ground.process_table import start_time
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu import machines, preflight
 from firkin.drivers.qemu.accelerators import PROBE_WITHIN_S, Accelerators
-from firkin.drivers.qemu.files import listen, own_disk, processor, require_memory, require_whole
+from firkin.drivers.qemu.files import captured_store, listen, own_disk, processor, require_memory, require_whole
 from firkin.drivers.qemu.instance import NAME, Names, Places, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
 from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages, empty_memory
 from firkin.drivers.qemu.options import QemuOptions
+from firkin.drivers.qemu.preparations import Preparations
 from firkin.drivers.qemu.seeds import Seeds
-from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, Store, read_store
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, Store
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
@@ -44,8 +45,6 @@ from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
     HostDiskFull,
-    InvalidReason,
-    InvalidSpec,
     SnapshotIntegrityFailure,
     UnsupportedCapability,
 )
@@ -62,6 +61,9 @@ _POLL_S = 0.001
 _OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
 _THREADS = 64
 _OWN_ID = 1000  # within the slot's range: not that of a root, which a process of a container could have
+
+Prepared = tuple[Kit, Fit, Path, Store | None]
+"""What a machine is made of: kernel and agent, what a store must fit, its root image, and where it is woken from."""
 
 
 class QemuDriver:
@@ -87,6 +89,8 @@ class QemuDriver:
         self._launcher: LaunchHelper | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
         self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
+        self._preparations: Preparations[Prepared] = Preparations()
+        self._nobodys: set[SandboxId] = set()  # machines that are no sandbox's: to be stored, or to try something
         self._around = Surroundings(
             trees=self._trees,
             networks=self._ground.networks,
@@ -174,13 +178,23 @@ class QemuDriver:
         if plan.volumes:
             reason = Permanent("a microVM has no volumes: they are folders of the host's")
             raise UnsupportedCapability("create sandbox", CapabilityName.RUNTIME_CREATE, reason)
+        key = repr((plan.root, plan.resources, bool(plan.captured or plan.continues)))
+        kit, fit, root, seed = await self._preparations.wait(key, lambda: self._prepared(plan))
+        store = await asyncio.to_thread(captured_store, plan, fit) if plan.captured else seed
+        return await self._attempts(plan, kit, fit, root, store)
+
+    async def _prepared(self, plan: BootPlan) -> Prepared:
+        """All that boots of that template and shape need: minutes the first time, with a kernel to fetch.
+
+        The last is where a machine is woken from; None for files that one which is gone left: it boots from them.
+        """
         kit = await self._kits.kit()
         root = await self._roots.image(plan.root, lambda line: None)
         accelerator = await self._accelerators.choose(lambda accelerator: self._probe(plan, kit, root, accelerator))
         shape = Shape(memory_bytes=plan.resources.memory_bytes, vcpus=plan.resources.vcpus, accelerator=accelerator)
         fit = self._fit(kit, shape, root)
-        store = await self._store(plan, kit, fit, root)
-        return await self._attempts(plan, kit, fit, root, store)
+        own_files = plan.captured or plan.continues
+        return kit, fit, root, None if own_files else await self._seeds.seed(plan, kit, fit, root)
 
     async def _attempts(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path, store: Store | None) -> QemuInstance:
         for attempt in range(_ATTEMPTS):
@@ -206,6 +220,7 @@ class QemuDriver:
         raise AssertionError("the loop returns or raises")
 
     async def _sown(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> QemuInstance:
+        self._nobodys.add(plan.sandbox_id)
         return await self._attempts(plan, kit, fit, root, None)
 
     async def _boot_in(
@@ -319,23 +334,6 @@ class QemuDriver:
         seen = processor() if shape.accelerator == "kvm" else "emulated"
         return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=seen, shape=shape)
 
-    async def _store(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> Store | None:
-        """Where the machine is woken from; None for files that a machine which is gone left: it boots from them."""
-        if plan.continues:
-            return None
-        if plan.captured:
-            store = await asyncio.to_thread(read_store, Path(plan.captured))
-            store.require_fit(fit)
-            await asyncio.to_thread(store.require_whole, STATE)
-            if store.disk_bytes != plan.resources.disk_bytes:
-                detail = (
-                    f"disk_bytes is {plan.resources.disk_bytes}, but the files are on a disk of {store.disk_bytes} "
-                    "bytes, which keeps its size"
-                )
-                raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
-            return store
-        return await self._seeds.seed(plan, kit, fit, root)
-
     async def _probe(self, plan: BootPlan, kit: Kit, root: Path, accelerator: str) -> bool:
         """Whether a machine boots with that accelerator so far that its agent answers."""
         name = SandboxId(f"probe{os.urandom(6).hex()}")
@@ -343,6 +341,7 @@ class QemuDriver:
         neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources)
         fit = self._fit(kit, shape, root)
         slot = await (await self._ground.slots()).take(online=False)
+        self._nobodys.add(name)
         try:
             async with asyncio.timeout(PROBE_WITHIN_S):
                 await self._boot_in(neutral, slot, kit, fit, root, None)
@@ -436,7 +435,7 @@ class QemuDriver:
         return instance
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
-        kept = {str(sandbox_id) for sandbox_id in keep}
+        kept = {str(sandbox_id) for sandbox_id in (*keep, *self._nobodys)}
         boxes = self._trees.boxes()
         images = {path.stem for path in self._disks.glob("*.img") if not path.name.startswith("base-")}
         sockets = {path.name.partition(".")[0] for path in self._sockets.iterdir()} if self._sockets.exists() else set()
@@ -445,7 +444,8 @@ class QemuDriver:
             await self._end_remains(orphan)
             await self.discard(SandboxId(orphan))
             removed.append(f"what was left of sandbox {orphan}")
-        await asyncio.to_thread(self._seeds.forget_begun)
+        if not self._nobodys:
+            await asyncio.to_thread(self._seeds.forget_begun)
         await self._ground.slots()
         return removed
 
@@ -473,11 +473,14 @@ class QemuDriver:
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)
+        self._nobodys.discard(sandbox_id)
 
     async def live(self) -> Sequence[SandboxId]:
-        return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
+        boxes = self._trees.boxes() - self._nobodys
+        return [SandboxId(box) for box in sorted(boxes) if self._trees.members(box)]
 
     async def aclose(self) -> None:
+        await self._preparations.aclose()
         await self._around.background.aclose()
         for instance in list(self._instances.values()):
             instance.let_go()

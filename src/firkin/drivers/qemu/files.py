@@ -8,7 +8,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Store, read_store
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, Store, read_store
 from firkin.host.base_disks import is_in_order, repair
 from firkin.host.disks import copy_image
 from firkin.host.superblocks import is_clean
@@ -16,6 +16,21 @@ from firkin.law.driver import BootPlan
 from firkin.law.errors import InvalidReason, InvalidSpec
 
 _TELLING = ("model name", "flags", "microcode", "Features", "CPU ")  # the last two: arm64, with implementer and part
+
+
+def captured_store(plan: BootPlan, fit: Fit) -> Store:
+    """What the plan is to go on from. Raises `SnapshotIntegrityFailure`; `InvalidSpec` for a disk of another size."""
+    store = read_store(Path(plan.captured))
+    store.require_fit(fit)
+    store.require_whole(STATE)
+    if store.disk_bytes != plan.resources.disk_bytes:
+        raise _another_size(plan.resources.disk_bytes, store.disk_bytes)
+    return store
+
+
+def _another_size(wanted: int, size: int) -> InvalidSpec:
+    detail = f"disk_bytes is {wanted}, but the files are on a disk of {size} bytes, which keeps its size"
+    return InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
 
 
 def own_disk(path: Path, plan: BootPlan, store: Store | None, base: Path) -> None:
@@ -49,8 +64,7 @@ def require_whole(folder: Path) -> None:
 def _require_disk(path: Path, wanted: int) -> None:
     size = path.stat().st_size
     if size != wanted:
-        detail = f"disk_bytes is {wanted}, but the files are on a disk of {size} bytes, which keeps its size"
-        raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
+        raise _another_size(wanted, size)
     with path.open("rb") as image:
         clean = is_clean(image.fileno())
     if not clean and not is_in_order(str(path)):
