@@ -109,7 +109,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_serving_with_an_unknown_driver_names_those_that_exist(tmp_path: Path) -> None:
     done = firkin("serve", "--driver", "nope", "--port", "0", state=tmp_path)
     assert done.returncode == 2
-    assert b"no driver is called 'nope'; installed are memory, namespaces" in done.stderr
+    assert b"no driver is called 'nope'; installed are gvisor, memory, namespaces, oci, qemu" in done.stderr
 
 
 @pytest.mark.parametrize(
