@@ -20,6 +20,7 @@ class TestNamespacesDriver(BoxSuite, DriverContract):
     tier = NamespacesTier()
 
 
+@pytest.mark.slow
 class TestNamespacesAmongTiers(TestNamespacesDriver):
     """As a server has it: behind the driver of all tiers, on a ground that others could share."""
 
