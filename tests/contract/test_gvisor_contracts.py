@@ -9,7 +9,7 @@ from firkin.drivers.gvisor.driver import GvisorDriver, GvisorTier
 from firkin.testing import BackendContract, DriverContract
 from tests.contract.boxes import BoxBackendSuite, BoxSuite
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 _NO_BOOT_ID = "the kernel that gVisor plays has no /proc/sys/kernel/random/boot_id"
 _OLD = "this runsc refuses the flag with which ls and stat of coreutils 9 ask (AT_NO_AUTOMOUNT)"

@@ -24,4 +24,4 @@ __all__ = [
     "test_the_mount_table_shows_no_host_path",
 ]
 
-pytestmark = [pytest.mark.host, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]

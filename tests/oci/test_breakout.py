@@ -6,4 +6,4 @@ import pytest
 
 from tests.namespaces.test_breakout import *  # noqa: F403 — every attack of that module
 
-pytestmark = [pytest.mark.host, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
