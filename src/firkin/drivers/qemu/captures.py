@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from firkin.drivers.qemu.memory import woken_with, write_changes
 from firkin.drivers.qemu.qmp import Monitor
-from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, data_of, finish_store
-from firkin.host.disks import copy_image
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, finish_store
+from firkin.host.disks import copy_image, copy_sparse
 from firkin.law.errors import BackendFailure, CapacityRejected
 from firkin.lifetimes import finish
 
@@ -74,10 +74,9 @@ class Capture:
             )
         memory = os.open(self._into / MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(memory, size)
             base = woken_with(self._pid, size)
             try:
-                _copy_data(base, memory, size, self._stop.is_set)
+                copy_sparse(base, memory, size, stopped=self._stop.is_set)
             finally:
                 os.close(base)
         finally:
@@ -133,16 +132,3 @@ def _whole_stream(devices: bytes) -> bytes:
     if len(devices) < _FILE_HEADER or devices[:4] != b"QEVM":
         raise BackendFailure("capture a snapshot", "qemu", "its device state is none")
     return devices + struct.pack(">BI", _DESCRIPTION, 2) + b"{}"
-
-
-def _copy_data(source: int, target: int, size: int, stopped: Callable[[], bool]) -> None:
-    for start, end in data_of(source, size):
-        position = start
-        while position < end:
-            if stopped():
-                raise InterruptedError("nobody waits for the copy")
-            os.lseek(target, position, os.SEEK_SET)
-            sent = os.sendfile(target, source, position, min(end - position, 16 << 20))
-            if not sent:
-                raise OSError("the stored memory is shorter than it was")
-            position += sent

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.drivers.qemu.machines import FD_MEMORY
+from firkin.host.disks import copy_sparse
 
 PAGE = mmap.PAGESIZE  # of the host: 16 or 64 KiB with some kernels for arm64
 NAME = "firkin-ram"
@@ -61,37 +62,12 @@ def load_memory(source: int, size: int) -> int:
     """A sealed memory file with the content of the (sparse) file `source`. Blocks: 30 ms for 100 MB."""
     made = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(made, size)
-        for start, end in _data(source, size):
-            position = start
-            while position < end:
-                copied = os.sendfile(made, source, position, min(end - position, 1 << 26)) if _at(made, position) else 0
-                if not copied:
-                    raise OSError(errno.EIO, "the stored memory is shorter than it was")
-                position += copied
+        copy_sparse(source, made, size)
         fcntl.fcntl(made, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(made)
         raise
     return made
-
-
-def _at(made: int, position: int) -> bool:
-    os.lseek(made, position, os.SEEK_SET)
-    return True
-
-
-def _data(source: int, size: int) -> Iterator[tuple[int, int]]:
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(source, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        position = min(size, os.lseek(source, start, os.SEEK_HOLE))
-        yield start, position
 
 
 def woken_with(pid: int, size: int) -> int:
