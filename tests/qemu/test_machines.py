@@ -325,3 +325,25 @@ async def test_two_processors_are_two(world: World) -> None:
 async def test_a_program_that_is_not_root_gets_no_further_than_its_own_rights(world: World) -> None:
     instance = await world.boot("user")
     assert await said(instance, "setsid su user -c 'cat /etc/shadow /dev/vda' 2>/dev/null; echo $?") != "0\n"
+
+
+FORKS = """
+import os, signal
+made = []
+try:
+    while len(made) < 500:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        made.append(pid)
+except BlockingIOError:
+    pass
+print(len(made))
+for pid in made:
+    os.kill(pid, signal.SIGKILL)
+"""
+
+
+async def test_programs_are_no_more_than_were_asked_for(world: World) -> None:
+    instance = await world.driver.boot(replace(world.plan("few"), resources=replace(SIZE, pids=64)))
+    assert 40 < int(await said(instance, f"exec python3 -c '{FORKS}'")) <= 64

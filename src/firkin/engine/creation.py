@@ -159,21 +159,8 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
         await node.ledger.open(resident, anew=order.sandbox_id is not None)
     except sqlite3.IntegrityError as error:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
-    within_s = COPY_WITHIN_S if order.foundation.captured else BOOT_WITHIN_S
-    started = await node.started.captured(order.foundation, order.resources, order.tier)
-    plan = _boot_plan(node, order, resident, started)
-    try:
-        async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
-            resident.instance = await node.driver.boot(plan)
-    except SnapshotIntegrityFailure:
-        if not started:
-            raise
-        await node.started.forget(started)  # another version of the tier made it, or it is damaged
-        plan = _boot_plan(
-            node, order, resident, await node.started.captured(order.foundation, order.resources, order.tier)
-        )
-        async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
-            resident.instance = await node.driver.boot(plan)
+    plan = await _booted(node, order, resident)
+    assert resident.instance is not None
     resident.ref = resident.instance.ref
     await node.egress.lead(_CREATE, resident)
     inside = await node.links.connect(resident)
@@ -183,6 +170,26 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))
+
+
+async def _booted(node: Node, order: _Order, resident: Resident) -> BootPlan:
+    """The plan that it was booted by. What was started for all is made again where it is of no use any more."""
+    for again in (True, False):
+        started = ""
+        if not order.spec.hardened:  # what runs already could gain privileges
+            started = await node.started.captured(order.foundation, order.resources, order.tier)
+        plan = _boot_plan(node, order, resident, started)
+        within_s = COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S
+        try:
+            async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
+                resident.instance = await node.driver.boot(plan)
+        except SnapshotIntegrityFailure:
+            if not (started and again):
+                raise
+            await node.started.forget(started)  # another version of the tier made it, or it is damaged
+        else:
+            return plan
+    raise AssertionError("the loop returns or raises")
 
 
 async def started_up(operation: str, inside: Inside, resident: Resident) -> None:

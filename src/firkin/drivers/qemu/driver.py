@@ -239,6 +239,7 @@ class QemuDriver:
                 machine_id=plan.machine_id,
                 restored=bool(plan.captured),
                 hardened=plan.hardened,
+                pids=plan.resources.pids,
             )
             instance.kernel_release = await instance.settle(names)
         except BaseException:
@@ -258,8 +259,7 @@ class QemuDriver:
         before: Traffic,
     ) -> QemuInstance:
         assert self._launcher is not None, "start() comes first"
-        places = self._places(sandbox_id)
-        size = fit.shape.memory_mib << 20
+        places, size = self._places(sandbox_id), fit.shape.memory_mib << 20
         opened: dict[int, int] = {}
         try:
             opened[machines.FD_TRUNK] = listen(places.trunk)

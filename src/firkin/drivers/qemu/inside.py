@@ -104,6 +104,7 @@ class Machine:
         address, gateway = codec.text(args, "address", ""), codec.text(args, "gateway", "")
         if address:
             _join_network("eth0", address, codec.text(args, "netmask"), gateway)
+        _limit_threads(codec.integer(args, "pids"))
         if codec.flag(args, "hardened"):
             guest_syscalls.prctl(guest_syscalls.PR_SET_NO_NEW_PRIVS, 1)
         self._agent.renew()
@@ -208,6 +209,13 @@ def _link(target: str, name: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
     os.symlink(target, path)
+
+
+def _limit_threads(most: int) -> None:
+    """What programs may have, beside what the kernel and the agent have themselves (proc_sys_kernel(5))."""
+    with open("/proc/loadavg", "rb", buffering=0) as file:
+        own = int(file.read(100).split()[3].partition(b"/")[2])
+    _write("/proc/sys/kernel/threads-max", str(most + own).encode())
 
 
 def _set_clock(epoch_ns: int) -> None:

@@ -67,6 +67,7 @@ class Names:
     machine_id: str
     restored: bool
     hardened: bool
+    pids: int
 
 
 class QemuInstance(HeldInstance):
@@ -169,6 +170,7 @@ class QemuInstance(HeldInstance):
             boot_id=str(uuid.uuid4()),
             restored=names.restored,
             hardened=names.hardened,
+            pids=names.pids,
             address=numbers.guest_address,
             netmask="255.255.255.252",
             gateway=numbers.host_address,
