@@ -265,7 +265,11 @@ def test_run_does_not_disturb_a_running_server(state: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_server_in_order_and_its_record_goes(tmp_path: Path, number: int) -> None:
-    process, _ = start(tmp_path / "state")
+    before = signal.signal(number, signal.SIG_DFL)  # who runs the tests may ignore it, and children inherit that
+    try:
+        process, _ = start(tmp_path / "state")
+    finally:
+        signal.signal(number, before)
     code, out, err = stop(process, number)
     assert (code, out) == (0, "")
     assert "Traceback" not in err

@@ -109,6 +109,7 @@ async def settled(trunk: Trunk, name: str) -> str:
         boot_id=str(uuid.uuid4()),
         restored=False,
         hardened=False,
+        pids=1024,
         address=GUEST,
         netmask="255.255.255.252",
         gateway=OUTSIDE[0],

@@ -23,7 +23,7 @@ from firkin.drivers.ground.gateways import Keeper
 from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.launch_helper import Launched
-from firkin.drivers.ground.process_table import start_time
+from firkin.drivers.ground.process_table import held_process, start_time
 from firkin.drivers.ground.slots import Slot
 from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
@@ -320,12 +320,8 @@ class BoxDriver:
         if ref.driver != self.name or not all(key in facts for key in ("pid", "start_time", "slot", "socket")):
             return None
         pid = int(facts["pid"])
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return None
-        if start_time(pid) != int(facts["start_time"]) or pid not in self._trees.members(sandbox_id):
-            os.close(pidfd)
+        pidfd = held_process(pid, int(facts["start_time"]), self._trees.members(sandbox_id))
+        if pidfd is None:
             return None
         try:
             network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)

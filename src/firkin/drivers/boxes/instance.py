@@ -17,13 +17,11 @@ from firkin.drivers.boxes.captures import DiskCapture, DiskThreads
 from firkin.drivers.boxes.freezer import Freezer
 from firkin.drivers.boxes.links import AgentLink, remove_place
 from firkin.drivers.boxes.tier import Tier
-from firkin.drivers.ground.held_instance import HeldInstance
+from firkin.drivers.ground.held_instance import Around, HeldInstance
 from firkin.drivers.ground.slots import Slot
-from firkin.host.cgroups import Trees
 from firkin.host.disks import loop_is_bound
 from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.netns_sockets import NamespaceSockets
-from firkin.host.networks import SandboxNetworks
 from firkin.host.superblocks import last_error_at
 from firkin.law.driver import InstanceEnd, InstanceRef
 from firkin.law.errors import (
@@ -37,7 +35,6 @@ from firkin.law.ids import SandboxId
 from firkin.law.isolation import IsolationReport
 from firkin.law.ports import ByteChannel
 from firkin.law.states import EndCause
-from firkin.lifetimes import Children
 
 _CAPTURE = "capture a snapshot"
 _NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
@@ -47,20 +44,13 @@ _BOX_GONE_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What all instances of one driver share.
-
-    `released` is told of each that is gone, `unled` of each slot that no gateway leads any more.
-    """
+class Surroundings(Around):
+    """What all boxes of one driver share. `released` is told of each that is gone."""
 
     tier: Tier
-    trees: Trees
     sockets: NamespaceSockets
-    networks: SandboxNetworks
     disk_threads: DiskThreads
-    background: Children
     released: Callable[[BoxInstance], Awaitable[None]]
-    unled: Callable[[Slot], Awaitable[None]]
 
 
 class BoxInstance(HeldInstance):
@@ -76,16 +66,7 @@ class BoxInstance(HeldInstance):
         link: AgentLink,
         surroundings: Surroundings,
     ) -> None:
-        super().__init__(
-            sandbox_id,
-            ref,
-            pidfd=pidfd,
-            slot=slot,
-            trees=surroundings.trees,
-            networks=surroundings.networks,
-            background=surroundings.background,
-            unled=surroundings.unled,
-        )
+        super().__init__(sandbox_id, ref, pidfd=pidfd, slot=slot, around=surroundings)
         self._link = link
         self._around = surroundings
         self._freezer = Freezer(surroundings.trees, sandbox_id)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from firkin.drivers.boxes.links import AgentLink
+from firkin.drivers.boxes.links import AgentLink, ListeningAgent, listening_agent
 from firkin.drivers.ground.slots import Slot
 from firkin.host import cgroups
 from firkin.host.isolation_facts import IsolationFacts
@@ -86,13 +86,24 @@ class Tier(Protocol):
         ...
 
 
-def root_of(pid: int) -> int:
-    """`Tier.root` where the process that stands for the sandbox lives in its root."""
-    return os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+class HostKernelTier:
+    """What tiers have in common in which the host's kernel answers and the agent listens at a socket."""
 
+    has_hosts_loopback = True
 
-def facts_of_the_hosts_kernel(found: IsolationFacts) -> str:
-    """`Tier.facts` where there is one kernel for all."""
-    found.read("kernel_release", lambda: os.uname().release)
-    found.absent("it is no virtual machine: the host's kernel answers", "accelerator")
-    return "the agent, process 1 inside"
+    def listen(self, path: str) -> tuple[int, AgentLink]:
+        return listening_agent(path)
+
+    def link(self, path: str) -> AgentLink:
+        return ListeningAgent(path)
+
+    def facts(self, pid: int, found: IsolationFacts) -> str:
+        found.read("kernel_release", lambda: os.uname().release)
+        found.absent("it is no virtual machine: the host's kernel answers", "accelerator")
+        return "the agent, process 1 inside"
+
+    def root(self, pid: int, members: Collection[int]) -> int:
+        return os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def used(self, slot: Slot) -> None:
+        """A slot comes back as it was: whoever was in it joined its namespaces and made nothing in them."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from firkin.drivers.ground.slots import Slot
 from firkin.host.cgroups import Trees
@@ -23,6 +24,16 @@ from firkin.lifetimes import Children
 _END_WITHIN_S = 20.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What all instances of one driver share. `unled` is told of each slot that no gateway leads any more."""
+
+    trees: Trees
+    networks: SandboxNetworks
+    background: Children
+    unled: Callable[[Slot], Awaitable[None]]
+
+
 class HeldInstance:
     """The half of the law's `Instance` that does not depend on what the process is.
 
@@ -30,27 +41,16 @@ class HeldInstance:
     (`_before_kill`), and takes the rest apart (`_take_apart`) when no process is left.
     """
 
-    def __init__(
-        self,
-        sandbox_id: SandboxId,
-        ref: InstanceRef,
-        *,
-        pidfd: int,
-        slot: Slot,
-        trees: Trees,
-        networks: SandboxNetworks,
-        background: Children,
-        unled: Callable[[Slot], Awaitable[None]],
-    ) -> None:
-        """`unled` is told of the slot when no gateway leads it any more. Takes over `pidfd`."""
+    def __init__(self, sandbox_id: SandboxId, ref: InstanceRef, *, pidfd: int, slot: Slot, around: Around) -> None:
+        """Takes over `pidfd`."""
         self._id = sandbox_id
         self._ref = ref
         self._pidfd = pidfd
         self.slot = slot
-        self._trees = trees
-        self._networks = networks
-        self._background = background
-        self._unled = unled
+        self._trees = around.trees
+        self._networks = around.networks
+        self._background = around.background
+        self._unled = around.unled
         self._end: asyncio.Future[InstanceEnd] = asyncio.get_running_loop().create_future()
         self._requested = False
         self._cleaned = asyncio.Event()

@@ -13,13 +13,10 @@ from pathlib import Path
 
 from firkin.drivers.boxes import host_checks
 from firkin.drivers.boxes.driver import BoxDriver
-from firkin.drivers.boxes.links import AgentLink, ListeningAgent, listening_agent
 from firkin.drivers.boxes.options import BoxOptions
-from firkin.drivers.boxes.tier import facts_of_the_hosts_kernel, root_of
+from firkin.drivers.boxes.tier import HostKernelTier
 from firkin.drivers.ground.ground import Ground
-from firkin.drivers.ground.slots import Slot
 from firkin.host import cgroups
-from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.seccomp import cached_filter
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
@@ -52,13 +49,12 @@ class NamespacesDriver(BoxDriver):
         return cls(state_dir, BoxOptions.parse(options, NAME), ground)
 
 
-class NamespacesTier:
+class NamespacesTier(HostKernelTier):
     """Implements `Tier`. Its launcher becomes the agent, so there is nothing beside to remember or to remove."""
 
     name = NAME
     kind = ""
     helper = "firkin.drivers.namespaces.zygote"
-    has_hosts_loopback = True
 
     def layout(self) -> None:
         return None
@@ -71,21 +67,6 @@ class NamespacesTier:
 
     def preflight(self, state: Path) -> Preflight:
         return host_checks.check(state)
-
-    def listen(self, path: str) -> tuple[int, AgentLink]:
-        return listening_agent(path)
-
-    def link(self, path: str) -> AgentLink:
-        return ListeningAgent(path)
-
-    def facts(self, pid: int, found: IsolationFacts) -> str:
-        return facts_of_the_hosts_kernel(found)
-
-    def root(self, pid: int, members: Collection[int]) -> int:
-        return root_of(pid)
-
-    def used(self, slot: Slot) -> None:
-        """A slot comes back as it was."""
 
     async def known(self) -> Collection[str]:
         return ()

@@ -14,16 +14,13 @@ from pathlib import Path
 
 from firkin.drivers.boxes import host_checks
 from firkin.drivers.boxes.driver import BoxDriver
-from firkin.drivers.boxes.links import AgentLink, ListeningAgent, listening_agent
 from firkin.drivers.boxes.options import BoxOptions
-from firkin.drivers.boxes.tier import facts_of_the_hosts_kernel, root_of
+from firkin.drivers.boxes.tier import HostKernelTier
 from firkin.drivers.bundles.runtimes import RUNTIME_WITHIN_S, Containers
 from firkin.drivers.ground.ground import Ground
-from firkin.drivers.ground.slots import Slot
 from firkin.drivers.oci.choice import Runtime, chosen, why_none
 from firkin.host import cgroups
 from firkin.host.agent_bundle import agent_bundle
-from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.seccomp import oci_profile
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
@@ -57,13 +54,12 @@ class OciDriver(BoxDriver):
         return cls(state_dir, BoxOptions.parse(options, NAME, "runtime"), ground)
 
 
-class OciTier:
+class OciTier(HostKernelTier):
     """Implements `Tier`."""
 
     name = NAME
     kind = NAME
     helper = "firkin.drivers.oci.carpenter"
-    has_hosts_loopback = True
 
     def __init__(self, wished: str, *, runtime_within_s: float = RUNTIME_WITHIN_S) -> None:
         self.runtime_within_s = runtime_within_s
@@ -102,21 +98,6 @@ class OciTier:
         if not report.ready or chosen(self._wished) is not None:
             return report
         return Preflight(False, (why_none(self._wished),))
-
-    def listen(self, path: str) -> tuple[int, AgentLink]:
-        return listening_agent(path)
-
-    def link(self, path: str) -> AgentLink:
-        return ListeningAgent(path)
-
-    def facts(self, pid: int, found: IsolationFacts) -> str:
-        return facts_of_the_hosts_kernel(found)
-
-    def root(self, pid: int, members: Collection[int]) -> int:
-        return root_of(pid)
-
-    def used(self, slot: Slot) -> None:
-        """A slot comes back as it was: the runtime joined its namespaces and made nothing in them."""
 
     async def known(self) -> Collection[str]:
         return self._containers.known() if self._containers else ()

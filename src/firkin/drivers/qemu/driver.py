@@ -21,7 +21,7 @@ from firkin.drivers.ground.gateways import Keeper
 from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.launch_helper import LaunchHelper
-from firkin.drivers.ground.process_table import start_time
+from firkin.drivers.ground.process_table import held_process, start_time
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu import machines, preflight
 from firkin.drivers.qemu.accelerators import PROBE_WITHIN_S, Accelerators
@@ -407,12 +407,8 @@ class QemuDriver:
         if ref.driver != NAME or not all(key in facts for key in ("pid", "start_time", "slot", "kit")):
             return None
         pid = int(facts["pid"])
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return None
-        if start_time(pid) != int(facts["start_time"]) or pid not in self._trees.members(sandbox_id):
-            os.close(pidfd)
+        pidfd = held_process(pid, int(facts["start_time"]), self._trees.members(sandbox_id))
+        if pidfd is None:
             return None
         shape = Shape(
             memory_bytes=int(facts["memory_bytes"]),

@@ -12,22 +12,19 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from firkin.drivers.ground.held_instance import HeldInstance
+from firkin.drivers.ground.held_instance import Around, HeldInstance
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu.captures import Capture
 from firkin.drivers.qemu.late import LateChannel
 from firkin.drivers.qemu.qmp import Monitor
 from firkin.drivers.qemu.stores import Fit
 from firkin.drivers.qemu.trunk import Trunk, TrunkChannel
-from firkin.host.cgroups import Trees
 from firkin.host.isolation_facts import IsolationFacts
-from firkin.host.networks import SandboxNetworks
 from firkin.law.driver import InstanceEnd, InstanceRef
 from firkin.law.errors import BackendFailure, HostDiskFull, IoFailure, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation, IsolationReport
 from firkin.law.states import EndCause
-from firkin.lifetimes import Children
 
 NAME = "qemu"
 _ANSWER_S = 10.0
@@ -49,14 +46,10 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class Surroundings(Around):
     """What all machines of one driver share. `released` is told of each that is gone."""
 
-    trees: Trees
-    networks: SandboxNetworks
-    background: Children
     released: Callable[[QemuInstance], Awaitable[None]]
-    unled: Callable[[Slot], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +78,7 @@ class QemuInstance(HeldInstance):
         places: Places,
         surroundings: Surroundings,
     ) -> None:
-        super().__init__(
-            sandbox_id,
-            ref,
-            pidfd=pidfd,
-            slot=slot,
-            trees=surroundings.trees,
-            networks=surroundings.networks,
-            background=surroundings.background,
-            unled=surroundings.unled,
-        )
+        super().__init__(sandbox_id, ref, pidfd=pidfd, slot=slot, around=surroundings)
         self.pid = pid
         self.fit = fit
         self._places = places
