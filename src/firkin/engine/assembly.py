@@ -30,6 +30,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
+from firkin.engine.spare import SpareRoom
 from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
@@ -100,6 +101,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         roster=roster,
         admission=admission,
         gauge=ground.gauge,
+        spare=SpareRoom(),
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,
         keeping=keeping,

@@ -25,6 +25,7 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
+from firkin.engine.spare import SpareRoom
 from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
@@ -55,6 +56,7 @@ class Node:
     roster: Roster
     admission: Admission
     gauge: HostGauge
+    spare: SpareRoom
     deadlines: Deadlines
     templates: TemplateRegistry
     keeping: LayerKeeping
