@@ -30,6 +30,7 @@ from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver
@@ -62,6 +63,7 @@ class Node:
     keeping: LayerKeeping
     snapshots: SnapshotStore
     started: StartedMachines
+    warm: WarmPools
     volumes: VolumeRegistry
     volume_threads: ThreadPoolExecutor
     links: Links
