@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from firkin.engine.admission import HostGauge
@@ -25,7 +26,7 @@ from firkin.engine.ports import LocalPorts
 from firkin.engine.processes import LocalProcesses
 from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
-from firkin.engine.refills import WarmSpare, tend
+from firkin.engine.refills import WarmSpare, follow, tend
 from firkin.engine.refusal_lines import RefusalLines
 from firkin.engine.sealed_policies import seal_older
 from firkin.engine.sealing import Seal
@@ -173,6 +174,7 @@ class LocalBackend:
             await node.builds.load()
             await asyncio.to_thread(node.started.forget_unfounded)
             node.spare.join(WarmSpare(node))
+            node.builds.moved = partial(follow, node)
             node.background(node.deadlines.run(), name="deadlines")
             node.background(tend(node), name="warm pools")
             node.background(forget_ended(node), name="forget old ends")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 
 from firkin.engine import creation
 from firkin.engine.admission import Kind
@@ -19,8 +20,9 @@ from firkin.engine.roster import Resident
 from firkin.engine.warm_pools import Pool
 from firkin.law.errors import FirkinError, NotFound, WrongState
 from firkin.law.events import WarmPoolChanged
-from firkin.law.ids import WarmPoolKey
+from firkin.law.ids import TemplateId, WarmPoolKey
 from firkin.law.sandboxes import FromTemplate, SandboxSpec
+from firkin.law.warm_pool import WarmPoolSpec
 from firkin.lifetimes import children
 
 QUIET_S = 0.1
@@ -67,6 +69,15 @@ async def trim(node: Node, pool: Pool) -> int:
     return count + await evict(node, pool.pick(pool.surplus), _GONE)
 
 
+async def follow(node: Node, before: TemplateId, after: TemplateId) -> None:
+    """A name means another template now: its pool goes with it."""
+    pool = node.warm.get(before)
+    if pool is not None:
+        none = replace(pool.spec, depth=0, min_ready=0)
+        for changed in await node.warm.set({after: pool.spec, before: none}):
+            await trim(node, changed)
+
+
 class WarmSpare:
     """The pools as a `Spare`: what is above a pool's least goes first, then the rest; work that runs never does."""
 
@@ -101,7 +112,7 @@ class WarmSpare:
 async def _round(node: Node) -> None:
     for pool in node.warm:
         if not _is_usable(node, pool):
-            await node.warm.set({pool.template_id: pool.spec.of_depth(0)})
+            await node.warm.set({pool.template_id: WarmPoolSpec.of_depth(0)})
             await evict(node, pool.pick(len(pool.shelf)), "its template was deleted")
             continue
         await trim(node, pool)
@@ -126,18 +137,18 @@ async def _fill_one(node: Node, pool: Pool) -> tuple[int, str]:
 
 
 def _some_more(node: Node, pool: Pool) -> list[Coroutine[None, None, bool]]:
-    """Counted at once, so that nobody else begins them as well."""
+    """Counted at once, so that nobody else begins them as well; and each goes on to its end, whoever walks away."""
     count = min(AT_ONCE, pool.lack)
     pool.making += count
-    return [_one_more(node, pool) for _ in range(count)]
+    return [node.acts.run(_one_more(node, pool), name=f"fill pool {pool.template_id}") for _ in range(count)]
 
 
 async def _one_more(node: Node, pool: Pool) -> bool:
     try:
-        resident = await node.acts.run(_made(node, pool), name=f"fill pool {pool.template_id}")
+        resident = await _made(node, pool)
         pool.failures, pool.failure = 0, ""
         if not node.warm.shelve(resident):  # it is not wanted any more
-            await evict(node, [resident], _GONE)
+            await end_entry(node, resident, _GONE)
             return False
     except FirkinError as error:
         _put_off(node, pool, str(error))
