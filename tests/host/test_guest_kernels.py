@@ -46,7 +46,11 @@ async def test_the_kernel_proper_is_taken_out(tmp_path: Path, delivered: bytes, 
     assert await kernel_proper(path, tmp_path) == proper
 
 
-@pytest.mark.parametrize("delivered", [_zboot(b"unknown"), _bz_image(b"unknown"), gzip.compress(b"no kernel")])
+@pytest.mark.parametrize(
+    "delivered",
+    [_zboot(b"unknown"), _bz_image(b"unknown"), gzip.compress(b"no kernel", mtime=0)],
+    ids=["zboot", "bz", "gzip"],
+)
 async def test_what_holds_no_kernel_is_told(tmp_path: Path, delivered: bytes) -> None:
     path = tmp_path / "vmlinuz"
     path.write_bytes(delivered)
