@@ -25,6 +25,7 @@ from firkin.e2b.native_templates import NativeTemplates
 from firkin.e2b.native_volumes import NativeVolumes
 from firkin.e2b.network_reports import network_report
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
+from firkin.e2b.traces import Traces
 from firkin.e2b.webhook_calls import WebhookCalls
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound
@@ -39,8 +40,9 @@ _LINES_SHOWN = 20
 class NativeRoutes:
     """Answers every path under `PREFIX`, for a caller whose API key has been checked."""
 
-    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str]) -> None:
+    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str], traces: Traces) -> None:
         self._backend = backend
+        self._traces = traces
         self._operator = operator_token(secret)
         self._builds = NativeBuilds(backend)
         self._templates = NativeTemplates(backend)
@@ -71,6 +73,8 @@ class NativeRoutes:
             case "GET", ["sandboxes", sandbox_id, what] if what in self._looks:
                 look = self._looks[what]
                 await exchange.answer_json(200, await look(sandbox_id, self._whose(exchange, tenant)))
+            case "GET", ["traces", trace_id]:
+                await exchange.answer_json(200, self._traces.read(trace_id))
             case "GET", ["events"]:
                 await self._feed.answer(exchange, self._whose(exchange, tenant))
             case _, ["builds", *_]:

@@ -43,6 +43,7 @@ from firkin.law.sandboxes import FromSnapshot, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.lifetimes import finish
+from firkin.phases import mark
 
 BOOT_WITHIN_S = 60.0
 COPY_WITHIN_S = 600.0
@@ -99,6 +100,7 @@ async def create_on(
     node.volumes.wanted(_CREATE, spec.owner, spec.volumes)  # and on the roster in the same step, without a wait
     order = _Order(spec, foundation, tier, resources, lifetime_s, sandbox_id)
     resident = _admit(node, order)
+    mark("admit")
     began = node.clock.monotonic()
     async with resident.lock:
         try:
@@ -159,17 +161,23 @@ async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
         await node.ledger.open(resident, anew=order.sandbox_id is not None)
     except sqlite3.IntegrityError as error:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
+    mark("record")
     plan = await _booted(node, order, resident)
+    mark("boot")
     assert resident.instance is not None
     resident.ref = resident.instance.ref
     await node.egress.lead(_CREATE, resident)
     inside = await node.links.connect(resident)
+    mark("link")
     await node.egress.settle(resident, inside)
+    mark("egress")
     if not (plan.captured and order.tier.captures is SnapshotKind.CONTINUATION):  # else it goes on
         await started_up(_CREATE, inside, resident)
+    mark("start-up")
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))
+    mark("record ready")
 
 
 async def _booted(node: Node, order: _Order, resident: Resident) -> BootPlan:
