@@ -1,0 +1,145 @@
+"""Creates that a warm pool serves: sandboxes of a template that stand ready before anybody asks.
+
+A server that has no pools answers 404; then there is no hot start to measure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from firkin.cli.bench.official_sdk import WARM_UP, first_stdout, load_sdk
+from firkin.cli.bench.raw_http import RawConnection, call_request, start_request, with_output
+from firkin.cli.bench.samples import Lifecycle, Series
+from firkin.cli.bench.stage import Stage
+from firkin.cli.failures import CommandFailure
+
+NOT_OFFERED = "not offered by this server"
+_POOLS = "/firkin/v1/pools"
+_DEPTH = 10
+_FULL_WITHIN_S = 120.0
+_ASK_EVERY_S = 0.002
+_HOT = Lifecycle.HOT
+_TO_FIRST = "RequestStart → FirstStdoutByte"
+
+
+class NotOffered(CommandFailure):
+    """The server has no such thing."""
+
+
+class Pool:
+    """One template's pool, as the server tells of it."""
+
+    def __init__(self, stage: Stage, connection: RawConnection, depth: int) -> None:
+        self._stage = stage
+        self._connection = connection
+        self._depth = depth
+
+    def state(self) -> dict[str, Any]:
+        pools = self._connection.ask(call_request(self._stage, "GET", _POOLS)).json()
+        return next((dict(pool) for pool in pools if pool["template"] == self._stage.template), {})
+
+    def wait(self, ready: int | None = None) -> None:
+        """Until so many stand ready; all, when it is not said."""
+        wanted = self._depth if ready is None else ready
+        until = time.monotonic() + _FULL_WITHIN_S
+        while (state := self.state()).get("ready", 0) < wanted:
+            if time.monotonic() > until:
+                raise CommandFailure(f"after {_FULL_WITHIN_S:g} s {wanted} were not ready in the pool: {state}")
+            time.sleep(_ASK_EVERY_S)
+
+    def misses(self) -> int:
+        return int(self.state().get("misses", 0))
+
+
+@contextmanager
+def pool(stage: Stage, connection: RawConnection, depth: int = _DEPTH) -> Iterator[Pool]:
+    """A full pool for the length of a block. `NotOffered` when the server has none."""
+    path = f"{_POOLS}/{quote(stage.template, safe='')}"
+    answer = connection.ask(call_request(stage, "PUT", path, {"depth": depth, "minReady": 0}))
+    if answer.status in (404, 405):
+        raise NotOffered(NOT_OFFERED)
+    answer.json()
+    try:
+        filled = Pool(stage, connection, depth)
+        filled.wait()
+        yield filled
+    finally:
+        connection.ask(call_request(stage, "DELETE", path)).json()
+
+
+def hot_starts(stage: Stage) -> Iterator[Series]:
+    """What misses the pool is a cold start, and counted as a failure here."""
+    with RawConnection(stage) as connection, pool(stage, connection) as ready:
+        yield from _through_sdk(stage, ready)
+        yield from _over_http(stage, connection, ready)
+        yield _without_pause(stage, connection, ready)
+
+
+def _through_sdk(stage: Stage, ready: Pool) -> Iterator[Series]:
+    sdk, whole, after = load_sdk(), [], []
+    missed = ready.misses()
+    for number in range(stage.amounts.n + WARM_UP):
+        ready.wait()
+        began = time.perf_counter()
+        sandbox = sdk.Sandbox.create(**stage.sdk)
+        made = time.perf_counter()
+        try:
+            first = first_stdout(sandbox)
+        finally:
+            sandbox.kill()
+        if number >= WARM_UP:
+            whole.append((first - began) * 1000)
+            after.append((first - made) * 1000)
+    missed = ready.misses() - missed
+    what = "Sandbox.create from a full pool, then commands.run('echo hi') to its first on_stdout"
+    yield stage.series("start.agent_task_ready_ms", whole, _HOT, what, events=_TO_FIRST, failures=missed)
+    what = "commands.run('echo hi') to its first on_stdout, in a sandbox that a pool has just given"
+    events = "PoolLeaseAcquired → FirstStdoutByte"
+    yield stage.series("start.hot_to_first_stdout_ms", after, _HOT, what, events=events, failures=missed)
+
+
+def _over_http(stage: Stage, connection: RawConnection, ready: Pool) -> Iterator[Series]:
+    leases, whole = [], []
+    missed = ready.misses()
+    for number in range(stage.amounts.n + WARM_UP):
+        ready.wait()
+        lease, total = _direct(stage, connection)
+        if number >= WARM_UP:
+            leases.append(lease)
+            whole.append(total)
+    missed = ready.misses() - missed
+    what = "POST /sandboxes from a full pool, until it is answered"
+    events = "PoolLeaseRequested → PoolLeaseAcquired"
+    yield stage.series("pool.lease_ms", leases, _HOT, what, events=events, failures=missed)
+    what = "POST /sandboxes from a full pool, then Start of /bin/echo, over one connection, to its first byte"
+    yield stage.series("start.direct_agent_task_ready_ms", whole, _HOT, what, events=_TO_FIRST, failures=missed)
+
+
+def _direct(stage: Stage, connection: RawConnection) -> tuple[float, float]:
+    """Milliseconds of the create, and to the first byte of output."""
+    began = time.perf_counter()
+    inside = connection.create()
+    lease = (time.perf_counter() - began) * 1000
+    try:
+        return lease, lease + with_output(connection.ask(start_request(stage, inside))).first_ms
+    finally:
+        connection.kill(inside)
+
+
+def _without_pause(stage: Stage, connection: RawConnection, ready: Pool) -> Series:
+    missed, values = ready.misses(), []
+    for _ in range(stage.amounts.n):
+        ready.wait(1)
+        values.append(_direct(stage, connection)[1])
+    return stage.series(
+        "start.direct_agent_task_ready_refilling_ms",
+        values,
+        _HOT,
+        "the same one after the other, while the pool refills beside it",
+        events=_TO_FIRST,
+        failures=ready.misses() - missed,
+    )
