@@ -83,7 +83,7 @@ class EventStream(Generic[T]):
             async for event in self._source:
                 data = self._encode(event)
                 if data is not None:
-                    mark("event")
+                    mark(type(event).__name__)
                     await self._waiting.put(data)
                 if self._complete:
                     break
