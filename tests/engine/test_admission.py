@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from firkin.engine.admission import Admission, HostGauge, HostRoom
+from firkin.engine.admission import Admission, HostGauge, HostRoom, Kind
 from firkin.engine.clock import SystemClock
+from firkin.engine.spare import SpareRoom
 from firkin.law.errors import CapacityRejected
 from firkin.law.policies import Capacity, Policies
 from firkin.law.resources import GIB, MIB, SandboxResources
@@ -98,3 +99,77 @@ async def test_machine_is_measured_at_most_every_quarter_second(tmp_path: Path) 
     assert gauge.read() is first
     await clock.advance(0.1)
     assert gauge.read() is not first
+
+
+def test_promoted_room_changes_its_column_and_is_counted_once() -> None:
+    admission = Admission(Capacity(max_sandboxes=1), Gauge())
+    warm = admission.reserve(SandboxResources(), Kind.WARM)
+    with pytest.raises(CapacityRejected):
+        admission.reserve(SandboxResources())
+    admission.promote(warm)
+    assert (admission.columns[Kind.ACTIVE].sandboxes, admission.columns[Kind.WARM].sandboxes) == (1, 0)
+    warm.release()
+    assert (admission.sandboxes, admission.vcpus, admission.memory_bytes) == (0, 0, 0)
+
+
+def test_promotion_to_more_than_there_is_changes_nothing() -> None:
+    admission = Admission(Capacity(max_memory_bytes=2 * GIB), Gauge())
+    warm = admission.reserve(SandboxResources(), Kind.WARM)
+    with pytest.raises(CapacityRejected) as refused:
+        admission.promote(warm, SandboxResources(memory_bytes=4 * GIB))
+    assert (refused.value.short, refused.value.available) == ("memory", GIB)
+    assert (warm.kind, admission.columns[Kind.WARM].memory_bytes) == (Kind.WARM, GIB)
+    admission.promote(warm, SandboxResources(memory_bytes=2 * GIB))
+    assert admission.columns[Kind.ACTIVE].memory_bytes == 2 * GIB
+
+
+def test_room_given_back_or_active_already_cannot_be_promoted() -> None:
+    admission = Admission(Capacity(), Gauge())
+    with pytest.raises(ValueError, match="warm entry"):
+        admission.promote(admission.reserve(SandboxResources()))
+    gone = admission.reserve(SandboxResources(), Kind.WARM)
+    gone.release()
+    with pytest.raises(ValueError, match="warm entry"):
+        admission.promote(gone)
+
+
+class Shelf:
+    """Spare entries that are numbers."""
+
+    def __init__(self, ready: int, wanted: int) -> None:
+        self._ready, self._wanted = ready, wanted
+        self.held: str | None = None
+
+    def ready(self) -> int:
+        return self._ready
+
+    def wanted(self) -> int:
+        return self._wanted
+
+    def memory_bytes(self) -> int:
+        return self._ready * MIB
+
+    async def give_up(self, count: int, *, because: str) -> int:
+        gone = min(count, self._ready)
+        self._ready -= gone
+        return gone
+
+    def hold(self, because: str) -> None:
+        self.held = because
+
+    def resume(self) -> None:
+        self.held = None
+
+
+async def test_all_that_joined_are_one_spare() -> None:
+    room, first, second = SpareRoom(), Shelf(2, 3), Shelf(5, 5)
+    assert (room.ready(), room.wanted(), room.memory_bytes(), await room.give_up(3, because="no room")) == (0, 0, 0, 0)
+    room.join(first)
+    room.hold("too little memory")
+    room.join(second)
+    assert first.held == second.held == "too little memory"
+    assert (room.ready(), room.wanted(), room.memory_bytes()) == (7, 8, 7 * MIB)
+    assert await room.give_up(4, because="no room") == 4
+    assert (first.ready(), second.ready()) == (0, 3)
+    room.resume()
+    assert (first.held, second.held) == (None, None)

@@ -1,9 +1,9 @@
-"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, volumes, events, tiers, journals.
+"""Firkin's own routes, beside E2B's, below ``/firkin/v1``: templates, snapshots, volumes, pools, events, journals.
 
 Whoever has an API key may list templates, use volumes of his own, and hear and
 read what became of sandboxes of his own. Preparing and deleting templates reads and writes the machine
-itself (a local folder can be a source), archives of snapshots are mounted by it and
-webhooks tell of all tenants, so those want the operator's token as well. It is made
+itself (a local folder can be a source), archives of snapshots are mounted by it, pools
+take its room and webhooks tell of all tenants, so those want the operator's token as well. It is made
 from the server's secret, which only the state folder's owner can read.
 """
 
@@ -20,6 +20,7 @@ from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.explanations import explain
 from firkin.e2b.isolation_reports import isolation_json, tier_json
 from firkin.e2b.native_builds import NativeBuilds
+from firkin.e2b.native_pools import NativePools
 from firkin.e2b.native_snapshots import NativeSnapshots
 from firkin.e2b.native_templates import NativeTemplates
 from firkin.e2b.native_volumes import NativeVolumes
@@ -48,6 +49,7 @@ class NativeRoutes:
         self._templates = NativeTemplates(backend)
         self._snapshots = NativeSnapshots(backend, tenants)
         self._volumes = NativeVolumes(backend)
+        self._pools = NativePools(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
         self._looks: dict[str, Callable[[str, str | None], Awaitable[dict[str, Any]]]] = {
@@ -84,6 +86,9 @@ class NativeRoutes:
                 await self._snapshots.answer(exchange, words)
             case _, ["volumes", *_]:
                 await self._volumes.answer(exchange, words, self._whose(exchange, tenant))
+            case _, ["pools", *_]:
+                self._require_operator(exchange)
+                await self._pools.answer(exchange, tenant, words)
             case _, ["webhooks", *_]:
                 self._require_operator(exchange)
                 await self._webhooks.answer(exchange, words)

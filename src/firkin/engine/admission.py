@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from firkin.engine.clock import Clock
@@ -54,6 +55,22 @@ def _memory_available() -> int:
     return 0
 
 
+class Kind(StrEnum):
+    """Who room is promised to: somebody's sandbox, or an entry of a pool that nobody has yet."""
+
+    ACTIVE = "active"
+    WARM = "warm"
+
+
+@dataclass(slots=True, eq=False)
+class Promised:
+    """One column of the ledger."""
+
+    sandboxes: int = 0
+    vcpus: int = 0
+    memory_bytes: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Reservation:
     """Room promised to one sandbox. Giving it back twice gives it back once."""
@@ -62,7 +79,12 @@ class Reservation:
     vcpus: int
     memory_bytes: int
     _owner: Admission = field(repr=False)
+    kind: Kind = Kind.ACTIVE
     _held: bool = True
+
+    @property
+    def held(self) -> bool:
+        return self._held
 
     def release(self) -> None:
         if self._held:
@@ -71,16 +93,29 @@ class Reservation:
 
 
 class Admission:
-    """The ledger of promises. `capacity` may be replaced; what was promised stands."""
+    """The ledger of promises, in two columns. `capacity` may be replaced; what was promised stands.
+
+    Limits are of both columns together, so that a pool never pushes the machine beyond them.
+    """
 
     def __init__(self, capacity: Capacity, gauge: HostGauge) -> None:
         self.capacity = capacity
         self._gauge = gauge
-        self.sandboxes = 0
-        self.vcpus = 0
-        self.memory_bytes = 0
+        self.columns = {kind: Promised() for kind in Kind}
 
-    def reserve(self, resources: SandboxResources) -> Reservation:
+    @property
+    def sandboxes(self) -> int:
+        return sum(column.sandboxes for column in self.columns.values())
+
+    @property
+    def vcpus(self) -> int:
+        return sum(column.vcpus for column in self.columns.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(column.memory_bytes for column in self.columns.values())
+
+    def reserve(self, resources: SandboxResources, kind: Kind = Kind.ACTIVE) -> Reservation:
         """Room for one sandbox, or `CapacityRejected` that names what is short."""
         capacity = self.capacity
         _limit("sandboxes", capacity.max_sandboxes, self.sandboxes, 1)
@@ -89,7 +124,27 @@ class Admission:
         room = self._gauge.read()
         _floor("free memory on the host", capacity.memory_floor_bytes, room.memory_bytes)
         _floor("free disk on the host", capacity.disk_floor_bytes, room.disk_bytes)
-        return self.hold(resources)
+        return self.hold(resources, kind)
+
+    def promote(self, reservation: Reservation, resources: SandboxResources | None = None) -> None:
+        """What was promised to a warm entry is an active sandbox's from now on, without a moment in between.
+
+        `resources` are those it is to have as such, where they differ. `CapacityRejected`
+        when there is no room for what they are more, and then nothing has changed.
+        """
+        if not reservation.held or reservation.kind is not Kind.WARM:
+            raise ValueError("only room that a warm entry holds can be promoted")
+        vcpus, memory = reservation.vcpus, reservation.memory_bytes
+        if resources is not None:
+            vcpus, memory = resources.vcpus, resources.memory_bytes
+            more, capacity = memory - reservation.memory_bytes, self.capacity
+            if vcpus > reservation.vcpus:
+                _limit("vcpus", capacity.max_vcpus, self.vcpus, vcpus - reservation.vcpus)
+            if more > 0:
+                _limit("memory", capacity.max_memory_bytes, self.memory_bytes, more, "bytes")
+        self._count(reservation, -1)
+        reservation.kind, reservation.vcpus, reservation.memory_bytes = Kind.ACTIVE, vcpus, memory
+        self._count(reservation, 1)
 
     def reserve_again(self, resources: SandboxResources, held: Reservation) -> Reservation:
         """Room to run again for what `held` its memory; `CapacityRejected` leaves `held` as it is."""
@@ -99,9 +154,9 @@ class Admission:
         held.release()
         return self.hold(resources)
 
-    def hold(self, resources: SandboxResources) -> Reservation:
+    def hold(self, resources: SandboxResources, kind: Kind = Kind.ACTIVE) -> Reservation:
         """Count a sandbox that lives already, whatever the limits say."""
-        return self._taken(Reservation(1, resources.vcpus, resources.memory_bytes, self))
+        return self._taken(Reservation(1, resources.vcpus, resources.memory_bytes, self, kind))
 
     def hold_memory(self, resources: SandboxResources) -> Reservation:
         """Count a frozen sandbox: it runs nothing, but what it had in memory is still there."""
@@ -112,9 +167,10 @@ class Admission:
         return reservation
 
     def _count(self, reservation: Reservation, sign: int) -> None:
-        self.sandboxes += sign * reservation.sandboxes
-        self.vcpus += sign * reservation.vcpus
-        self.memory_bytes += sign * reservation.memory_bytes
+        column = self.columns[reservation.kind]
+        column.sandboxes += sign * reservation.sandboxes
+        column.vcpus += sign * reservation.vcpus
+        column.memory_bytes += sign * reservation.memory_bytes
 
 
 def _limit(

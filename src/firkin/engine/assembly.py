@@ -30,10 +30,12 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
+from firkin.engine.spare import SpareRoom
 from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.engine.workshop import Workshop
 from firkin.host.layer_store import LayerStore
@@ -100,6 +102,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         roster=roster,
         admission=admission,
         gauge=ground.gauge,
+        spare=SpareRoom(),
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,
         keeping=keeping,
@@ -109,6 +112,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
             lambda tier: BenchMaker(driver=ground.driver, admission=admission, tier=tier),
             lambda: room_on_disk(node),
         ),
+        warm=WarmPools(records, clock),
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
         volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.tiers),

@@ -25,10 +25,12 @@ from firkin.engine.roster import Roster
 from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
+from firkin.engine.spare import SpareRoom
 from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver
@@ -55,11 +57,13 @@ class Node:
     roster: Roster
     admission: Admission
     gauge: HostGauge
+    spare: SpareRoom
     deadlines: Deadlines
     templates: TemplateRegistry
     keeping: LayerKeeping
     snapshots: SnapshotStore
     started: StartedMachines
+    warm: WarmPools
     volumes: VolumeRegistry
     volume_threads: ThreadPoolExecutor
     links: Links

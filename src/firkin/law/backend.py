@@ -340,15 +340,35 @@ class PortControl(Protocol):
 
 
 class WarmPoolControl(Protocol):
-    async def prewarm(self, template_id: TemplateId, spec: WarmPoolSpec) -> WarmMaintainReport: ...
+    """One pool for each template; its key is the template's id. Pools and what waits in them outlive the server."""
 
-    async def maintain(self, targets: Sequence[WarmPoolTarget]) -> WarmMaintainReport: ...
+    async def prewarm(self, template_id: TemplateId, spec: WarmPoolSpec) -> WarmMaintainReport:
+        """Have a pool of that size from now on, and wait until it is full or cannot be; depth 0 takes it away.
+
+        A smaller depth ends what is too much. `NotFound` and `WrongState` for a template that
+        cannot be used. What could not be made is told in the report, and tried again later.
+        """
+        ...
+
+    async def maintain(self, targets: Sequence[WarmPoolTarget]) -> WarmMaintainReport:
+        """As `prewarm` for each, at once; of two targets for one template the last counts. No other pool is touched."""
+        ...
 
     async def status(self) -> WarmPoolStatus: ...
 
-    async def checkout(self, template_id: TemplateId, policy: WarmLeasePolicy) -> WarmLease: ...
+    async def checkout(self, template_id: TemplateId, policy: WarmLeasePolicy) -> WarmLease:
+        """The entry that has waited longest, as a sandbox with the template's own environment and the default deadline.
 
-    async def evict(self, key: WarmPoolKey, count: int) -> WarmMaintainReport: ...
+        `CapacityRejected` when none is ready and one is required.
+        """
+        ...
+
+    async def evict(self, key: WarmPoolKey, count: int) -> WarmMaintainReport:
+        """End up to `count` that wait, in the pool's order. The pool fills itself again; `prewarm` changes its size.
+
+        `NotFound` for a pool that there is not.
+        """
+        ...
 
 
 class EventControl(Protocol):

@@ -94,7 +94,7 @@ class Course:
             wish=wish,
             amounts=amounts,
         )
-        self.run(there, [name for name in OF_A_TIER if name != "hot"])
+        self.run(there, OF_A_TIER)
 
     def run_peers(self, stage: Stage) -> None:
         click.echo("peers, in turns", err=True)

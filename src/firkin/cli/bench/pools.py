@@ -33,14 +33,15 @@ class NotOffered(CommandFailure):
 class Pool:
     """One template's pool, as the server tells of it."""
 
-    def __init__(self, stage: Stage, connection: RawConnection, depth: int) -> None:
+    def __init__(self, stage: Stage, connection: RawConnection, template: str, depth: int) -> None:
         self._stage = stage
         self._connection = connection
+        self._template = template
         self._depth = depth
 
     def state(self) -> dict[str, Any]:
         pools = self._connection.ask(call_request(self._stage, "GET", _POOLS)).json()
-        return next((dict(pool) for pool in pools if pool["template"] == self._stage.template), {})
+        return next((dict(pool) for pool in pools if pool["template"] == self._template), {})
 
     def wait(self, ready: int | None = None) -> None:
         """Until so many stand ready; all, when it is not said."""
@@ -57,18 +58,23 @@ class Pool:
 
 @contextmanager
 def pool(stage: Stage, connection: RawConnection, depth: int = _DEPTH) -> Iterator[Pool]:
-    """A full pool for the length of a block. `NotOffered` when the server has none."""
+    """A full pool for the length of a block; one that was there before gets its depth back. `NotOffered` says why."""
     path = f"{_POOLS}/{quote(stage.template, safe='')}"
-    answer = connection.ask(call_request(stage, "PUT", path, {"depth": depth, "minReady": 0}))
-    if answer.status in (404, 405):
-        raise NotOffered(NOT_OFFERED)
-    answer.json()
+    earlier = connection.ask(call_request(stage, "GET", path))
+    wish = {"isolation": stage.wish} if stage.wish else {}
+    answer = connection.ask(call_request(stage, "PUT", path, {"depth": depth, "minReady": 0, **wish}))
+    if answer.status in (400, 403, 404, 405):
+        raise NotOffered(NOT_OFFERED if answer.status in (404, 405) else answer.refusal)
     try:
-        filled = Pool(stage, connection, depth)
+        filled = Pool(stage, connection, str(answer.json()["template"]), depth)
         filled.wait()
         yield filled
     finally:
-        connection.ask(call_request(stage, "DELETE", path)).json()
+        if earlier.status == 200:
+            kept = {name: earlier.json()[name] for name in ("depth", "minReady")}
+            connection.ask(call_request(stage, "PUT", path, kept)).json()
+        else:
+            connection.ask(call_request(stage, "DELETE", path)).json()
 
 
 def hot_starts(stage: Stage) -> Iterator[Series]:

@@ -71,11 +71,20 @@ class Answer:
     def text(self) -> str:
         return self._data.decode(errors="replace")
 
+    @property
+    def refusal(self) -> str:
+        """The server's own words, when it refused."""
+        body = self._data.partition(_HEAD_END)[2].decode(errors="replace")
+        try:
+            return str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError):
+            return f"it answered {self.status}: {body[:300]}"
+
     def json(self) -> Any:
         """The body of a call; `CommandFailure` with the server's own words when it refused."""
         body = bytes(self._data).partition(_HEAD_END)[2]
         if self.status >= 400:
-            raise CommandFailure(f"the server answered {self.status}: {body[:300].decode(errors='replace')}")
+            raise CommandFailure(f"the server answered {self.status}: {self.refusal}")
         return json.loads(body) if body else None
 
 
