@@ -52,6 +52,7 @@ class NativeRoutes:
         self._pools = NativePools(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
+        self._facts: dict[str, Callable[[], Awaitable[Any]]] = {"info": self._info, "tiers": self._tiers}
         self._looks: dict[str, Callable[[str, str | None], Awaitable[dict[str, Any]]]] = {
             "journal": self._journal,
             "explain": self._explain,
@@ -64,10 +65,8 @@ class NativeRoutes:
 
     async def _dispatch(self, exchange: Exchange, tenant: ApiKey, words: list[str]) -> None:
         match exchange.method, words:
-            case "GET", ["info"]:
-                await exchange.answer_json(200, await self._info())
-            case "GET", ["tiers"]:
-                await exchange.answer_json(200, [tier_json(status) for status in await self._backend.tiers()])
+            case "GET", [what] if what in self._facts:
+                await exchange.answer_json(200, await self._facts[what]())
             case method, ["templates", *_]:
                 if method != "GET":
                     self._require_operator(exchange)
@@ -116,6 +115,9 @@ class NativeRoutes:
             "driver": info.driver,
             "capabilities": {name.value: None if reason is None else str(reason) for name, reason in reasons},
         }
+
+    async def _tiers(self) -> list[dict[str, Any]]:
+        return [tier_json(status) for status in await self._backend.tiers()]
 
     async def _journal(self, text: str, owner: str | None) -> dict[str, Any]:
         """What happened to a sandbox of `owner`; None is the operator, who also sees those that have ended."""

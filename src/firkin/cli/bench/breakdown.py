@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from firkin.cli.bench.raw_http import Answer, RawConnection, call_request, made, start_request
+from firkin.cli.bench.raw_http import Answer, Inside, RawConnection, call_request, made, start_request
 from firkin.cli.bench.samples import Lifecycle, Series
 from firkin.cli.bench.stage import Stage
 from firkin.cli.failures import CommandFailure
@@ -24,23 +24,26 @@ _WARM_UP = 3
 def breakdown(stage: Stage) -> Iterator[Series]:
     creates, commands = [], []
     with RawConnection(stage) as connection:
-        for number in range(stage.amounts.n + _WARM_UP):
-            asked = {TRACE_HEADER: uuid.uuid4().hex}
-            request = call_request(stage, "POST", "/sandboxes", stage.new_sandbox, asked)
-            answer = connection.ask(request)
-            inside = made(answer)
+        for _ in range(stage.amounts.n + _WARM_UP):
+            inside, create = traced_create(stage, connection)
             try:
-                if number >= _WARM_UP:
-                    creates.append(_read(stage, connection, asked, answer))
+                creates.append(create)
                 asked = {TRACE_HEADER: uuid.uuid4().hex}
                 answer = connection.ask(start_request(stage, inside, headers=asked))
-                if number >= _WARM_UP:
-                    commands.append(_read(stage, connection, asked, answer))
+                commands.append(_read(stage, connection, asked, answer))
             finally:
                 connection.kill(inside)
+    del creates[:_WARM_UP], commands[:_WARM_UP]
     yield _engine(stage, creates)
-    yield from _series(stage, "phase.create_ms", creates, Lifecycle.COLD_PREPARED)
-    yield from _series(stage, "phase.exec_ms", commands, Lifecycle.HOT)
+    yield from phases(stage, "phase.create_ms", creates, Lifecycle.COLD_PREPARED)
+    yield from phases(stage, "phase.exec_ms", commands, Lifecycle.HOT)
+
+
+def traced_create(stage: Stage, connection: RawConnection) -> tuple[Inside, dict[str, float]]:
+    """A sandbox, and what of its create took how long."""
+    asked = {TRACE_HEADER: uuid.uuid4().hex}
+    answer = connection.ask(call_request(stage, "POST", "/sandboxes", stage.new_sandbox, asked))
+    return made(answer), _read(stage, connection, asked, answer)
 
 
 def _read(stage: Stage, connection: RawConnection, asked: Mapping[str, str], answer: Answer) -> dict[str, float]:
@@ -74,9 +77,10 @@ def _engine(stage: Stage, creates: Sequence[Mapping[str, float]]) -> Series:
     return stage.series("start.cold_to_ready_ms", values, Lifecycle.COLD_PREPARED, what, events=events)
 
 
-def _series(
+def phases(
     stage: Stage, metric: str, requests: Sequence[Mapping[str, float]], lifecycle: Lifecycle
 ) -> Iterator[Series]:
+    """A series of each phase."""
     what = "one phase of the server's work, as it marks it; a name with a slash is a step of the launched process"
     names = dict.fromkeys(name for request in requests for name in request)
     for name in names:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from firkin.cli.bench.breakdown import phases, traced_create
 from firkin.cli.bench.official_sdk import WARM_UP, first_stdout, load_sdk
 from firkin.cli.bench.raw_http import RawConnection, call_request, start_request, with_output
 from firkin.cli.bench.samples import Lifecycle, Series
@@ -83,6 +84,7 @@ def hot_starts(stage: Stage) -> Iterator[Series]:
         yield from _through_sdk(stage, ready)
         yield from _over_http(stage, connection, ready)
         yield _without_pause(stage, connection, ready)
+        yield from _phases(stage, connection, ready)
 
 
 def _through_sdk(stage: Stage, ready: Pool) -> Iterator[Series]:
@@ -149,3 +151,13 @@ def _without_pause(stage: Stage, connection: RawConnection, ready: Pool) -> Seri
         events=_TO_FIRST,
         failures=ready.misses() - missed,
     )
+
+
+def _phases(stage: Stage, connection: RawConnection, ready: Pool) -> Iterator[Series]:
+    creates = []
+    for _ in range(stage.amounts.n):
+        ready.wait()
+        inside, create = traced_create(stage, connection)
+        connection.kill(inside)
+        creates.append(create)
+    yield from phases(stage, "phase.hot_create_ms", creates, _HOT)
