@@ -22,7 +22,7 @@ th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);ve
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.missed{color:var(--warn)}
 .met{color:var(--good)}details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
 summary b{font-weight:600}summary span{color:var(--soft);white-space:nowrap}svg{width:100%;height:auto;display:block}
-svg text{font:11px system-ui,sans-serif;fill:var(--soft)}.dot{fill:var(--ink);opacity:.6}.grid{stroke:var(--line)}
+svg text{font:12px system-ui,sans-serif;fill:var(--soft)}.dot{fill:var(--ink);opacity:.6}.grid{stroke:var(--line)}
 .p50{stroke:var(--ink)}.p95{stroke:var(--k3)}.target{stroke:var(--warn);stroke-dasharray:5 4}.bar{fill:var(--ink)}
 svg text.p50,svg text.p95,svg text.target{stroke:none}.line{fill:none;stroke-width:2}
 .c0{stroke:var(--ink);background:var(--ink)}.c1{stroke:var(--k1);background:var(--k1)}

@@ -11,7 +11,8 @@ from html import escape
 
 from firkin.cli.bench.samples import Target, percentile
 
-_WIDTH = 640
+_WIDTH = 480  # small, so that its words can be read on a phone, too
+_LABEL = {"p50": (0.02, "start"), "target": (0.5, "middle"), "p95": (1.0, "end")}
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 30
 _MOST_DOTS = 300
 
@@ -49,15 +50,15 @@ def sweep(lines: Mapping[str, Sequence[tuple[int, float]]], unit: str, axis: str
         path = " ".join(f"{places[level]:.1f},{_y(value, top, floor):.1f}" for level, value in points)
         drawn.append(f'<polyline class="line c{number % 6}" points="{path}"><title>{escape(name)}</title></polyline>')
     drawn += [f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{level}</text>' for level, x in places.items()]
-    drawn.append(f'<text x="{_WIDTH - _RIGHT}" y="{floor + 29}" text-anchor="end">{escape(axis)}</text>')
-    return _svg(height + 6, "".join(drawn), f"{', '.join(lines)} over {axis}") + _legend(list(lines))
+    drawn.append(f'<text x="{_WIDTH - _RIGHT}" y="{floor + 31}" text-anchor="end">{escape(axis)}</text>')
+    return _svg(height + 8, "".join(drawn), f"{', '.join(lines)} over {axis}") + _legend(list(lines))
 
 
 def bars(rows: Sequence[tuple[str, float, float | None]], unit: str) -> str:
     """A bar for each name, to the first value; a tick at the second."""
     if not rows:
         return ""
-    label, row = 200, 22
+    label, row = 165, 22
     top = _ceiling([max(value, tick or 0.0) for _, value, tick in rows])
     scale = (_WIDTH - label - 80) / top
     drawn = []
@@ -89,9 +90,11 @@ def _y(value: float, top: float, floor: int) -> float:
 
 def _level(value: float, top: float, floor: int, kind: str) -> str:
     y = _y(value, top, floor)
+    part, anchor = _LABEL[kind]
+    x = _LEFT + part * (_WIDTH - _LEFT - _RIGHT)
     return (
         f'<line class="{kind}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="{kind}" x="{_WIDTH - _RIGHT}" y="{y - 2:.1f}" text-anchor="end">{kind} {_short(value)}</text>'
+        f'<text class="{kind}" x="{x:.0f}" y="{y - 2:.1f}" text-anchor="{anchor}">{kind} {_short(value)}</text>'
     )
 
 
