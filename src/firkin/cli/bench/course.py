@@ -80,7 +80,11 @@ class Course:
 
     def run_tier(self, stage: Stage, wish: str) -> None:
         """The scenarios that every tier has, with fewer samples: a machine that is emulated takes its time."""
-        status = _tier(stage, wish)
+        try:
+            status = _tier(stage, wish)
+        except CommandFailure as error:
+            self._note(f"tier {wish}", error)
+            return
         if status.driver == stage.address.driver:
             return
         if not status.ready:
@@ -98,7 +102,11 @@ class Course:
 
     def run_peers(self, stage: Stage) -> None:
         click.echo("peers, in turns", err=True)
-        series, absent = measure_peers(stage)
+        try:
+            series, absent = measure_peers(stage)
+        except Exception as error:  # noqa: BLE001 — whatever it is, what was measured before is not lost
+            self._note("peers", error)
+            return
         self.series.extend(series)
         self.absent.update(absent)
 
