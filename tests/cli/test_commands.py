@@ -26,14 +26,14 @@ pytestmark = pytest.mark.served
 
 
 def firkin(
-    *args: str, state: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+    *args: str, state: Path, stdin: bytes = b"", env: dict[str, str] | None = None, within_s: float = 50
 ) -> subprocess.CompletedProcess[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FIRKIN_", "E2B_"))}
     return subprocess.run(
         [sys.executable, "-m", "firkin.cli.main", *args],
         input=stdin,
         capture_output=True,
-        timeout=50,
+        timeout=within_s,
         check=False,
         env={**clean, "FIRKIN_STATE_DIR": str(state), **(env or {})},
     )

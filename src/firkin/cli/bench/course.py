@@ -6,6 +6,7 @@ was measured is not lost. Only when the very first one fails, the server is not 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -64,13 +65,16 @@ class Course:
     def run(self, stage: Stage, names: Sequence[str]) -> None:
         for number, name in enumerate(names, 1):
             what, step = STEPS[name]
-            click.echo(f"{stage.system} {number}/{len(names)} {what}", err=True)
+            click.echo(f"{stage.system} {number}/{len(names)} {what}", err=True, nl=False)
+            began = time.monotonic()
             try:
                 self.series.extend(step(stage))
             except NotOffered as error:
                 self.absent[f"{what} ({stage.system})"] = str(error)
             except Exception as error:  # noqa: BLE001 — the SDK's own errors have no common base that is ours to name
                 self._note(f"{what} ({stage.system})", error)
+            finally:
+                click.echo(f": {time.monotonic() - began:.1f} s", err=True)
 
     def _note(self, what: str, error: Exception) -> None:
         if not self.series and not self.absent:

@@ -30,6 +30,8 @@ _TO_FIRST = "RequestStart → FirstStdoutByte"
 class NotOffered(CommandFailure):
     """The server has no such thing."""
 
+    code = "not_offered"
+
 
 class Pool:
     """One template's pool, as the server tells of it."""

@@ -31,7 +31,7 @@ _SYSTEMS = {"qemu": "microvm"}  # drivers whose tier has another name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amounts:
-    """How often each thing is done; 0 leaves a scenario out. `dirty` is in megabytes."""
+    """How often each thing is done; 0 leaves a scenario out. `dirty`, `output` and `image` are in megabytes."""
 
     n: int = 100
     batch: int = 100
@@ -42,6 +42,7 @@ class Amounts:
     dirty: int = 500
     at_once: int = 100
     output: int = 256
+    image: int = 180
 
     @property
     def slow(self) -> int:
@@ -49,7 +50,7 @@ class Amounts:
         return max(1, self.n // 10)
 
 
-QUICK = Amounts(n=5, batch=10, burst=10, idle=10, alive=0, cycles=10, dirty=10, at_once=4, output=16)
+QUICK = Amounts(n=5, batch=10, burst=10, idle=10, alive=0, cycles=10, dirty=10, at_once=4, output=16, image=20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ _MOST = 10
 
 
 def start_times(stage: Stage) -> Iterator[Series]:
-    rounds = max(2, min(_MOST, stage.amounts.slow))
+    rounds = min(_MOST, stage.amounts.slow)
     argv = [sys.executable, "-m", "firkin.cli.main", "--help"]
     run = timed(
         lambda: subprocess.run(argv, stdout=subprocess.DEVNULL, check=True, timeout=_WITHIN_S), rounds, warm_up=1

@@ -22,7 +22,6 @@ from firkin.cli.discovery import operator_of
 from firkin.cli.failures import CommandFailure
 from firkin.e2b.operators import OPERATOR_HEADER
 
-_IMAGE_MB = 180
 _SOURCES = ("/usr/bin", "/usr/lib")
 _WITHOUT_VOLUMES = ("memory",)  # drivers that keep none
 _WITHIN_S = 600
@@ -44,18 +43,18 @@ def _images(stage: Stage, state_dir: Path) -> Iterator[Series]:
     cold, cached = [], []
     for _ in range(max(1, stage.amounts.n // 30)):
         with tempfile.TemporaryDirectory(prefix="firkin-bench-", dir=state_dir.parent) as folder:
-            image = _image(Path(folder) / "image.tar")
+            image = _image(Path(folder) / "image.tar", stage.amounts.image)
             cold.append(_prepared(stage, state_dir, image))
             cached += [_prepared(stage, state_dir, image) for _ in range(3)]
-    what = f"a tarball of {_IMAGE_MB} MB of this machine's files"
+    what = f"a tarball of {stage.amounts.image} MB of this machine's files"
     yield stage.series("template.image_cold_ms", cold, Lifecycle.COLD_UNPREPARED, f"preparing {what}")
     yield stage.series(
         "template.image_cached_ms", cached, Lifecycle.COLD_PREPARED, f"preparing {what} again under another id"
     )
 
 
-def _image(path: Path) -> Path:
-    left = _IMAGE_MB * 1_000_000
+def _image(path: Path, megabytes: int) -> Path:
+    left = megabytes * 1_000_000
     mark = path.with_name("mark")
     mark.write_text(uuid.uuid4().hex)  # no earlier round has seen it
     with tarfile.open(path, "w") as archive:
