@@ -20,7 +20,7 @@ from firkin.engine.roster import Resident
 from firkin.engine.substrate import substrate
 from firkin.engine.watching import watch
 from firkin.law.driver import Instance
-from firkin.law.errors import FirkinError
+from firkin.law.errors import FirkinError, UnsupportedCapability
 from firkin.law.sandboxes import PauseMode
 from firkin.law.states import Act, EndCause, SandboxState
 
@@ -134,8 +134,8 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
     await _hold(node, resident, instance)
     await _lead(node, resident)
     node.background(watch(node, resident, instance), name=f"watch {resident.id}")
-    if resident.info.state is SandboxState.POOLED and not node.warm.shelve(resident):
-        give_up(node, resident, "no pool wants it any more")
+    if resident.info.state is SandboxState.POOLED:
+        await _shelve(node, resident, instance)
     if resident.info.state is not SandboxState.STOPPING:
         return
     async with resident.turn("finish stopping"):
@@ -146,6 +146,19 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
             return
         why = Why.ended(EndCause.REQUESTED, actor="engine", detail="a stop that the last server began")
         await node.ledger.note(resident, Act.STOPPED, why=why)
+
+
+async def _shelve(node: Node, resident: Resident, instance: Instance) -> None:
+    """Back to its pool, with the limits of its record: the last server may have ended while it handed it out."""
+    try:
+        async with substrate("adopt", resident.info.driver, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+            with suppress(UnsupportedCapability):
+                await instance.resize(resident.info.resources)
+    except FirkinError as error:
+        give_up(node, resident, str(error))
+        return
+    if not node.warm.shelve(resident):
+        give_up(node, resident, "no pool wants it any more")
 
 
 async def _lead(node: Node, resident: Resident) -> None:
