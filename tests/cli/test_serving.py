@@ -355,3 +355,21 @@ def test_the_benchmark_runs_and_reports_every_scenario(tmp_path: Path) -> None:
     assert {"start.agent_task_ready_ms", "pool.lease_ms", "phase.hot_create_ms"} <= set(series)
     assert all(each["tier"] and each["isolation"].startswith("none") for each in series.values())
     assert series["cleanup.leftovers"]["note"]  # its counts are of the whole machine, on which others work too
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGTERM])
+def test_a_benchmark_that_is_killed_takes_its_server_with_it(tmp_path: Path, with_signal: signal.Signals) -> None:
+    script = (
+        "import time\nfrom firkin.cli.bench.own_server import own_server\n"
+        "with own_server('memory') as (address, folder):\n    print(address.pid, folder, flush=True)\n    time.sleep(60)\n"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env, text=True) as process:
+        assert process.stdout is not None
+        pid, folder = process.stdout.readline().split()
+        process.send_signal(with_signal)
+    until = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+    assert Path(folder).exists() == (with_signal is signal.SIGKILL)

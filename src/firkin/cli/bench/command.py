@@ -40,6 +40,7 @@ _REPORT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--cycles", type=click.IntRange(0, 10**6), default=2000, show_default=True, help="Create, exec, kill.")
 @click.option("--template", default="base", show_default=True, help="The template to create from.")
 @click.option("--driver", help="The driver of the benchmark's own server (default namespaces).")
+@click.option("--driver-option", "driver_options", multiple=True, help="NAME=VALUE for its drivers; repeatable.")
 @click.option("--url", help="A running server to measure instead of one of the benchmark's own.")
 @click.option("--api-key", help="The key to that server (default: E2B_API_KEY).")
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="That server's state folder.")
@@ -65,7 +66,7 @@ def bench(
     for target in (json_file, html_file, markdown_file):
         if target is not None:
             _require_writable(str(target))
-    report, failed = (read_report(from_file), False) if from_file else _measure(given)
+    report, failed = (read_report(from_file), False) if from_file else _measure(given, json_file)
     _write_all(report, json_file, html_file, markdown_file)
     if json_file != "-":
         show(report)
@@ -96,17 +97,25 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _measure(given: Mapping[str, Any]) -> tuple[Report, bool]:
-    """What was found, and whether a scenario failed."""
+def _measure(given: Mapping[str, Any], json_file: str | None) -> tuple[Report, bool]:
+    """What was found, and whether a scenario failed. What there is so far is written after each scenario."""
     from firkin.cli.bench.course import STEPS, Course
     from firkin.cli.bench.machine import machine
     from firkin.cli.bench.official_sdk import load_sdk
-    from firkin.cli.bench.report import Report
+    from firkin.cli.bench.report import Report, to_json
 
     _check(given, tuple(STEPS))
     client = f"e2b {_version(load_sdk())}"
     fingerprint = machine()
-    course = Course()
+
+    def found() -> Report:
+        return Report(machine=fingerprint, client=client, series=course.series, absent=course.absent)
+
+    def save() -> None:
+        if json_file not in (None, "-"):
+            _write(str(json_file), to_json(found()) + "\n")
+
+    course = Course(save=save)
     with _stage(given, _amounts(given)) as stage:
         stage.point_sdk_here()
         course.run(stage, given["only"] or tuple(STEPS))
@@ -114,12 +123,13 @@ def _measure(given: Mapping[str, Any]) -> tuple[Report, bool]:
             course.run_tier(stage, wish)
         if given["peers"]:
             course.run_peers(stage)
-    return Report(machine=fingerprint, client=client, series=course.series, absent=course.absent), course.failed
+    return found(), course.failed
 
 
 def _check(given: Mapping[str, Any], names: Sequence[str]) -> None:
-    if given["driver"] is not None and (given["url"] or given["state_dir"]):
-        raise click.UsageError("--driver is for the benchmark's own server; leave it out with --url or --state-dir")
+    if (given["driver"] is not None or given["driver_options"]) and (given["url"] or given["state_dir"]):
+        option = "--driver" if given["driver"] is not None else "--driver-option"
+        raise click.UsageError(f"{option} is for the benchmark's own server; leave it out with --url or --state-dir")
     unknown = [name for name in given["only"] if name not in names]
     if unknown:
         raise click.UsageError(f"no scenario is called {unknown[0]!r}; there are {', '.join(names)}")
@@ -144,7 +154,7 @@ def _stage(given: Mapping[str, Any], amounts: Amounts) -> Iterator[Stage]:
         if given["url"] or given["state_dir"]:
             address, folder = find_server(given["url"], given["api_key"], given["state_dir"]), given["state_dir"]
         else:
-            address, folder = stack.enter_context(own_server(given["driver"]))
+            address, folder = stack.enter_context(own_server(given["driver"], given["driver_options"]))
         yield Stage(
             address=address,
             template=given["template"],

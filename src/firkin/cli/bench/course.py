@@ -30,6 +30,7 @@ from firkin.cli.bench.traffic import traffic
 from firkin.cli.event_loops import run_command
 from firkin.cli.failures import CommandFailure, one_sentence
 
+_PREPARED_WITHIN_S = 600.0
 Step = Callable[[Stage], Iterable[Series]]
 
 STEPS: dict[str, tuple[str, Step]] = {
@@ -56,8 +57,9 @@ def _run(work: Callable[[Stage], object], stage: Stage) -> list[Series]:
 
 @dataclass(slots=True)
 class Course:
-    """What came of it so far. `absent` says of what is missing, why."""
+    """What came of it so far. `absent` says of what is missing, why. `save` is called after each scenario."""
 
+    save: Callable[[], None] = lambda: None
     series: list[Series] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     failed: bool = False
@@ -75,6 +77,7 @@ class Course:
                 self._note(f"{what} ({stage.system})", error)
             finally:
                 click.echo(f": {time.monotonic() - began:.1f} s", err=True)
+            self.save()
 
     def _note(self, what: str, error: Exception) -> None:
         if not self.series and not self.absent:
@@ -102,6 +105,11 @@ class Course:
             wish=wish,
             amounts=amounts,
         )
+        try:
+            _first(there)
+        except (CommandFailure, OSError) as error:
+            self._note(f"tier {wish}", error)
+            return
         self.run(there, OF_A_TIER)
 
     def run_peers(self, stage: Stage) -> None:
@@ -120,6 +128,12 @@ class _Status:
     driver: str = ""
     ready: bool = False
     reason: str = ""
+
+
+def _first(stage: Stage) -> None:
+    """Have one made before the clock starts: a tier may have to prepare the template for itself."""
+    with RawConnection(stage, patience_s=_PREPARED_WITHIN_S) as connection:
+        connection.kill(connection.create())
 
 
 def _tier(stage: Stage, wish: str) -> _Status:

@@ -1,4 +1,7 @@
-"""A `firkin serve` of the benchmark's own, on a state folder of its own, killed with everything in it at the end."""
+"""A `firkin serve` of the benchmark's own, on a state folder of its own, killed with everything in it at the end.
+
+However the benchmark ends: SIGTERM is taken as an interruption, and a benchmark that is killed takes its server along.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from firkin.bootstrap.state_files import read_server_record
 from firkin.cli.discovery import ServerAddress
 from firkin.cli.failures import CommandFailure
+from firkin.host.syscalls import PR_SET_PDEATHSIG, prctl
 
 _READY = "firkin ready: "
 _READY_WITHIN_S = 60.0
@@ -25,29 +29,42 @@ _END_WITHIN_S = 120.0  # it kills thousands
 
 
 @contextmanager
-def own_server(driver: str | None) -> Iterator[tuple[ServerAddress, Path]]:
-    """A fresh server on a free port for the length of a block."""
+def own_server(driver: str | None, options: Sequence[str] = ()) -> Iterator[tuple[ServerAddress, Path]]:
+    """A fresh server on a free port for the length of a block. `options` are NAME=VALUE, for its drivers."""
     folder = Path(tempfile.mkdtemp(prefix="firkin-bench-"))
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with serving(driver, folder):
+        with serving(driver, folder, options):
             yield _address(folder / "state"), folder / "state"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @contextmanager
-def serving(driver: str | None, folder: Path) -> Iterator[float]:
+def serving(driver: str | None, folder: Path, options: Sequence[str] = ()) -> Iterator[float]:
     """A server over ``folder/state`` for the length of a block; milliseconds until it served."""
     argv = [sys.executable, "-m", "firkin.cli.main", "serve", "--port", "0", "--state-dir", str(folder / "state")]
     argv += ["--kill-on-exit", "--log-level", "warning", *(["--driver", driver] if driver else [])]
+    argv += [word for option in options for word in ("--driver-option", option)]
     began = time.perf_counter()
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, env=_unlimited(), text=True)
+        server = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=log, env=_unlimited(), text=True, preexec_fn=_end_with_parent
+        )
     try:
         _await_ready(server, folder / "server.log")
         yield (time.perf_counter() - began) * 1000
     finally:
         _end(server)
+
+
+def _end_with_parent() -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _unlimited() -> dict[str, str]:

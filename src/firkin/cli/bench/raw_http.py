@@ -164,9 +164,9 @@ def _place(stage: Stage) -> tuple[str, int]:
 class RawConnection:
     """One request after the other, each to the end of its answer."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, patience_s: float = _PATIENCE_S) -> None:
         self._stage = stage
-        self._socket = socket.create_connection(_place(stage), timeout=_PATIENCE_S)
+        self._socket = socket.create_connection(_place(stage), timeout=patience_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Self:
