@@ -361,7 +361,8 @@ def test_the_benchmark_runs_and_reports_every_scenario(tmp_path: Path) -> None:
 def test_a_benchmark_that_is_killed_takes_its_server_with_it(tmp_path: Path, with_signal: signal.Signals) -> None:
     script = (
         "import time\nfrom firkin.cli.bench.own_server import own_server\n"
-        "with own_server('memory') as (address, folder):\n    print(address.pid, folder, flush=True)\n    time.sleep(60)\n"
+        "with own_server('memory') as (address, folder):\n"
+        "    print(address.pid, folder, flush=True)\n    time.sleep(60)\n"
     )
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env, text=True) as process:
