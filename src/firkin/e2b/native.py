@@ -26,6 +26,7 @@ from firkin.e2b.native_templates import NativeTemplates
 from firkin.e2b.native_volumes import NativeVolumes
 from firkin.e2b.network_reports import network_report
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
+from firkin.e2b.traces import Traces
 from firkin.e2b.webhook_calls import WebhookCalls
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound
@@ -40,8 +41,9 @@ _LINES_SHOWN = 20
 class NativeRoutes:
     """Answers every path under `PREFIX`, for a caller whose API key has been checked."""
 
-    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str]) -> None:
+    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str], traces: Traces) -> None:
         self._backend = backend
+        self._traces = traces
         self._operator = operator_token(secret)
         self._builds = NativeBuilds(backend)
         self._templates = NativeTemplates(backend)
@@ -50,6 +52,7 @@ class NativeRoutes:
         self._pools = NativePools(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
+        self._facts: dict[str, Callable[[], Awaitable[Any]]] = {"info": self._info, "tiers": self._tiers}
         self._looks: dict[str, Callable[[str, str | None], Awaitable[dict[str, Any]]]] = {
             "journal": self._journal,
             "explain": self._explain,
@@ -62,10 +65,8 @@ class NativeRoutes:
 
     async def _dispatch(self, exchange: Exchange, tenant: ApiKey, words: list[str]) -> None:
         match exchange.method, words:
-            case "GET", ["info"]:
-                await exchange.answer_json(200, await self._info())
-            case "GET", ["tiers"]:
-                await exchange.answer_json(200, [tier_json(status) for status in await self._backend.tiers()])
+            case "GET", [what] if what in self._facts:
+                await exchange.answer_json(200, await self._facts[what]())
             case method, ["templates", *_]:
                 if method != "GET":
                     self._require_operator(exchange)
@@ -73,6 +74,8 @@ class NativeRoutes:
             case "GET", ["sandboxes", sandbox_id, what] if what in self._looks:
                 look = self._looks[what]
                 await exchange.answer_json(200, await look(sandbox_id, self._whose(exchange, tenant)))
+            case "GET", ["traces", trace_id]:
+                await exchange.answer_json(200, self._traces.read(trace_id))
             case "GET", ["events"]:
                 await self._feed.answer(exchange, self._whose(exchange, tenant))
             case _, ["builds", *_]:
@@ -112,6 +115,9 @@ class NativeRoutes:
             "driver": info.driver,
             "capabilities": {name.value: None if reason is None else str(reason) for name, reason in reasons},
         }
+
+    async def _tiers(self) -> list[dict[str, Any]]:
+        return [tier_json(status) for status in await self._backend.tiers()]
 
     async def _journal(self, text: str, owner: str | None) -> dict[str, Any]:
         """What happened to a sandbox of `owner`; None is the operator, who also sees those that have ended."""

@@ -38,6 +38,7 @@ from firkin.law.sandboxes import (
 )
 from firkin.law.snapshots import PauseOptions, ResumeOptions
 from firkin.law.states import SandboxState
+from firkin.phases import mark
 
 _CONNECT_DEFAULT_S = 300
 _CONNECT_ATTEMPTS = 3
@@ -75,8 +76,10 @@ class SandboxCalls:
         key = exchange.text_header(b"idempotency-key")
         request = parse(body, kind)
         wish = wish_of(exchange, request.isolation)
+        mark("request read")
         info = await self._creator.create(tenant, request, body, key, wish)
         await exchange.answer_json(201, self._describe.created(info))
+        mark("answer")
 
     async def get(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         info = await self._directory.owned(tenant, path[0])

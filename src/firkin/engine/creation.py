@@ -44,6 +44,7 @@ from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxInfo, Sandbo
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.lifetimes import finish
+from firkin.phases import mark
 
 BOOT_WITHIN_S = 60.0
 COPY_WITHIN_S = 600.0
@@ -127,6 +128,7 @@ async def _from_pool(node: Node, order: Order) -> SandboxInfo | None:
 async def _made(node: Node, order: Order) -> Resident:
     node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)  # and on the roster in the same step
     resident = _admit(node, order)
+    mark("admit")
     began = node.clock.monotonic()
     async with resident.lock:
         try:
@@ -167,18 +169,24 @@ async def _bring_up(node: Node, order: Order, resident: Resident) -> None:
         await node.ledger.open(resident, anew=order.sandbox_id is not None)
     except sqlite3.IntegrityError as error:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
+    mark("record")
     plan = await _booted(node, order, resident)
+    mark("boot")
     assert resident.instance is not None
     resident.ref = resident.instance.ref
     await node.egress.lead(_CREATE, resident)
     inside = await node.links.connect(resident)
+    mark("link")
     await node.egress.settle(resident, inside)
+    mark("egress")
     if not (plan.captured and order.tier.captures is SnapshotKind.CONTINUATION):  # else it goes on
         await started_up(_CREATE, inside, resident)
+    mark("start-up")
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     act = Act.POOL if order.pooled else Act.READY
     await node.ledger.move(resident, act, why=Why(cause="its agent answered", actor="engine"))
+    mark("record ready")
 
 
 async def _booted(node: Node, order: Order, resident: Resident) -> BootPlan:

@@ -21,6 +21,7 @@ from firkin.engine.substrate import substrate
 from firkin.engine.warm_pools import Pool
 from firkin.law.errors import FirkinError, SandboxUnavailable, UnsupportedCapability
 from firkin.law.states import Act, EndCause, SandboxState
+from firkin.phases import mark
 
 LEASE_WITHIN_S = 15.0
 _LEASE = "take a sandbox from the warm pool"
@@ -99,6 +100,7 @@ async def _became(node: Node, order: Order, resident: Resident) -> bool:
     try:
         async with resident.turn(_LEASE):
             await node.links.ping(resident)
+            mark("ping")
             await _resize(order, resident)
             await _dress(node, order, resident)
     except UnsupportedCapability:
@@ -125,6 +127,7 @@ async def _dress(node: Node, order: Order, resident: Resident) -> None:
         raise SandboxUnavailable(_LEASE, resident.id, "it has ended")
     if order.spec.network != before.network:
         await put_in_force(node, resident, instance, order.spec.network)
+    mark("limits and policy")
     now = node.clock.now()
     info = replace(order.info(resident.id, now), started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
     resident.info = replace(info, state=before.state)
@@ -132,9 +135,11 @@ async def _dress(node: Node, order: Order, resident: Resident) -> None:
     inside = await node.links.connect(resident)
     resident.inside = inside = replace(inside, env=environment(resident))
     await node.egress.settle(resident, inside)
+    mark("egress")
     node.admission.promote(room, order.resources)
     _pin(node, resident)
     await node.ledger.move(resident, Act.LEASE, why=Why(cause="taken from the warm pool"))
+    mark("record leased")
 
 
 def _pin(node: Node, resident: Resident) -> None:
