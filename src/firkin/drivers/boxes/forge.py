@@ -14,6 +14,7 @@ which is why `warm_up` runs one such report beforehand.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.py's enums cost a child 250 KB of its own pages
 import array
 import gc
 import json
@@ -102,8 +103,8 @@ def answer(channel: socket.socket, facts: dict[str, Any], handle: int = -1) -> N
 
 def become_a_child() -> None:
     """In a fork: a session and signals of its own."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     os.setsid()
 
 
