@@ -128,16 +128,24 @@ def _reap(wakeup: int, ended: Ended) -> None:
             ended(pid, status)
 
 
-def _launch_next(channel: socket.socket, launch: Launch) -> bool:
+def receive(channel: socket.socket) -> tuple[LaunchOrder, list[int]] | None:
+    """The next order and its descriptors; None when the server has gone."""
     message, ancillary, _, _ = channel.recvmsg(_MESSAGE, 4096, socket.MSG_CMSG_CLOEXEC)
     if not message:
-        return False
+        return None
     received = array.array("i")
     for _, _, data in ancillary:
         received.frombytes(data)
-    fds = list(received)
+    return LaunchOrder.decode(message), list(received)
+
+
+def _launch_next(channel: socket.socket, launch: Launch) -> bool:
+    received = receive(channel)
+    if received is None:
+        return False
+    order, fds = received
     try:
-        launch(LaunchOrder.decode(message), fds)
+        launch(order, fds)
     finally:
         for fd in fds:
             os.close(fd)

@@ -55,6 +55,7 @@ class NamespacesTier(HostKernelTier):
     name = NAME
     kind = ""
     helper = "firkin.drivers.namespaces.zygote"
+    mason = "firkin.drivers.namespaces.mason"
 
     def layout(self) -> None:
         return None
