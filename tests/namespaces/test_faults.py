@@ -76,6 +76,44 @@ async def test_creates_go_on_while_launchers_are_killed(driver: NamespacesDriver
     assert await driver.live() == []
 
 
+async def test_creates_go_on_while_masons_are_killed(driver: NamespacesDriver, root: RootFilesystem) -> None:
+    for number in range(8):
+        booting = asyncio.gather(*(driver.boot(plan(f"unlaid{number}x{index}", root)) for index in range(4)))
+        await asyncio.sleep(0.003 * number)  # different instants of the launch, not a wait for something
+        if driver.mason_pid is not None:
+            os.kill(driver.mason_pid, signal.SIGKILL)
+        for instance in await booting:
+            await instance.destroy()
+            await driver.discard(instance.sandbox_id)
+    assert await driver.live() == []
+
+
+async def test_a_ground_that_cannot_be_laid_says_in_which_step(
+    driver: NamespacesDriver, root: RootFilesystem, state: Path
+) -> None:
+    (state / "disks" / "taken.img").touch()
+    with pytest.raises(LaunchFailed, match="step 'disk'"):
+        await driver.boot(plan("taken", root))
+    assert await driver.live() == []
+    instance = await driver.boot(plan("taken", root))  # the undo removed what was in the way
+    await instance.destroy()
+    await driver.discard(instance.sandbox_id)
+
+
+async def test_a_mason_keeps_no_descriptor(driver: NamespacesDriver, root: RootFilesystem, state: Path) -> None:
+    async def after(name: str) -> int:
+        instance = await driver.boot(plan(name, root))
+        await instance.destroy()
+        await driver.discard(instance.sandbox_id)
+        return len(os.listdir(f"/proc/{driver.mason_pid}/fd"))
+
+    before = await after("laid0")
+    (state / "disks" / "laid1.img").touch()
+    with pytest.raises(LaunchFailed):
+        await driver.boot(plan("laid1", root))
+    assert await after("laid2") == before
+
+
 async def test_a_cancelled_caller_leaves_nothing_behind(driver: NamespacesDriver, root: RootFilesystem) -> None:
     for number in range(12):
         booting = asyncio.ensure_future(driver.boot(plan(f"cancelled{number}", root)))  # noqa: TID251 — cancelled below
@@ -141,6 +179,16 @@ async def test_a_launch_that_fails_keeps_no_descriptor(driver: NamespacesDriver,
 
 def _descriptors() -> list[str]:
     return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+async def test_a_burst_beyond_the_ready_slots_is_served_by_new_ones(
+    driver: NamespacesDriver, root: RootFilesystem
+) -> None:
+    born = await asyncio.gather(*(driver.boot(plan(f"burst{number}", root)) for number in range(12)))  # 3 are ready
+    assert len({instance.ref.facts["slot"] for instance in born}) == 12
+    await asyncio.gather(*(instance.destroy() for instance in born))
+    await asyncio.gather(*(driver.discard(instance.sandbox_id) for instance in born))
+    assert await driver.live() == []
 
 
 async def test_a_machine_without_free_slots_says_so_at_once(tmp_path: Path) -> None:

@@ -115,6 +115,10 @@ class BoxDriver:
     def launcher_pid(self) -> int | None:
         return self._launcher.pid if self._launcher else None
 
+    @property
+    def mason_pid(self) -> int | None:
+        return self._mason.pid if self._mason else None
+
     async def capabilities(self) -> Capabilities:
         return self._tier.capabilities(self._trees.layout)
 
@@ -225,8 +229,8 @@ class BoxDriver:
                 yield self._order(plan, slot, grounded=False), fds
                 return
             order = self._order(plan, slot, grounded=True)
-            mine, fds = fds, []
-            async with self._mason.laying(order, [slot.idmap, *mine], mine) as ground:
+            async with self._mason.laying(order, [slot.idmap, *fds], fds) as ground:
+                fds = []  # they are the mason's to close
                 yield order, [ground]
         finally:
             _close(fds, borrowed=())
