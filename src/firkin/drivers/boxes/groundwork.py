@@ -16,6 +16,7 @@ from firkin.law.errors import FirkinError
 from firkin.lifetimes import Children, finish
 
 _SETTLED_WITHIN_S = 30.0
+_Failure = FirkinError | HelperDied
 
 
 class Mason(Launcher):
@@ -43,22 +44,26 @@ class Mason(Launcher):
             if failure is not None and isinstance(error, LaunchFailed):
                 raise failure from error
             raise
-        await work
+        failure = await work
+        if failure is not None:
+            raise failure
 
-    async def _lay(self, order: LaunchOrder, fds: list[int], owned: Sequence[int]) -> None:
+    async def _lay(self, order: LaunchOrder, fds: list[int], owned: Sequence[int]) -> _Failure | None:
+        """What it failed with: whoever waits for the ground raises it."""
         try:
             await self.fork(order, fds)
+        except (FirkinError, HelperDied) as failure:
+            return failure
         finally:
             for fd in (fds[0], *owned):
                 os.close(fd)
+        return None
 
     async def aclose(self) -> None:
         await super().aclose()
         await self._laying.aclose()
 
 
-async def _outcome(work: asyncio.Task[None]) -> FirkinError | HelperDied | None:
-    """Wait for its end; what it failed with."""
+async def _outcome(work: asyncio.Task[_Failure | None]) -> _Failure | None:
     await asyncio.wait({work})
-    failure = None if work.cancelled() else work.exception()
-    return failure if isinstance(failure, FirkinError | HelperDied) else None
+    return None if work.cancelled() else work.result()
