@@ -76,19 +76,7 @@ async def test_creates_go_on_while_launchers_are_killed(driver: NamespacesDriver
     assert await driver.live() == []
 
 
-async def test_creates_go_on_while_masons_are_killed(driver: NamespacesDriver, root: RootFilesystem) -> None:
-    for number in range(8):
-        booting = asyncio.gather(*(driver.boot(plan(f"unlaid{number}x{index}", root)) for index in range(4)))
-        await asyncio.sleep(0.003 * number)  # different instants of the launch, not a wait for something
-        if driver.mason_pid is not None:
-            os.kill(driver.mason_pid, signal.SIGKILL)
-        for instance in await booting:
-            await instance.destroy()
-            await driver.discard(instance.sandbox_id)
-    assert await driver.live() == []
-
-
-async def test_a_ground_that_cannot_be_laid_says_in_which_step(
+async def test_a_disk_that_cannot_be_made_is_named_and_undone(
     driver: NamespacesDriver, root: RootFilesystem, state: Path
 ) -> None:
     (state / "disks" / "taken.img").touch()
@@ -98,20 +86,6 @@ async def test_a_ground_that_cannot_be_laid_says_in_which_step(
     instance = await driver.boot(plan("taken", root))  # the undo removed what was in the way
     await instance.destroy()
     await driver.discard(instance.sandbox_id)
-
-
-async def test_a_mason_keeps_no_descriptor(driver: NamespacesDriver, root: RootFilesystem, state: Path) -> None:
-    async def after(name: str) -> int:
-        instance = await driver.boot(plan(name, root))
-        await instance.destroy()
-        await driver.discard(instance.sandbox_id)
-        return len(os.listdir(f"/proc/{driver.mason_pid}/fd"))
-
-    before = await after("laid0")
-    (state / "disks" / "laid1.img").touch()
-    with pytest.raises(LaunchFailed):
-        await driver.boot(plan("laid1", root))
-    assert await after("laid2") == before
 
 
 async def test_a_cancelled_caller_leaves_nothing_behind(driver: NamespacesDriver, root: RootFilesystem) -> None:

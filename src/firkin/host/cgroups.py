@@ -128,10 +128,6 @@ class Trees:
             os.close(fd)
         self._folders.clear()
 
-    def folders(self) -> tuple[int, ...]:
-        """The descriptors that `open` opened."""
-        return tuple(self._folders.values())
-
     def remove_if_empty(self) -> None:
         """Remove the server's own directories; those with sandboxes in them stay."""
         for root in set(self.layout.roots.values()):

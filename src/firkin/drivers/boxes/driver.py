@@ -6,14 +6,13 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from firkin.drivers.boxes.captures import IMAGE, DiskThreads
 from firkin.drivers.boxes.commits import copy_layer
 from firkin.drivers.boxes.discards import Discards
-from firkin.drivers.boxes.groundwork import Mason
 from firkin.drivers.boxes.instance import BoxInstance, Surroundings
 from firkin.drivers.boxes.launcher import Launcher, LaunchFailed, read_report, settled
 from firkin.drivers.boxes.links import AgentLink, remove_place
@@ -73,7 +72,6 @@ class BoxDriver:
         self._volumes = VolumeDisks(state_dir / "volumes")
         self._keeps_volumes = True
         self._launcher: Launcher | None = None
-        self._mason: Mason | None = None
         self._instances: dict[SandboxId, BoxInstance] = {}
         self._around = Surroundings(
             tier=tier,
@@ -115,10 +113,6 @@ class BoxDriver:
     def launcher_pid(self) -> int | None:
         return self._launcher.pid if self._launcher else None
 
-    @property
-    def mason_pid(self) -> int | None:
-        return self._mason.pid if self._mason else None
-
     async def capabilities(self) -> Capabilities:
         return self._tier.capabilities(self._trees.layout)
 
@@ -141,20 +135,18 @@ class BoxDriver:
 
     async def _start_launcher(self) -> None:
         told = await self._tier.prepare(self._state, self._ground.run_folder(f"{self._tier.kind}-runtime"))
-        setup = {
-            "label": self._trees.label,
-            "groups": self._trees.layout.as_object(),
-            "disks": str(self._disks),
-            "scratch": str(self._state / "launcher"),
-            "detached": not self._options.attached_layers and takes_descriptors(),
-            **told,
-        }
-        self._launcher = Launcher(self._tier.helper, setup)
-        if self._tier.mason and setup["detached"]:  # an attached layer is one's in whose mounts it is
-            self._mason = Mason(self._tier.mason, setup)
-            await asyncio.gather(self._launcher.start(), self._mason.start())
-        else:
-            await self._launcher.start()
+        self._launcher = Launcher(
+            self._tier.helper,
+            {
+                "label": self._trees.label,
+                "groups": self._trees.layout.as_object(),
+                "disks": str(self._disks),
+                "scratch": str(self._state / "launcher"),
+                "detached": not self._options.attached_layers and takes_descriptors(),
+                **told,
+            },
+        )
+        await self._launcher.start()
 
     async def boot(self, plan: BootPlan) -> BoxInstance:
         if plan.sandbox_id in self._instances:
@@ -179,23 +171,19 @@ class BoxDriver:
 
     async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int], before: Traffic) -> BoxInstance:
         assert self._launcher is not None, "start() comes first"
+        image = await self._image(plan)
         path = str(self._sockets / plan.sandbox_id)
         report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        fds: list[int] = [said]
+        fds: list[int] = [image]
         borrowed = (slot.user, slot.network, slot.idmap)
         launched: Launched | None = None
         link: AgentLink | None = None
         try:
             first, link = self._tier.listen(path)
-            fds[:0] = [first]
-            fds[2:] = [slot.user, slot.idmap, slot.network]
-            async with (
-                asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S),
-                self._ground_for(plan, slot) as (order, ground),
-            ):
-                shared = [open_tree(source) for source in plan.root.shared.values()]
-                fds += shared
-                launched = await self._launcher.fork(order, [*fds[:5], *ground, *shared, *volumes])
+            fds[:0] = [first, said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
+            fds += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
+            async with asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S):
+                launched = await self._launcher.fork(self._order(plan, slot), [*fds, *volumes])
                 _close(fds, borrowed=borrowed)
                 began = start_time(launched.pid) or 0  # now, for it has something to do meanwhile
                 await read_report(report)
@@ -215,26 +203,6 @@ class BoxDriver:
         ref = self._ref(plan.sandbox_id, launched.pid, began, slot, before)
         return self._instance(plan.sandbox_id, ref, launched.pidfd, slot, link)
 
-    @asynccontextmanager
-    async def _ground_for(self, plan: BootPlan, slot: Slot) -> AsyncIterator[tuple[LaunchOrder, list[int]]]:
-        """The order, and the descriptors that bring its process limits, disk and layers, while the block lasts.
-
-        The mason makes them unless that may take long: then the others would wait for it.
-        """
-        fds = [open_tree(plan.root.base)]
-        try:
-            fds.append(await self._image(plan))
-            fds += [open_tree(source) for source in plan.root.layers]
-            if self._mason is None or plan.captured or plan.continues:
-                yield self._order(plan, slot, grounded=False), fds
-                return
-            order = self._order(plan, slot, grounded=True)
-            async with self._mason.laying(order, [slot.idmap, *fds], fds) as ground:
-                fds = []  # they are the mason's to close
-                yield order, [ground]
-        finally:
-            _close(fds, borrowed=())
-
     async def _image(self, plan: BootPlan) -> int:
         """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""
         if plan.continues:
@@ -253,12 +221,11 @@ class BoxDriver:
             raise
         return image
 
-    def _order(self, plan: BootPlan, slot: Slot, *, grounded: bool) -> LaunchOrder:
+    def _order(self, plan: BootPlan, slot: Slot) -> LaunchOrder:
         return LaunchOrder(
             sandbox_id=str(plan.sandbox_id),
             slot=slot.numbers.slot,
             first_uid=slot.numbers.first_uid,
-            grounded=grounded,
             loop=list(slot.loop),
             continues=plan.continues,
             restored=bool(plan.captured),
@@ -412,9 +379,8 @@ class BoxDriver:
         await self._around.background.aclose()
         for instance in list(self._instances.values()):
             instance.let_go()
-        for helper in (self._launcher, self._mason):
-            if helper is not None:
-                await helper.aclose()
+        if self._launcher is not None:
+            await self._launcher.aclose()
         self._around.disk_threads.close()
         await asyncio.to_thread(self._discards.close)
         if self._keeps_volumes:

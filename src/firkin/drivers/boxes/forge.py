@@ -141,24 +141,16 @@ def _reap(wakeup: int, ended: Ended) -> None:
             ended(pid, status)
 
 
-def receive(channel: socket.socket) -> tuple[LaunchOrder, list[int]] | None:
-    """The next order and its descriptors; None when the server has gone."""
+def _launch_next(channel: socket.socket, launch: Launch) -> bool:
     message, ancillary, _, _ = channel.recvmsg(_MESSAGE, 4096, socket.MSG_CMSG_CLOEXEC)
     if not message:
-        return None
+        return False
     received = array.array("i")
     for _, _, data in ancillary:
         received.frombytes(data)
-    return LaunchOrder.decode(message), list(received)
-
-
-def _launch_next(channel: socket.socket, launch: Launch) -> bool:
-    received = receive(channel)
-    if received is None:
-        return False
-    order, fds = received
+    fds = list(received)
     try:
-        launch(order, fds)
+        launch(LaunchOrder.decode(message), fds)
     finally:
         for fd in fds:
             os.close(fd)

@@ -12,8 +12,6 @@ import json
 from typing import Any
 
 DESCRIPTORS = ("listener", "report", "user_namespace", "idmap_namespace", "network_namespace", "base", "image")
-GROUND = ("ground", "idmap_namespace", "base", "image")  # a mason's, then the layers above the base
-ON_GROUND = ("listener", "report", "user_namespace", "idmap_namespace", "network_namespace", "ground")
 VOLUMES = "volumes"  # the step that attaches them: its failures may be the request's fault
 
 
@@ -23,8 +21,6 @@ class LaunchOrder:
     The descriptor ``image`` is the disk to copy; with `continues` it is the
     sandbox's own, used as it is. `restored`: the files were another sandbox's.
     `weighed`: the sandbox's control group has a share of the processors of its own.
-    `grounded`: limits, disk and overlay are another's to make, who sends the overlay on the
-    socket ``ground``; the descriptors are `ON_GROUND`, and no layers are among them.
     Each of `volumes` is a path inside and whether it is read-only.
     """
 
@@ -32,7 +28,6 @@ class LaunchOrder:
         "continues",
         "disk_bytes",
         "first_uid",
-        "grounded",
         "hardened",
         "hidden",
         "hostname",
@@ -54,7 +49,6 @@ class LaunchOrder:
     sandbox_id: str
     slot: int
     first_uid: int
-    grounded: bool
     loop: list[int]
     continues: bool
     restored: bool

@@ -32,11 +32,6 @@ class Tier(Protocol):
         ...
 
     @property
-    def mason(self) -> str:
-        """The module of the process that lays the ground of its sandboxes; empty where who starts them does."""
-        ...
-
-    @property
     def has_hosts_loopback(self) -> bool:
         """Whether loopback inside is that of the slot's network namespace, so that a socket made there reaches it."""
         ...
@@ -95,7 +90,6 @@ class HostKernelTier:
     """What tiers have in common in which the host's kernel answers and the agent listens at a socket."""
 
     has_hosts_loopback = True
-    mason = ""
 
     def listen(self, path: str) -> tuple[int, AgentLink]:
         return listening_agent(path)

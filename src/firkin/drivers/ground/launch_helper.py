@@ -17,17 +17,13 @@ _UP_WITHIN_S = 20.0
 
 
 class Launched:
-    """A process that was launched: its id and a descriptor that stands for it. 0 and -1: no process was wanted."""
+    """A process that was launched: its id and a descriptor that stands for it."""
 
     __slots__ = ("pid", "pidfd")
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
-
-    def close(self) -> None:
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
 
 
 class LaunchHelper:
@@ -70,7 +66,7 @@ class LaunchHelper:
             return await answer
         except (asyncio.CancelledError, TimeoutError):
             if answer.done() and not answer.cancelled() and answer.exception() is None:
-                answer.result().close()
+                os.close(answer.result().pidfd)
             raise
         finally:
             self._pending.pop(name, None)
@@ -83,7 +79,7 @@ class LaunchHelper:
         except asyncio.CancelledError:
             await finish(_settled(launching), within_s=_UP_WITHIN_S)
             if not launching.cancelled() and launching.exception() is None:
-                launching.result().close()
+                os.close(launching.result().pidfd)
             raise
 
     async def _read_answers(self) -> None:
@@ -119,7 +115,7 @@ class LaunchHelper:
             for fd in fds:
                 os.close(fd)
         elif "pid" in answer:
-            waiting.set_result(Launched(answer["pid"], fds[0] if fds else -1))
+            waiting.set_result(Launched(answer["pid"], fds[0]))
         else:
             waiting.set_exception(self._failure(answer))
 

@@ -68,7 +68,6 @@ class GvisorTier:
     name = NAME
     kind = NAME
     helper = "firkin.drivers.gvisor.carpenter"
-    mason = ""
     has_hosts_loopback = False
 
     def __init__(self, platform: str, *, runtime_within_s: float = RUNTIME_WITHIN_S) -> None:

@@ -55,7 +55,6 @@ class NamespacesTier(HostKernelTier):
     name = NAME
     kind = ""
     helper = "firkin.drivers.namespaces.zygote"
-    mason = "firkin.drivers.namespaces.mason"
 
     def layout(self) -> None:
         return None

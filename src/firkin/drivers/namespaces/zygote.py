@@ -6,7 +6,6 @@ the server dies, and answers on its own socket.
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 import sys
@@ -14,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from firkin.drivers.boxes import forge, places, storage, volume_mounts
-from firkin.drivers.boxes.orders import DESCRIPTORS, ON_GROUND, VOLUMES, LaunchOrder
+from firkin.drivers.boxes.orders import DESCRIPTORS, VOLUMES, LaunchOrder
 from firkin.drivers.namespaces import confinement, view
 from firkin.guest import identity
 from firkin.guest.agent import Agent
@@ -93,12 +92,11 @@ def _launch(channel: socket.socket, order: LaunchOrder, fds: list[int], workshop
 
 def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoReturn:
     """A failure is reported on the report pipe with the step that it happened in."""
-    names = ON_GROUND if order.grounded else DESCRIPTORS
-    given = dict(zip(names, fds, strict=False))
+    given = dict(zip(DESCRIPTORS, fds, strict=False))
     step = ["start"]
     try:
         forge.become_a_child()
-        plan = _set_up(order, given, fds[len(names) :], workshop, step)
+        plan = _set_up(order, given, fds[len(DESCRIPTORS) :], workshop, step)
         step[0] = "identity"
         identity.settle(order.hostname, machine_id=order.machine_id, restored=order.restored)
         step[0] = "agent"
@@ -120,27 +118,21 @@ def _set_up(
 ) -> SpawnPlan:
     """The whole road from host root to an empty room, in order; `step` names where we are."""
     trees = workshop.trees
-    first_shared = 0 if order.grounded else order.layers
-    first_volume = first_shared + len(order.shared)
-    layers, shared, volumes = beside[:first_shared], beside[first_shared:first_volume], beside[first_volume:]
+    first_volume = order.layers + len(order.shared)
+    layers, shared, volumes = beside[: order.layers], beside[order.layers : first_volume], beside[first_volume:]
     step[0] = "limits"
-    if not order.grounded:
-        trees.make(order.sandbox_id, cgroups.Limits(order.memory_bytes, order.pids, order.vcpus))
-        trees.join_box(order.sandbox_id)
-        step[0] = "disk"
-        disk = storage.make_disk(order, given["image"], workshop.disks)
+    trees.make(order.sandbox_id, cgroups.Limits(order.memory_bytes, order.pids, order.vcpus))
+    trees.join_box(order.sandbox_id)
+    step[0] = "disk"
+    disk = storage.make_disk(order, given["image"], workshop.disks)
     step[0] = "namespaces"
-    syscalls.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS)
+    syscalls.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
     syscalls.setns(given["network_namespace"], CLONE_NEWNET)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
     syscalls.sethostname(order.hostname)
     step[0] = "overlay"
-    if order.grounded:
-        root = _received(given["ground"])
-        trees.join_box(order.sandbox_id)
-    else:
-        root = storage.overlay([given["base"], *layers], disk, given["idmap_namespace"], detached=workshop.detached)
-    syscalls.unshare(CLONE_NEWCGROUP)  # whose root is where the process is now
+    lowers = [given["base"], *layers]
+    root = storage.overlay(lowers, disk, given["idmap_namespace"], detached=workshop.detached)
     step[0] = "mounts"
     view.assemble(root, order.first_uid)
     for tree, path in zip(shared, order.shared, strict=True):
@@ -160,18 +152,6 @@ def _set_up(
     keep = (given["listener"], given["report"], *enter, *leave)
     confinement.confine(order, given["user_namespace"], keep, workshop.program, workshop.last_capability)
     return SpawnPlan(enter=enter, leave=leave, nofile=order.nofile, hardened=order.hardened)
-
-
-def _received(ground: int) -> int:
-    """The overlay that the mason made. It hangs up without a word when it could not, having told the server why."""
-    with socket.socket(fileno=ground) as mason:
-        _, ancillary, _, _ = mason.recvmsg(1, 64, socket.MSG_CMSG_CLOEXEC)
-    received = array.array("i")
-    for _, _, data in ancillary:
-        received.frombytes(data)
-    if not received:
-        raise ConnectionError("the mason laid no ground")
-    return received[0]
 
 
 if __name__ == "__main__":
