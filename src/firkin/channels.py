@@ -149,3 +149,9 @@ async def over_unix(path: str, *, within_s: float) -> StreamChannel:
     async with asyncio.timeout(within_s):
         reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
     return StreamChannel(reader, writer)
+
+
+async def over_connected(connected: socket.socket) -> StreamChannel:
+    """As `over_unix`, for a Unix socket that is connected already; takes it over."""
+    reader, writer = await asyncio.open_unix_connection(sock=connected, limit=1 << 20)
+    return StreamChannel(reader, writer)

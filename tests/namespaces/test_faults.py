@@ -76,6 +76,18 @@ async def test_creates_go_on_while_launchers_are_killed(driver: NamespacesDriver
     assert await driver.live() == []
 
 
+async def test_a_disk_that_cannot_be_made_is_named_and_undone(
+    driver: NamespacesDriver, root: RootFilesystem, state: Path
+) -> None:
+    (state / "disks" / "taken.img").touch()
+    with pytest.raises(LaunchFailed, match="step 'disk'"):
+        await driver.boot(plan("taken", root))
+    assert await driver.live() == []
+    instance = await driver.boot(plan("taken", root))  # the undo removed what was in the way
+    await instance.destroy()
+    await driver.discard(instance.sandbox_id)
+
+
 async def test_a_cancelled_caller_leaves_nothing_behind(driver: NamespacesDriver, root: RootFilesystem) -> None:
     for number in range(12):
         booting = asyncio.ensure_future(driver.boot(plan(f"cancelled{number}", root)))  # noqa: TID251 — cancelled below
@@ -141,6 +153,16 @@ async def test_a_launch_that_fails_keeps_no_descriptor(driver: NamespacesDriver,
 
 def _descriptors() -> list[str]:
     return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+async def test_a_burst_beyond_the_ready_slots_is_served_by_new_ones(
+    driver: NamespacesDriver, root: RootFilesystem
+) -> None:
+    born = await asyncio.gather(*(driver.boot(plan(f"burst{number}", root)) for number in range(12)))  # 3 are ready
+    assert len({instance.ref.facts["slot"] for instance in born}) == 12
+    await asyncio.gather(*(instance.destroy() for instance in born))
+    await asyncio.gather(*(driver.discard(instance.sandbox_id) for instance in born))
+    assert await driver.live() == []
 
 
 async def test_a_machine_without_free_slots_says_so_at_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from firkin.bootstrap.addresses import require_address
 from firkin.bootstrap.composition import ensure_template, open_backend
@@ -24,7 +25,6 @@ from firkin.bootstrap.state_files import (
     server_secret,
     write_server_record,
 )
-from firkin.bootstrap.tls import ServedCertificate, served_certificate
 from firkin.e2b.app import build_app
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.server import serving
@@ -32,6 +32,9 @@ from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
 from firkin.settings import Settings
 from firkin.version import VERSION
+
+if TYPE_CHECKING:
+    from firkin.bootstrap.tls import ServedCertificate
 
 GRACE_S = 5.0
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -41,7 +44,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until a signal ends it. `announce` gets the URL once requests are answered."""
     start_log(settings.log_level)
     require_address(settings.host, settings.port)
-    certificate = served_certificate(settings)
+    certificate = _certificate(settings)
     make_state_dir(settings.state_dir)
     with _Stop().installed() as stop:
         try:
@@ -55,6 +58,14 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             if not stop.asked:
                 raise
         event("stopped")
+
+
+def _certificate(settings: Settings) -> ServedCertificate | None:
+    if not settings.tls and settings.tls_cert is None and settings.tls_key is None:
+        return None
+    from firkin.bootstrap.tls import served_certificate  # X.509 takes 7 MB, and few servers need it
+
+    return served_certificate(settings)
 
 
 async def _serve_http(

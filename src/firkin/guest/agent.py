@@ -52,9 +52,10 @@ class Agent:
 
     __slots__ = ("_entries", "_listener", "_machine", "_operations", "_spare", "_spawner", "_wakeup", "loop")
 
-    def __init__(self) -> None:
+    def __init__(self, accounts: Accounts | None = None) -> None:
+        """`accounts`: by default those of the root that it will be in."""
         self.loop = Loop()
-        accounts = Accounts()
+        accounts = accounts or Accounts()
         self._entries = entries = Entries(accounts)
         self._spawner = Spawner()
         processes = ProcessOperations(self.loop, accounts, self._spawner)

@@ -19,6 +19,7 @@ from firkin.host.syscalls import (
     CLONE_NEWUSER,
     PR_SET_KEEPCAPS,
     PR_SET_PDEATHSIG,
+    close_all_but,
     prctl,
     raise_permitted,
     unshare,
@@ -74,8 +75,7 @@ def _in_child(base: int, maps: str, inside: Callable[[], None], names: tuple[str
     told_read, told_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        os.close(mapped_write)
-        os.close(told_read)
+        close_all_but((mapped_read, told_write))  # another thread's pipe, held here, would hold up another's child
         _child(base, inside, told_write, mapped_read)
     os.close(mapped_read)
     os.close(told_write)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from firkin.drivers.boxes.captures import IMAGE, DiskThreads
 from firkin.drivers.boxes.commits import copy_layer
+from firkin.drivers.boxes.discards import Discards
 from firkin.drivers.boxes.instance import BoxInstance, Surroundings
 from firkin.drivers.boxes.launcher import Launcher, LaunchFailed, read_report, settled
 from firkin.drivers.boxes.links import AgentLink, remove_place
@@ -68,6 +69,7 @@ class BoxDriver:
         self._disks = state_dir / "disks"
         self._sockets = self._ground.run_folder(tier.kind)
         self._bases = BaseDisks(self._disks)
+        self._discards = Discards(self._disks)
         self._volumes = VolumeDisks(state_dir / "volumes")
         self._keeps_volumes = True
         self._launcher: Launcher | None = None
@@ -121,6 +123,7 @@ class BoxDriver:
     async def start(self) -> None:
         for folder in (self._disks, self._sockets, self._state / "launcher"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(self._discards.sweep)
         self._trees.open()
         if self._keeps_volumes:
             await self._volumes.start()
@@ -186,6 +189,7 @@ class BoxDriver:
                 launched = await self._launcher.fork(self._order(plan, slot), [*fds, *volumes])
                 mark("fork")
                 _close(fds, borrowed=borrowed)
+                began = start_time(launched.pid) or 0  # now, for it has something to do meanwhile
                 await read_report(report)
                 mark("set-up")
                 await link.ready()
@@ -201,7 +205,7 @@ class BoxDriver:
             raise
         finally:
             os.close(report)
-        ref = self._ref(plan.sandbox_id, launched, slot, before)
+        ref = self._ref(plan.sandbox_id, launched.pid, began, slot, before)
         return self._instance(plan.sandbox_id, ref, launched.pidfd, slot, link)
 
     async def _image(self, plan: BootPlan) -> int:
@@ -246,10 +250,10 @@ class BoxDriver:
             traced=current() is not None,
         )
 
-    def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, before: Traffic) -> InstanceRef:
+    def _ref(self, sandbox_id: SandboxId, pid: int, began: int, slot: Slot, before: Traffic) -> InstanceRef:
         facts: dict[str, int | str] = {
-            "pid": launched.pid,
-            "start_time": start_time(launched.pid) or 0,
+            "pid": pid,
+            "start_time": began,
             "slot": slot.numbers.slot,
             "traffic_before": before.as_text(),
             "socket": str(self._sockets / sandbox_id),
@@ -372,7 +376,7 @@ class BoxDriver:
             pool.give_back(slot)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
-        await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)
+        await self._discards.discard(self._disk(sandbox_id))
 
     async def live(self) -> Sequence[SandboxId]:
         return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
@@ -384,6 +388,7 @@ class BoxDriver:
         if self._launcher is not None:
             await self._launcher.aclose()
         self._around.disk_threads.close()
+        await asyncio.to_thread(self._discards.close)
         if self._keeps_volumes:
             await self._volumes.aclose()
         if await asyncio.to_thread(leave_host, self._trees, self._sockets):

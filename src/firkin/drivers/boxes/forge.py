@@ -14,6 +14,7 @@ which is why `warm_up` runs one such report beforehand.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.py's enums cost a child 250 KB of its own pages
 import array
 import gc
 import json
@@ -32,6 +33,7 @@ from firkin.host import syscalls
 from firkin.host.syscalls import CLONE_NEWNS, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
 
 _MESSAGE = 1 << 20
+_FILLED = 64 * 1024
 _FOLDERS = ("m", "loop", "lower", "disk", "empty")
 
 Launch = Callable[[LaunchOrder, list[int]], None]
@@ -64,16 +66,28 @@ def own_root(scratch: str, bring: Callable[[str], None] = lambda _: None, *, mod
     syscalls.pivot_into_cwd()
 
 
-def warm_up() -> None:
-    """Run everything once that would import lazily, then freeze the heap."""
+def warm_up() -> list[object]:
+    """Run everything once that would import lazily, then freeze the heap. What is returned must be kept."""
     try:
         raise OSError(1, "warm-up")
     except OSError:
         traceback.format_exc()
     Failure.decode(Failure("warm-up", 0, "é\udcff").encode())
     gc.collect()
+    filler = _fill_gaps()
     gc.freeze()
     gc.disable()
+    return filler
+
+
+def _fill_gaps() -> list[object]:
+    """Use up the free places between objects, so that what a fork makes anew lies together on pages of its own.
+
+    Python's allocator has places of 16 to 512 bytes and begins with the free ones
+    that it has; they are scattered over pages that a fork would otherwise share.
+    """
+    empty = b"".__sizeof__()
+    return [bytes(size - empty) for size in range(48, 513, 16) for _ in range(_FILLED // size)]
 
 
 def serve(channel: socket.socket, launch: Launch, ended: Ended = lambda pid, status: None) -> None:
@@ -103,8 +117,8 @@ def answer(channel: socket.socket, facts: dict[str, Any], handle: int = -1) -> N
 
 def become_a_child() -> None:
     """In a fork: a session and signals of its own."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     os.setsid()
 
 

@@ -8,7 +8,7 @@ import socket
 from contextlib import suppress
 from typing import Protocol
 
-from firkin.channels import over_unix
+from firkin.channels import over_connected, over_unix
 from firkin.law.ports import ByteChannel
 
 
@@ -29,19 +29,29 @@ class AgentLink(Protocol):
 
 
 class ListeningAgent:
-    """The agent has a listening socket, whose name only the host sees."""
+    """The agent has a listening socket, whose name only the host sees.
 
-    def __init__(self, path: str) -> None:
+    The first conversation may have been asked for before there was an agent: then its
+    greeting is on the way as soon as it can speak.
+    """
+
+    def __init__(self, path: str, called: socket.socket | None = None) -> None:
         self._path = path
+        self._called = called
 
     async def ready(self) -> None:
         """It listens before it says that it is ready."""
 
     async def dial(self, within_s: float) -> ByteChannel:
+        called, self._called = self._called, None
+        if called is not None:
+            return await over_connected(called)
         return await over_unix(self._path, within_s=within_s)
 
     def close(self) -> None:
-        """Nothing is open between conversations."""
+        called, self._called = self._called, None
+        if called is not None:
+            called.close()
 
 
 def listening_agent(path: str) -> tuple[int, AgentLink]:
@@ -51,7 +61,13 @@ def listening_agent(path: str) -> tuple[int, AgentLink]:
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen(16)
-        return listener.detach(), ListeningAgent(path)
+        called = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            called.connect(path)  # into the queue of who listens, at once
+        except BaseException:
+            called.close()
+            raise
+        return listener.detach(), ListeningAgent(path, called)
 
 
 def remove_place(path: str) -> None:

@@ -16,14 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firkin.drivers.ground.slots import Slot, SlotPool
-from firkin.gateway.authorities import Authority, new_authority
 from firkin.gateway.confinement import CALLS
 from firkin.gateway.denials import Denial, destination_of, rule_of
 from firkin.gateway.keeper import Gateway
 from firkin.gateway.orders import SandboxOrder, Setup
-from firkin.host import certificates
 from firkin.host.firewall import Doors, Firewall, FirewallUnavailable, led_group
 from firkin.host.networks import SandboxNetworks
 from firkin.host.seccomp import SeccompUnavailable, compiled
@@ -33,6 +32,9 @@ from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import RefusedFlow
 from firkin.law.reach import Reach
 from firkin.lifetimes import Children, finish
+
+if TYPE_CHECKING:
+    from firkin.gateway.authorities import Authority
 
 IDLE_S = 30.0
 _BACKLOG = 1024
@@ -148,6 +150,9 @@ class Gateways:
         domains = tuple(sorted(rule.domain for rule in policy.rules))
         if not domains:
             return None
+        from firkin.gateway.authorities import new_authority  # X.509 takes 7 MB, and few servers need it
+        from firkin.host import certificates
+
         known = self._trusted.get(address)
         if known is None or known.domains != domains or not known.authority.serves(certificates.now()):
             known = self._trusted[address] = _Trusted(domains, new_authority(domains))

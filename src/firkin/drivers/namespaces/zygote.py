@@ -18,6 +18,7 @@ from firkin.drivers.namespaces import confinement, view
 from firkin.guest import identity
 from firkin.guest.agent import Agent
 from firkin.guest.disguise import overwrite_arguments
+from firkin.guest.rehearsal import rehearse
 from firkin.guest.spawn import SpawnPlan
 from firkin.host import cgroups, syscalls
 from firkin.host.syscalls import (
@@ -53,10 +54,12 @@ def main(control: int, parent: int) -> None:
     """Serve launch orders on the SEQPACKET socket `control` until the server closes it or dies."""
     channel, setup = forge.begin(control, parent)
     workshop = _prepare(setup)
+    rehearse()
     overwrite_arguments(NAME)
     forge.own_root(setup["scratch"])
-    forge.warm_up()
+    kept = forge.warm_up()
     forge.serve(channel, lambda order, fds: _launch(channel, order, fds, workshop))
+    kept.clear()
 
 
 def _prepare(setup: dict[str, Any]) -> Workshop:  # the JSON that `Launcher` sends
