@@ -18,6 +18,7 @@ from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
+from firkin.engine.launches import Launches, launches_at_once
 from firkin.engine.layer_uses import LayerKeeping, roots_in_use
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
@@ -35,6 +36,7 @@ from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.waiting_line import WaitingLine
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.engine.workshop import Workshop
 from firkin.host.layer_store import LayerStore
@@ -74,7 +76,8 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     secrets = None
     if ground.server_secret is not None:
         secrets = SecretStore(records, clock=clock, server_secret=ground.server_secret)
-    admission = Admission(policies.capacity, ground.gauge)
+    admission, spare = Admission(policies.capacity, ground.gauge), SpareRoom()
+    line = WaitingLine(admission, spare, clock=clock, children=ground.children, policy=policies.backpressure)
     workshop = Workshop(
         BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
     )
@@ -101,7 +104,9 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         roster=roster,
         admission=admission,
         gauge=ground.gauge,
-        spare=SpareRoom(),
+        spare=spare,
+        line=line,
+        launches=Launches(admission, policies.backpressure.launches_at_once or launches_at_once()),
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,
         keeping=keeping,

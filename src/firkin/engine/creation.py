@@ -22,6 +22,7 @@ from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import check_sandbox, deadline_after
 from firkin.engine.startups import Surroundings, start_up
 from firkin.engine.substrate import substrate
+from firkin.engine.waiting_line import Ticket, Wish
 from firkin.engine.watching import watch
 from firkin.law.backend import TierStatus
 from firkin.law.capabilities import CapabilityName
@@ -98,7 +99,7 @@ async def create_on(
     await node.egress.check(_CREATE, spec.owner, spec.network)
     node.volumes.wanted(_CREATE, spec.owner, spec.volumes)  # and on the roster in the same step, without a wait
     order = _Order(spec, foundation, tier, resources, lifetime_s, sandbox_id)
-    resident = _admit(node, order)
+    resident = await _admit(node, order)
     began = node.clock.monotonic()
     async with resident.lock:
         try:
@@ -111,23 +112,32 @@ async def create_on(
     return resident.info
 
 
-def _admit(node: Node, order: _Order) -> Resident:
-    """Room, a name and a place on the roster, all at once."""
-    if order.sandbox_id is not None and order.sandbox_id in node.roster:
-        raise AlreadyExists(_CREATE, ResourceKind.SANDBOX, order.sandbox_id)
+async def _admit(node: Node, order: _Order) -> Resident:
+    """Room, a name and a place on the roster. With room there, all at once; whoever had to wait is checked again."""
+    _check_free(node, order)
+    wish = Wish(_CREATE, order.resources, lambda: node.admission.reserve(order.resources))
+    template = node.templates.hold(order.foundation.origin)  # its files stay while room is waited for
+    reservation = None
     try:
-        reservation = node.admission.reserve(order.resources)
-    except CapacityRejected:
-        node.figures.refused += 1
+        reservation = await node.line.admitted(wish, Ticket(order.spec.owner))
+        _check_free(node, order)
+        node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)
+        resident = Resident(
+            info=_first_info(node, order), origin=order.foundation.origin, reservation=reservation, template=template
+        )
+    except BaseException as failure:
+        node.figures.refused += isinstance(failure, CapacityRejected)
+        template.release()
+        if reservation is not None:
+            reservation.release()
         raise
-    resident = Resident(
-        info=_first_info(node, order),
-        origin=order.foundation.origin,
-        reservation=reservation,
-        template=node.templates.hold(order.foundation.origin),
-    )
     node.roster.add(resident)
     return resident
+
+
+def _check_free(node: Node, order: _Order) -> None:
+    if order.sandbox_id is not None and order.sandbox_id in node.roster:
+        raise AlreadyExists(_CREATE, ResourceKind.SANDBOX, order.sandbox_id)
 
 
 def _first_info(node: Node, order: _Order) -> SandboxInfo:
@@ -181,7 +191,10 @@ async def _booted(node: Node, order: _Order, resident: Resident) -> BootPlan:
         plan = _boot_plan(node, order, resident, started)
         within_s = COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S
         try:
-            async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
+            async with (
+                node.launches.turn(_CREATE),
+                substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id),
+            ):
                 resident.instance = await node.driver.boot(plan)
         except SnapshotIntegrityFailure:
             if not (started and again):

@@ -14,6 +14,7 @@ from firkin.engine.deadlines import Deadlines
 from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.figures import Figures
+from firkin.engine.launches import Launches
 from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
@@ -30,6 +31,7 @@ from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.waiting_line import WaitingLine
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver
@@ -57,6 +59,8 @@ class Node:
     admission: Admission
     gauge: HostGauge
     spare: SpareRoom
+    line: WaitingLine
+    launches: Launches
     deadlines: Deadlines
     templates: TemplateRegistry
     keeping: LayerKeeping
