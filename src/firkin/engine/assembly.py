@@ -18,6 +18,7 @@ from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
+from firkin.engine.idle_disks import IdleDisks
 from firkin.engine.launches import Launches, launches_at_once
 from firkin.engine.layer_uses import LayerKeeping, roots_in_use
 from firkin.engine.ledger import Ledger
@@ -25,6 +26,7 @@ from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
 from firkin.engine.node import Node, room_on_disk
 from firkin.engine.port_exposures import PortExposures
+from firkin.engine.pressure import Hands, Pressure
 from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
@@ -32,6 +34,7 @@ from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.spare import SpareRoom
+from firkin.engine.stalls import StallGauge
 from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
@@ -66,6 +69,7 @@ class Ground:
     offer: Capabilities
     tiers: Tiers
     server_secret: bytes | None = None
+    stalls: StallGauge | None = None
 
 
 def assemble(ground: Ground, policies: Policies) -> Node:
@@ -78,6 +82,15 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         secrets = SecretStore(records, clock=clock, server_secret=ground.server_secret)
     admission, spare = Admission(policies.capacity, ground.gauge), SpareRoom()
     line = WaitingLine(admission, spare, clock=clock, children=ground.children, policy=policies.backpressure)
+    launches = Launches(admission, policies.backpressure.launches_at_once or launches_at_once())
+    hands = Hands(
+        admission=admission,
+        gauge=ground.gauge,
+        spare=spare,
+        line=line,
+        launches=launches,
+        idle_disks=IdleDisks(roster),
+    )
     workshop = Workshop(
         BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
     )
@@ -106,7 +119,8 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         gauge=ground.gauge,
         spare=spare,
         line=line,
-        launches=Launches(admission, policies.backpressure.launches_at_once or launches_at_once()),
+        launches=launches,
+        pressure=Pressure(hands, policies, clock, ground.stalls),
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,
         keeping=keeping,

@@ -20,6 +20,7 @@ from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
 from firkin.engine.port_exposures import PortExposures
+from firkin.engine.pressure import Pressure
 from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
@@ -61,6 +62,7 @@ class Node:
     spare: SpareRoom
     line: WaitingLine
     launches: Launches
+    pressure: Pressure
     deadlines: Deadlines
     templates: TemplateRegistry
     keeping: LayerKeeping

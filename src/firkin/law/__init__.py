@@ -228,6 +228,7 @@ __all__ = [
     "NetworkUse",
     "Never",
     "NoPlane",
+    "NodeControl",
     "NodeStatus",
     "NotFound",
     "OciSource",

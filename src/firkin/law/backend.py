@@ -33,8 +33,9 @@ from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import SandboxNetwork
-from firkin.law.policies import Policies
+from firkin.law.policies import Capacity, Policies
 from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure
+from firkin.law.pressure import NodeStatus
 from firkin.law.processes import (
     Command,
     CommandOutput,
@@ -400,6 +401,18 @@ class MetricControl(Protocol):
         ...
 
 
+class NodeControl(Protocol):
+    async def status(self) -> NodeStatus:
+        """How the node is: pressed or not and why, what is free, who waits for room."""
+        ...
+
+    async def capacity(self) -> Capacity: ...
+
+    async def limit(self, capacity: Capacity) -> NodeStatus:
+        """Other limits and floors from now on, until the end of the server. What was promised stands."""
+        ...
+
+
 class SandboxBackend(Protocol):
     async def capabilities(self) -> Capabilities: ...
 
@@ -455,6 +468,9 @@ class SandboxBackend(Protocol):
 
     @property
     def metrics(self) -> MetricControl | None: ...
+
+    @property
+    def node(self) -> NodeControl | None: ...
 
     async def start(self, policies: Policies) -> None:
         """Preflight, reconcile with what lives, begin to enforce `policies`. Raises when preflight is not ready."""
