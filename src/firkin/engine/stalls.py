@@ -15,8 +15,10 @@ class StallGauge:
     """`proc` is where /proc is. None from either means that this kernel does not tell."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
-        self.cpu_pct = _pressure_of(proc / "pressure" / "cpu") or _BusyShare(proc).stall_pct
-        self.io_pct = _pressure_of(proc / "pressure" / "io") or _unknown
+        cpu, io = (_pressure_of(proc / "pressure" / resource) for resource in ("cpu", "io"))
+        self.tells_all = cpu is not None and io is not None
+        self.cpu_pct = cpu or _BusyShare(proc).stall_pct
+        self.io_pct = io or _unknown
 
 
 def _unknown() -> float | None:
