@@ -214,7 +214,7 @@ def test_every_wish_is_admitted_queued_within_bounds_or_rejected(
             assert not line.closed
         case Queue(position=position, deadline_s=deadline_s):
             assert position == line.waiting + 1 <= max(policy.max_pending, line.spare)
-            assert line.now_s < deadline_s <= line.now_s + max(policy.max_wait_s, 5.0)
+            assert line.now_s <= deadline_s <= line.now_s + max(policy.max_wait_s, 5.0)
         case Reject(reason=reason):
             assert short is not None or reason is RejectReason.SHUTTING_DOWN
 
