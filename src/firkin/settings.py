@@ -62,7 +62,7 @@ class Settings:
     disk_floor_mb: int = 1024
     refill_memory_floor_mb: int | None = None
     refill_disk_floor_mb: int | None = None
-    cpu_stall_pct: int = 80
+    cpu_stall_pct: int = 95
     io_stall_pct: int = 60
     hysteresis_hold_ms: int = 2000
     refill_cooldown_ms: int = 1000

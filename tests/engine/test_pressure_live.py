@@ -15,12 +15,14 @@ import pytest
 from firkin.engine.admission import Admission, HostGauge, HostRoom, Kind, Reservation
 from firkin.engine.clock import SystemClock
 from firkin.engine.stalls import StallGauge
+from firkin.engine.waiting_line import AT_ONCE, Wish
 from firkin.law.errors import CapacityRejected, RejectReason
 from firkin.law.metrics import MetricFilter
 from firkin.law.policies import Capacity, DeadlinePolicy, Policies
 from firkin.law.pressure import BackpressurePolicy, PressureReason, PressureState
 from firkin.law.resources import GIB, MIB, SandboxResources
 from firkin.law.sandboxes import DeleteOptions, SandboxFilter, SandboxInfo
+from firkin.law.snapshots import PauseOptions
 from firkin.lifetimes import Children, children
 from firkin.testing.virtual_clock import VirtualClock, settle
 from tests.engine.conftest import SPEC, Engine, engine_over
@@ -310,3 +312,36 @@ async def test_memory_that_comes_free_by_itself_serves_those_who_wait(tmp_path: 
         await node.live(1)
         async with asyncio.timeout(10):
             assert isinstance(await waiting, SandboxInfo)
+
+
+async def test_memory_that_a_paused_sandbox_keeps_is_not_given_to_who_waits(tmp_path: Path) -> None:
+    async with node_in(tmp_path / "state") as node:
+        node.pool.depth = 0
+        await node.live(1)
+        await node.engine.backend.node.limit(Capacity(max_memory_bytes=2 * GIB, memory_floor_bytes=FLOOR))
+        first, _ = [each for each in await node.create(2) if isinstance(each, SandboxInfo)]
+        waiting = node.start(node.engine.backend.sandboxes.create(SPEC))
+        await settle()
+        assert len(node.engine.node.line) == 1
+        assert node.engine.backend.pauses is not None
+        async with asyncio.timeout(10):
+            await node.engine.backend.pauses.pause(first.id, PauseOptions())
+        await node.live(1)
+        assert len(node.engine.node.line) == 1
+        assert node.engine.node.admission.memory_bytes == 2 * GIB
+        await node.engine.backend.sandboxes.delete(first.id, DeleteOptions(force=True))
+        async with asyncio.timeout(10):
+            assert isinstance(await waiting, SandboxInfo)
+
+
+async def test_a_build_takes_the_room_of_what_is_kept_ready(tmp_path: Path) -> None:
+    async with node_in(tmp_path / "state") as node:
+        await node.live(5)
+        await node.engine.backend.node.limit(Capacity(max_sandboxes=10, memory_floor_bytes=FLOOR))
+        assert node.pool.ready() == 10
+        wish = Wish("build", SandboxResources(), lambda: node.engine.node.admission.reserve(SandboxResources()))
+        asked = node.start(node.engine.node.line.admitted(wish, policy=AT_ONCE))
+        await node.live(0.5)
+        async with asyncio.timeout(5):
+            assert isinstance(await asked, Reservation)
+        assert node.pool.ready() == 9

@@ -91,9 +91,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         launches=launches,
         idle_disks=IdleDisks(roster),
     )
-    workshop = Workshop(
-        BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
-    )
+    workshop = Workshop(BenchMaker(driver=ground.driver, line=line), ground.layers, policies.default_resources)
     keeping = LayerKeeping(
         ground.layers,
         clock=clock,
@@ -127,7 +125,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
         started=StartedMachines(
             ground.started_dir,
-            lambda tier: BenchMaker(driver=ground.driver, admission=admission, tier=tier),
+            lambda tier: BenchMaker(driver=ground.driver, line=line, tier=tier),
             lambda: room_on_disk(node),
         ),
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),

@@ -125,9 +125,15 @@ async def _freeze(node: Node, resident: Resident, why: Why, *, answers: bool) ->
             await finish(instance.thaw(), within_s=FREEZE_WITHIN_S)
         raise
     await node.links.drop(resident)
-    resident.release()
-    resident.reservation = node.admission.hold_memory(resident.info.resources)
+    _hold_memory(node, resident)
     node.background(_reclaim(node, resident, instance), name=f"reclaim {resident.id}")
+
+
+def _hold_memory(node: Node, resident: Resident) -> None:
+    """Of its room only the memory is kept. In this order: what is given back goes to those who wait at once."""
+    before, resident.reservation = resident.reservation, node.admission.hold_memory(resident.info.resources)
+    if before is not None:
+        before.release()
 
 
 async def _reclaim(node: Node, resident: Resident, instance: Instance) -> None:
@@ -229,8 +235,7 @@ async def _thaw(node: Node, resident: Resident, again: _Again) -> None:
         with suppress(FirkinError, TimeoutError, OSError):
             await finish(instance.freeze(), within_s=FREEZE_WITHIN_S)
         await node.links.drop(resident)
-        resident.release()
-        resident.reservation = node.admission.hold_memory(before.resources)
+        _hold_memory(node, resident)
         raise
 
 

@@ -24,6 +24,7 @@ from firkin.lifetimes import Children
 
 LOOK_EVERY_S = 0.25  # what the machine has free is measured no more often
 GIVE_UP_WITHIN_S = 30.0
+AT_ONCE = BackpressurePolicy(max_pending=0, max_wait_s=0.0)
 _PACE_WEIGHT = 0.2
 _log = logging.getLogger("firkin.engine")
 
@@ -91,20 +92,27 @@ class WaitingLine:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
-    async def admitted(self, wish: Wish, ticket: Ticket | None = None) -> Reservation:
+    def reserve(self, resources: SandboxResources, operation: str) -> Reservation:
+        """`Admission.reserve`, for those who know only the line."""
+        return self._admission.reserve(resources, operation=operation)
+
+    async def admitted(
+        self, wish: Wish, ticket: Ticket | None = None, *, policy: BackpressurePolicy | None = None
+    ) -> Reservation:
         """What the wish takes, now or after a bounded wait. `CapacityRejected` says why not.
 
-        Returns without a suspension when there is room and nobody waits for any.
+        Returns without a suspension when there is room and nobody waits for any. `policy`
+        takes the place of the line's own: `AT_ONCE` waits only for what is spare to go.
         """
-        ticket = ticket or Ticket()
+        ticket, policy = ticket or Ticket(), policy or self.policy
         short = self._shortage(wish)
         if isinstance(short, Reservation):
             self._at_once += 1
             return short
         line = self._found()
-        said = answer(short, line, self.policy)
+        said = answer(short, line, policy)
         if isinstance(said, Reject) and said.reason is RejectReason.QUEUE_FULL and self._make_place(ticket.owner):
-            said = Queue(position=line.waiting, deadline_s=line.now_s + self.policy.max_wait_s)
+            said = Queue(position=line.waiting, deadline_s=line.now_s + policy.max_wait_s)
         if isinstance(said, Queue):
             return await self._wait(wish, short, ticket, said.deadline_s)
         reason = said.reason if isinstance(said, Reject) else RejectReason.NO_ROOM

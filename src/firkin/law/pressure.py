@@ -87,7 +87,7 @@ class PressurePolicy:
 
     refill_memory_bytes: int | None = None
     refill_disk_bytes: int | None = None
-    cpu_stall_pct: float = 80.0
+    cpu_stall_pct: float = 95.0
     io_stall_pct: float = 60.0
     hold_s: float = 2.0
     cooldown_s: float = 1.0
