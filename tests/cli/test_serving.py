@@ -104,6 +104,18 @@ def test_inspect_shows_what_holds_a_sandbox_in_or_that_nothing_does(state: Path)
     assert "isolation" not in json.loads(firkin("sandbox", "inspect", sandbox_id, "--json", state=state).stdout)
 
 
+def test_the_node_is_shown_and_its_limits_are_changed(state: Path) -> None:
+    status = json.loads(firkin("node", "--json", state=state).stdout)
+    assert status["state"] in ("nominal", "watch")
+    assert status["queue"]["maxPending"] == 256
+    assert firkin("node", "--max-sandboxes", "some", state=state).returncode == 2
+    limited = firkin("node", "--max-sandboxes", "7", "--max-memory-mb", "4096", state=state).stdout.decode()
+    assert re.search(r"^sandboxes +0 active, 0 ready; at most 7$", limited, re.MULTILINE)
+    assert re.search(r"^memory +0 MiB active, 0 MiB ready; at most 4096 MiB$", limited, re.MULTILINE)
+    free = firkin("node", "--max-sandboxes", "none", "--max-memory-mb", "none", state=state).stdout.decode()
+    assert re.search(r"^sandboxes +0 active, 0 ready; no limit$", free, re.MULTILINE)
+
+
 @pytest.mark.parametrize("words", [["sandbox", "create"], ["run", "--driver", "memory"]], ids=["create", "run"])
 def test_a_tier_that_is_not_here_is_refused_in_one_sentence(state: Path, tmp_path: Path, words: list[str]) -> None:
     where = tmp_path if words[0] == "run" else state

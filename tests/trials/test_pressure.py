@@ -126,13 +126,14 @@ async def test_memory_that_somebody_else_takes_stops_new_work_until_it_is_given_
     available = HostGauge(tmp_path, SystemClock()).read().memory_bytes
     if available < 6 * GIB:
         pytest.skip("less than 6 GiB of memory are free")
-    capacity = Capacity(memory_floor_bytes=available - 2 * GIB, disk_floor_bytes=0)
-    pressure = PressurePolicy(refill_memory_bytes=available - 3 * GIB // 2, cpu_stall_pct=101, io_stall_pct=101)
+    floor = available * 85 // 100
+    capacity = Capacity(memory_floor_bytes=floor, disk_floor_bytes=0)
+    pressure = PressurePolicy(refill_memory_bytes=floor, cpu_stall_pct=101, io_stall_pct=101)
     async with node_with(tmp_path / "state", capacity, pressure) as backend:
         worker = await backend.sandboxes.create(SPEC)
         hog = await asyncio.create_subprocess_exec(
             "python3",
-            *("-c", HOG.format(size=3 * GIB)),
+            *("-c", HOG.format(size=available - floor + GIB // 2)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -58,8 +58,8 @@ def _fields(status: dict[str, Any]) -> dict[str, str]:
     return {
         "state": status["state"] + (", refuses new work" if status["refuses"] else ""),
         "reasons": ", ".join(status["reasons"]) or "none",
-        "memory": _room(status["memory"]),
-        "disk": _room(status["disk"]),
+        "free memory": _room(status["memory"]),
+        "free disk": _room(status["disk"]),
         "stalled": f"cpu {_percent(status['cpuStallPct'])}, io {_percent(status['ioStallPct'])}",
         **{share["name"]: _share(share) for share in status["limits"]},
         "queue": f"{queue['waiting']} of at most {queue['maxPending']}, each for at most {queue['maxWaitMs']} ms",

@@ -36,6 +36,7 @@ RECOVERY_STEPS = 2
 
 _D = AutoscaleDecision
 _PRESSED = (PressureState.SHRINK, PressureState.CRITICAL)
+_WHY_KEPT = (PressureState.WATCH, *_PRESSED)  # what began a state is its reason until calm is believed
 
 
 class Level(IntEnum):
@@ -85,7 +86,8 @@ def plan(scene: Scene, past: Past) -> tuple[AutoscalePlan, Past]:
     """What to do now, and what to remember for the next time."""
     reasons = dict(_reasons(scene, past))
     level = max(reasons.values(), default=Level.CALM)
-    now = replace(_moved(scene, past, level), reasons=frozenset(reasons))
+    now = _moved(scene, past, level)
+    now = replace(now, reasons=frozenset(reasons) or (past.reasons if now.state in _WHY_KEPT else frozenset()))
     target = ReadyQueueTarget(wanted=scene.supply.wanted, affordable=affordable(scene))
     refuses = now.state is PressureState.CRITICAL and level is Level.BELOW and not scene.supply.ready
     actions = (*_shrinking(scene, now, refuses=refuses), *_growing(scene, now, target, refuses=refuses))
