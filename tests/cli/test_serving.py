@@ -361,3 +361,20 @@ def test_the_benchmark_runs_and_reports_every_scenario(tmp_path: Path) -> None:
     assert {"start.cold_to_first_stdout_ms", "exec.direct_first_stdout_byte_ms", "cleanup.leftovers"} <= set(series)
     assert all(each["tier"] and each["isolation"].startswith("none") for each in series.values())
     assert series["cleanup.leftovers"]["note"]  # its counts are of the whole machine, on which others work too
+
+
+def test_who_waits_for_room_is_told_when_the_server_stops(tmp_path: Path) -> None:
+    process, _ = start(tmp_path / "state", "--max-sandboxes", "1", "--queue-max-wait-ms", "20000")
+    created(tmp_path / "state")
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "firkin.cli.main", "sandbox", "create", "--state-dir", str(tmp_path / "state")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 20
+    while json.loads(firkin("node", "--json", state=tmp_path / "state").stdout)["queue"]["waiting"] == 0:
+        assert time.monotonic() < until
+    assert stop(process)[0] == 0
+    _, said = waiting.communicate(timeout=20)
+    assert waiting.returncode == 1
+    assert "the server is shutting down" in said

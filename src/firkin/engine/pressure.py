@@ -123,6 +123,10 @@ class Pressure:
             changes=tuple(self._changes),
         )
 
+    def close_line(self) -> None:
+        """See `NodeControl.drain`."""
+        self._hands.line.close()
+
     def spare_utilization_pct(self) -> float | None:
         """How much of the memory and disk that could be kept ready is; None where none could."""
         if self._last is None:
@@ -270,6 +274,9 @@ class LocalNode:
         self._admission.capacity = capacity
         await self._pressure.step()
         return self._pressure.status()
+
+    async def drain(self) -> None:
+        self._pressure.close_line()
 
     async def capacity(self) -> Capacity:
         return self._admission.capacity

@@ -412,6 +412,10 @@ class NodeControl(Protocol):
         """Other limits and floors from now on, until the end of the server. What was promised stands."""
         ...
 
+    async def drain(self) -> None:
+        """The server is about to end: whoever waits for room is refused now, and nobody waits any more."""
+        ...
+
 
 class SandboxBackend(Protocol):
     async def capabilities(self) -> Capabilities: ...
