@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,7 +32,16 @@ from tests.namespaces.conftest import backend_at
 
 SIZE = 1536 * MIB
 SPEC = SandboxSpec.from_template(TemplateId("base"))
-HOG = "x = bytearray({size}); x[::4096] = b'1' * len(x[::4096]); print('held', flush=True); input()"
+HOG = """
+import time
+held = []
+for _ in range({pieces}):
+    piece = bytearray(256 << 20)
+    piece[::4096] = bytes([1]) * len(piece[::4096])
+    held.append(piece)
+    time.sleep(0.1)
+input()
+"""
 
 
 @pytest.fixture
@@ -133,19 +143,20 @@ async def test_memory_that_somebody_else_takes_stops_new_work_until_it_is_given_
         worker = await backend.sandboxes.create(SPEC)
         hog = await asyncio.create_subprocess_exec(
             "python3",
-            *("-c", HOG.format(size=available - floor + GIB // 2)),
+            *("-c", HOG.format(pieces=(available // 2) // (256 * MIB))),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
         try:
-            await becomes(lambda: state_of(backend) is PressureState.CRITICAL, 20)
+            await becomes(lambda: state_of(backend) is PressureState.CRITICAL, 30)
+            hog.send_signal(signal.SIGSTOP)  # it has taken enough
             error = await refused(backend)
             assert (error.refusal.reason, error.short) == (RejectReason.PRESSURE, "free memory on the host")
             assert await say(backend, worker.id, "echo still here") == "still here"
         finally:
             hog.kill()
             await hog.wait()
-        await becomes(lambda: state_of(backend) is not PressureState.CRITICAL, 10)
+        await becomes(lambda: state_of(backend) is not PressureState.CRITICAL, 20)
         assert isinstance(await backend.sandboxes.create(SPEC), SandboxInfo)
 
 
