@@ -26,14 +26,14 @@ pytestmark = pytest.mark.served
 
 
 def firkin(
-    *args: str, state: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+    *args: str, state: Path, stdin: bytes = b"", env: dict[str, str] | None = None, within_s: float = 50
 ) -> subprocess.CompletedProcess[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FIRKIN_", "E2B_"))}
     return subprocess.run(
         [sys.executable, "-m", "firkin.cli.main", *args],
         input=stdin,
         capture_output=True,
-        timeout=50,
+        timeout=within_s,
         check=False,
         env={**clean, "FIRKIN_STATE_DIR": str(state), **(env or {})},
     )
@@ -85,6 +85,11 @@ def firkin_here(
         (["template", "delete", "a/b", "--driver"], "No such option"),
         (["bench", "--driver", "memory", "--url", "http://x"], "leave it out"),
         (["bench", "--json", "/nonexistent/figures"], "cannot be written"),
+        (["bench", "--html", "/nonexistent/page"], "cannot be written"),
+        (["bench", "--only", "nothing"], "there are starts, hot"),
+        (["bench", "--isolation", "paper"], "is not one of"),
+        (["bench", "--compare", "/nonexistent/a", "/nonexistent/b"], "cannot be read"),
+        (["bench", "--from", "/dev/null"], "is not a report"),
         (["doctor", "--driver", "bogus"], "no driver is called 'bogus'"),
         (["run", "--nope", "true"], "No such option"),
         (["run", "--driver", "memory", "--cwd", "/no/where", "--", "true"], "/no/where"),
@@ -279,7 +284,7 @@ def test_plain_benchmarks_take_every_figure() -> None:
         "n": 100,
         "burst": 100,
         "idle": 200,
-        "alive": 500,
+        "alive": 1000,
         "cycles": 2000,
     }
 

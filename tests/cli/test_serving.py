@@ -352,13 +352,19 @@ def test_ctrl_c_reaches_the_command_and_nothing_is_left(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("firkin-run-*"))
 
 
+@pytest.mark.timeout(170)  # it takes twenty seconds where nobody else works
 def test_the_benchmark_runs_and_reports_every_scenario(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
-    done = firkin("bench", "--quick", "--driver", "memory", "--json", str(target), state=tmp_path / "state")
+    page = tmp_path / "figures.html"
+    options = ("--quick", "--driver", "memory", "--json", str(target), "--html", str(page))
+    done = firkin("bench", *options, state=tmp_path / "state", within_s=150)
     assert done.returncode == 0, done.stderr
+    assert page.read_text().endswith("</html>\n")
     report = json.loads(target.read_text())
     series = {each["metric"]: each for each in report["series"]}
     assert {"start.cold_to_first_stdout_ms", "exec.direct_first_stdout_byte_ms", "cleanup.leftovers"} <= set(series)
+    assert {"start.cold_to_ready_ms", "scale.create_ms", "phase.exec_ms", "cli.help_ms"} <= set(series)
+    assert {"start.agent_task_ready_ms", "pool.lease_ms", "phase.hot_create_ms"} <= set(series)
     assert all(each["tier"] and each["isolation"].startswith("none") for each in series.values())
     assert series["cleanup.leftovers"]["note"]  # its counts are of the whole machine, on which others work too
 
@@ -378,3 +384,22 @@ def test_who_waits_for_room_is_told_when_the_server_stops(tmp_path: Path) -> Non
     _, said = waiting.communicate(timeout=20)
     assert waiting.returncode == 1
     assert "the server is shutting down" in said
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGTERM])
+def test_a_benchmark_that_is_killed_takes_its_server_with_it(tmp_path: Path, with_signal: signal.Signals) -> None:
+    script = (
+        "import time\nfrom firkin.cli.bench.own_server import own_server\n"
+        "with own_server('memory') as (address, folder):\n"
+        "    print(address.pid, folder, flush=True)\n    time.sleep(60)\n"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env, text=True) as process:
+        assert process.stdout is not None
+        pid, folder = process.stdout.readline().split()
+        process.send_signal(with_signal)
+    until = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+    assert Path(folder).exists() == (with_signal is signal.SIGKILL)

@@ -165,8 +165,8 @@ async def test_only_tcp_is_exposed(engine: Engine) -> None:
 
 async def test_report_and_controls_agree(engine: Engine) -> None:
     report = await engine.backend.capabilities()
-    assert engine.backend.warm_pool is None
-    assert not report.supports(CapabilityName.WARM_POOL_PREWARM)
+    assert engine.backend.warm_pool is not None
+    assert report.supports(CapabilityName.WARM_POOL_PREWARM)
     assert engine.backend.pauses is not None
     assert report.supports(CapabilityName.PAUSE_CAPTURE)
     assert report.supports(CapabilityName.SNAPSHOT_EXPORT)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from firkin.law.capabilities import CapabilityName
+from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
+from firkin.engine.backend import LocalBackend
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.errors import AlreadyExists, NotFound, UnsupportedCapability, WrongState
 from firkin.law.events import EventFilter, LifecycleChanged
 from firkin.law.ids import ProcessTag
@@ -150,7 +152,21 @@ async def test_ports_logs_metrics_and_events_are_reachable(sandbox: Sandbox, run
     await events.aclose()
 
 
-async def test_missing_controls_refuse_by_their_own_name(runtime: Runtime) -> None:
+class WithoutPools(LocalBackend):
+    """As one that keeps nothing ready."""
+
+    async def capabilities(self) -> Capabilities:
+        reason = Permanent("nothing is kept ready here")
+        names = (CapabilityName.WARM_POOL_PREWARM, CapabilityName.WARM_POOL_CHECKOUT)
+        return (await super().capabilities()).with_unsupported(reason, *names)
+
+    @property
+    def warm_pool(self) -> None:  # type: ignore[override]  # a backend may have none
+        return None
+
+
+async def test_missing_controls_refuse_by_their_own_name(tmp_path: Path) -> None:
+    runtime = Runtime(WithoutPools(driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=tmp_path / "state"))
     asked = {
         CapabilityName.WARM_POOL_PREWARM: runtime.warm_pool.prewarm("plain", WarmPoolSpec.of_depth(1)),
         CapabilityName.WARM_POOL_CHECKOUT: runtime.warm_pool.checkout("plain"),

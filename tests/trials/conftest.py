@@ -55,6 +55,16 @@ class Server:
         assert line.startswith("firkin ready: http://"), line
         self.port = int(line.rsplit(":", 1)[1])
 
+    async def firkin(self, *words: str) -> str:
+        """A command of the operator's: what it writes."""
+        program = str(Path(sys.executable).parent / "firkin")
+        asked = (program, *words, "--state-dir", str(self._state))
+        process = await asyncio.create_subprocess_exec(*asked, stdout=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(60):
+            said, _ = await process.communicate()
+        assert process.returncode == 0, said
+        return said.decode()
+
     async def kill(self) -> None:
         await self._end(signal.SIGKILL)
 

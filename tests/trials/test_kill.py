@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -25,6 +26,20 @@ async def test_sandboxes_outlive_fifty_killed_servers(server: Server) -> None:
         await server.start()
         await all_tick(server, kept)
         await no_strangers(server, kept)
+
+
+async def test_a_warm_pool_outlives_killed_servers_and_gives_nothing_twice(server: Server) -> None:
+    await server.firkin("pool", "set", "base", "--depth", "5")
+    kept = [await ticking(server) for _ in range(KEPT)]
+    assert len(set(kept)) == KEPT
+    for _ in range(ROUNDS):
+        await under_load(server, server.kill)
+        await server.start()
+        await all_tick(server, kept)
+        await no_strangers(server, kept)
+    pool = json.loads(await server.firkin("pool", "set", "base", "--depth", "5", "--json"))
+    assert (pool["ready"], pool["total"]) == (5, 5)
+    await server.firkin("pool", "delete", "base")
 
 
 async def test_sandboxes_outlive_fifty_killed_launchers(server: Server) -> None:

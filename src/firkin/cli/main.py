@@ -31,6 +31,7 @@ _COMMANDS = {
     "secret": ("firkin.cli.secret:secret", "Keep secrets that go out in headers and are never seen inside."),
     "webhook": ("firkin.cli.webhook:webhook", "Post every change of a sandbox's state to addresses of yours."),
     "template": ("firkin.cli.template:template", "Prepare, list and delete templates."),
+    "pool": ("firkin.cli.pool:pool", "Keep sandboxes of a template ready before they are asked for."),
     "tls": ("firkin.cli.tls:tls", "Make certificates, so that sandboxes are reached by https."),
     "node": ("firkin.cli.node:node", "Show how the machine of a server is, and set limits."),
     "doctor": ("firkin.cli.doctor:doctor", "Say what works on this machine, what does not, and how to mend it."),

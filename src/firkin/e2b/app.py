@@ -15,6 +15,7 @@ from firkin.e2b.port_proxy import PortProxy
 from firkin.e2b.quotas import Quotas
 from firkin.e2b.routing import BadRoute, SandboxTarget, route
 from firkin.e2b.settings import ServerSettings
+from firkin.e2b.traces import HEADER, Traces
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import FirkinError, SandboxUnavailable
 from firkin.law.templates import ENVD_PORT
@@ -33,7 +34,8 @@ class _App:
     def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
         self._domain = settings.domain
         self._directory = directory
-        self._control = ControlPlane(self._directory, keys, settings)
+        self._traces = Traces()
+        self._control = ControlPlane(self._directory, keys, settings, self._traces)
         self._data = DataPlane(self._directory, settings)
         self._proxy = PortProxy(self._directory)
 
@@ -62,7 +64,11 @@ class _App:
                 exchange.header(b"e2b-sandbox-port"),
                 domain=self._domain,
             )
-            await self._dispatch(exchange, target)
+            if (wanted := exchange.header(HEADER)) is None:
+                await self._dispatch(exchange, target)
+            else:
+                with self._traces.following(wanted, exchange):
+                    await self._dispatch(exchange, target)
         except ClientGone:
             _break(exchange)
         except BadRoute as error:

@@ -19,6 +19,7 @@ from firkin.e2b.secret_calls import SecretCalls
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_calls import SnapshotCalls
 from firkin.e2b.template_calls import TemplateCalls
+from firkin.e2b.traces import Traces
 from firkin.e2b.volume_calls import VolumeCalls
 from firkin.e2b.volume_content import PREFIX as CONTENT_PREFIX
 from firkin.e2b.volume_content import VolumeContent
@@ -43,9 +44,9 @@ _NOT_YET: tuple[tuple[str, str, str], ...] = (
 class ControlPlane:
     """Authenticates, finds the call of a path, and lets it answer."""
 
-    def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings) -> None:
+    def __init__(self, directory: SandboxDirectory, keys: KeyRing, settings: ServerSettings, traces: Traces) -> None:
         self._keys = keys
-        self._native = NativeRoutes(directory.backend, settings.secret, keys.names)
+        self._native = NativeRoutes(directory.backend, settings.secret, keys.names, traces)
         self._content = VolumeContent(directory.backend, directory.mint)
         self._exact: dict[str, dict[str, Call]] = {}
         self._patterns: dict[int, list[tuple[list[str], dict[str, Call]]]] = {}

@@ -29,6 +29,7 @@ from firkin.law.processes import (
     Stderr,
     Stdout,
 )
+from firkin.phases import mark
 
 _KEEPALIVE = envelope(b'{"event":{"keepalive":{}}}')
 _DATA_END = b'"}}}'
@@ -114,6 +115,7 @@ class _StreamInput(Message):
 async def start(call: RpcCall) -> None:
     """Start a program and stream what it says. The client's deadline is the program's too."""
     request = await call.stream_request(_Start)
+    mark("request read")
     await _stream(call, await call.processes.stream(call.sandbox_id, await _command(call, request)))
 
 

@@ -16,6 +16,7 @@ from firkin.e2b.connect_codec import Code, RpcError, end_of_stream
 from firkin.e2b.error_map import as_rpc_error, is_gone
 from firkin.law.errors import FirkinError, SandboxUnavailable
 from firkin.lifetimes import children
+from firkin.phases import mark
 
 T = TypeVar("T", covariant=True)
 _WAITING = 16
@@ -82,6 +83,7 @@ class EventStream(Generic[T]):
             async for event in self._source:
                 data = self._encode(event)
                 if data is not None:
+                    mark(type(event).__name__)
                     await self._waiting.put(data)
                 if self._complete:
                     break
@@ -135,6 +137,7 @@ class EventStream(Generic[T]):
                 data = b""
             error = as_rpc_error(error)
         await self._call.exchange.write(data + end_of_stream(error), more=False)
+        mark("answer")
 
     async def _reset_if_dead(self) -> bool:
         connection = self._call.exchange.connection

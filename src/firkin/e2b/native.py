@@ -1,9 +1,9 @@
-"""Firkin's own routes, beside E2B's, under ``/firkin/v1``: templates, snapshots, volumes, events, tiers, journals.
+"""Firkin's own routes, beside E2B's, below ``/firkin/v1``: templates, snapshots, volumes, pools, events, journals.
 
 Whoever has an API key may list templates, use volumes of his own, and hear and
 read what became of sandboxes of his own. Preparing and deleting templates reads and writes the machine
-itself (a local folder can be a source), archives of snapshots are mounted by it and
-webhooks tell of all tenants, so those want the operator's token as well. It is made
+itself (a local folder can be a source), archives of snapshots are mounted by it, pools
+take its room and webhooks tell of all tenants, so those want the operator's token as well. It is made
 from the server's secret, which only the state folder's owner can read.
 """
 
@@ -20,12 +20,14 @@ from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.explanations import explain
 from firkin.e2b.isolation_reports import isolation_json, tier_json
 from firkin.e2b.native_builds import NativeBuilds
+from firkin.e2b.native_pools import NativePools
 from firkin.e2b.native_snapshots import NativeSnapshots
 from firkin.e2b.native_templates import NativeTemplates
 from firkin.e2b.native_volumes import NativeVolumes
 from firkin.e2b.network_reports import network_report
 from firkin.e2b.node_calls import NodeCalls
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
+from firkin.e2b.traces import Traces
 from firkin.e2b.webhook_calls import WebhookCalls
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound
@@ -40,16 +42,19 @@ _LINES_SHOWN = 20
 class NativeRoutes:
     """Answers every path under `PREFIX`, for a caller whose API key has been checked."""
 
-    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str]) -> None:
+    def __init__(self, backend: SandboxBackend, secret: bytes, tenants: Collection[str], traces: Traces) -> None:
         self._backend = backend
+        self._traces = traces
         self._operator = operator_token(secret)
         self._builds = NativeBuilds(backend)
         self._templates = NativeTemplates(backend)
         self._snapshots = NativeSnapshots(backend, tenants)
         self._volumes = NativeVolumes(backend)
+        self._pools = NativePools(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
         self._nodes = NodeCalls(backend)
+        self._facts: dict[str, Callable[[], Awaitable[Any]]] = {"info": self._info, "tiers": self._tiers}
         self._looks: dict[str, Callable[[str, str | None], Awaitable[dict[str, Any]]]] = {
             "journal": self._journal,
             "explain": self._explain,
@@ -62,10 +67,8 @@ class NativeRoutes:
 
     async def _dispatch(self, exchange: Exchange, tenant: ApiKey, words: list[str]) -> None:
         match exchange.method, words:
-            case "GET", ["info"]:
-                await exchange.answer_json(200, await self._info())
-            case "GET", ["tiers"]:
-                await exchange.answer_json(200, [tier_json(status) for status in await self._backend.tiers()])
+            case "GET", [what] if what in self._facts:
+                await exchange.answer_json(200, await self._facts[what]())
             case method, ["templates" | "node" as what, *_]:
                 if method != "GET":
                     self._require_operator(exchange)
@@ -73,6 +76,8 @@ class NativeRoutes:
             case "GET", ["sandboxes", sandbox_id, what] if what in self._looks:
                 look = self._looks[what]
                 await exchange.answer_json(200, await look(sandbox_id, self._whose(exchange, tenant)))
+            case "GET", ["traces", trace_id]:
+                await exchange.answer_json(200, self._traces.read(trace_id))
             case "GET", ["events"]:
                 await self._feed.answer(exchange, self._whose(exchange, tenant))
             case _, ["builds", *_]:
@@ -82,6 +87,9 @@ class NativeRoutes:
                 await (self._snapshots if what == "snapshots" else self._webhooks).answer(exchange, words)
             case _, ["volumes", *_]:
                 await self._volumes.answer(exchange, words, self._whose(exchange, tenant))
+            case _, ["pools", *_]:
+                self._require_operator(exchange)
+                await self._pools.answer(exchange, tenant, words)
             case _:
                 raise Refused(404, f"no route {exchange.method} {exchange.path[:200]}")
 
@@ -106,6 +114,9 @@ class NativeRoutes:
             "driver": info.driver,
             "capabilities": {name.value: None if reason is None else str(reason) for name, reason in reasons},
         }
+
+    async def _tiers(self) -> list[dict[str, Any]]:
+        return [tier_json(status) for status in await self._backend.tiers()]
 
     async def _journal(self, text: str, owner: str | None) -> dict[str, Any]:
         """What happened to a sandbox of `owner`; None is the operator, who also sees those that have ended."""

@@ -9,8 +9,9 @@ import msgspec
 
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import parse
-from firkin.law.backend import NodeControl, SandboxBackend
+from firkin.law.backend import SandboxBackend
 from firkin.law.errors import RejectReason
+from firkin.law.node import NodeControl
 from firkin.law.pressure import NodeStatus, Share
 from firkin.law.resources import MIB
 

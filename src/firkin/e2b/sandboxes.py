@@ -38,6 +38,7 @@ from firkin.law.sandboxes import (
 )
 from firkin.law.snapshots import PauseOptions, ResumeOptions
 from firkin.law.states import SandboxState
+from firkin.phases import mark
 
 _CONNECT_DEFAULT_S = 300
 _CONNECT_ATTEMPTS = 3
@@ -75,9 +76,11 @@ class SandboxCalls:
         key = exchange.text_header(b"idempotency-key")
         request = parse(body, kind)
         wish = wish_of(exchange, request.isolation)
+        mark("request read")
         async with exchange.wanted():  # nobody waits for room, or gets a sandbox, that has gone
             info = await self._creator.create(tenant, request, body, key, wish)
         await exchange.answer_json(201, self._describe.created(info))
+        mark("answer")
 
     async def get(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         info = await self._directory.owned(tenant, path[0])

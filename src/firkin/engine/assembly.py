@@ -40,6 +40,7 @@ from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.waiting_line import WaitingLine
+from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.engine.workshop import Workshop
 from firkin.host.layer_store import LayerStore
@@ -128,6 +129,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
             lambda tier: BenchMaker(driver=ground.driver, line=line, tier=tier),
             lambda: room_on_disk(node),
         ),
+        warm=WarmPools(records, clock),
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
         volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
         links=Links(roster, ground.tiers),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from firkin.engine.admission import HostGauge
@@ -26,6 +27,7 @@ from firkin.engine.pressure import LocalNode
 from firkin.engine.processes import LocalProcesses
 from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
+from firkin.engine.refills import WarmSpare, follow, tend
 from firkin.engine.refusal_lines import RefusalLines
 from firkin.engine.sealed_policies import seal_older
 from firkin.engine.sealing import Seal
@@ -36,6 +38,7 @@ from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volumes import LocalVolumes
+from firkin.engine.warm_control import LocalWarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.host.layer_store import LayerStore
 from firkin.law.backend import BackendInfo, Preflight, TierStatus
@@ -144,8 +147,8 @@ class LocalBackend:
         return self._started().secrets
 
     @property
-    def warm_pool(self) -> None:
-        return None
+    def warm_pool(self) -> LocalWarmPools:
+        return LocalWarmPools(self._started())
 
     @property
     def events(self) -> LocalEvents:
@@ -181,7 +184,11 @@ class LocalBackend:
             await reconcile(node)
             await node.builds.load()
             await asyncio.to_thread(node.started.forget_unfounded)
+            node.spare.join(WarmSpare(node))
+            node.builds.moved = partial(follow, node)
+            node.templates.changed = node.warm.changed.set
             node.background(node.deadlines.run(), name="deadlines")
+            node.background(tend(node), name="warm pools")
             node.background(forget_ended(node), name="forget old ends")
             node.background(node.pressure.run(), name="pressure")
             node.background(node.samples.run(), name="samples")

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -58,6 +58,8 @@ class LocalBuilds:
         self._builds: dict[str, Build] = {}
         self._running: dict[str, _Running] = {}
         self._turns: dict[str, asyncio.Semaphore] = {}
+        self.moved: Callable[[TemplateId, TemplateId], Awaitable[None]] = _nobody
+        """Told when a tag that meant one prepared template means another."""
 
     async def load(self) -> None:
         """Take up what an earlier server left; what it was building has failed."""
@@ -239,10 +241,17 @@ class LocalBuilds:
     async def _retagged(self, named: NamedTemplate, tags: dict[str, Tagging]) -> NamedTemplate:
         changed = replace(named, tags=tags, updated_at=self._clock.now())
         await self._put_named(changed)
+        await self._tell_moved(named.tags, tags)
         gone = {to.build_id for to in named.tags.values()} - {to.build_id for to in tags.values()}
         for build_id in gone:
             await self._forget_files(build_id)
         return changed
+
+    async def _tell_moved(self, before: Mapping[str, Tagging], after: Mapping[str, Tagging]) -> None:
+        for tag in before.keys() & after.keys():
+            was, now = (self._builds.get(tags[tag].build_id) for tags in (before, after))
+            if was is not now and was is not None and now is not None and was.prepared and now.prepared:
+                await self.moved(was.prepared, now.prepared)
 
     async def _forget_files(self, build_id: str) -> None:
         """No tag points to it any more. What a sandbox still uses stays until the next time."""
@@ -277,6 +286,10 @@ class LocalBuilds:
 
     def _new_id(self) -> str:
         return "t" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
+
+
+async def _nobody(before: TemplateId, after: TemplateId) -> None:
+    """Nobody wants to know."""
 
 
 def _step_reached(entries: Sequence[BuildEntry]) -> str:

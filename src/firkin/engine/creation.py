@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
 
+from firkin.engine.admission import Kind, Reservation
 from firkin.engine.foundations import Foundation, fitting, on_snapshot, on_template
 from firkin.engine.identifiers import new_sandbox_id
+from firkin.engine.leases import leased
 from firkin.engine.ledger import Why
 from firkin.engine.links import Inside
 from firkin.engine.node import Node
+from firkin.engine.orders import Order, deadline_at
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import check_sandbox, deadline_after
 from firkin.engine.startups import Surroundings, start_up
@@ -39,11 +41,11 @@ from firkin.law.errors import (
 )
 from firkin.law.ids import SandboxId, SnapshotId
 from firkin.law.logs import LogSource
-from firkin.law.resources import SandboxResources
-from firkin.law.sandboxes import FromSnapshot, SandboxInfo, SandboxSpec
+from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.lifetimes import finish
+from firkin.phases import mark
 
 BOOT_WITHIN_S = 60.0
 COPY_WITHIN_S = 600.0
@@ -52,29 +54,36 @@ READY_WITHIN_S = 60.0  # of a template that was ready when it was built; somebod
 _CREATE = "create a sandbox"
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """A spec that has been found possible. `sandbox_id` None takes a fresh one."""
-
-    spec: SandboxSpec
-    foundation: Foundation
-    tier: TierStatus
-    resources: SandboxResources
-    lifetime_s: float | None
-    sandbox_id: SandboxId | None = None
-
-
 async def create(node: Node, spec: SandboxSpec, *, sandbox_id: SandboxId | None = None) -> SandboxInfo:
     """See `SandboxControl.create`."""
     if spec.volumes:
         node.volumes.require(_CREATE)
     if isinstance(spec.source, FromSnapshot):
         return await _create_from(node, spec, spec.source.snapshot_id, sandbox_id)
-    template_id = spec.source.template_id
-    wish = spec.isolation or node.templates.ready(_CREATE, template_id).info.isolation
+    return await create_on(node, spec, *await _on_template(node, spec, spec.source))
+
+
+async def create_spare(node: Node, spec: SandboxSpec) -> Resident:
+    """A sandbox for a warm pool: it is nobody's, and waits."""
+    assert isinstance(spec.source, FromTemplate)
+    foundation, tier = await _on_template(node, spec, spec.source)
+    resources = fitting(foundation, None, node.policies.default_resources)
+    return await _made(node, Order(spec, foundation, tier, resources, None, pooled=True))
+
+
+async def checked_out(node: Node, spec: SandboxSpec) -> SandboxInfo | None:
+    """As `create`, from what waits in the template's warm pool alone; None where nothing does."""
+    assert isinstance(spec.source, FromTemplate)
+    order = await _ordered(node, spec, *await _on_template(node, spec, spec.source), None)
+    with node.warm.serving():
+        return await _from_pool(node, order)
+
+
+async def _on_template(node: Node, spec: SandboxSpec, source: FromTemplate) -> tuple[Foundation, TierStatus]:
+    wish = spec.isolation or node.templates.ready(_CREATE, source.template_id).info.isolation
     tier = await node.tiers.choose(_CREATE, wish)
     check_sandbox(spec, tier)
-    return await create_on(node, spec, on_template(_CREATE, node.templates.ready(_CREATE, template_id)), tier)
+    return on_template(_CREATE, node.templates.ready(_CREATE, source.template_id)), tier
 
 
 async def _create_from(
@@ -93,13 +102,34 @@ async def create_on(
     node: Node, spec: SandboxSpec, foundation: Foundation, tier: TierStatus, *, sandbox_id: SandboxId | None = None
 ) -> SandboxInfo:
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
+    order = await _ordered(node, spec, foundation, tier, sandbox_id)
+    with node.warm.serving():
+        return await _from_pool(node, order) or (await _made(node, order)).info
+
+
+async def _ordered(
+    node: Node, spec: SandboxSpec, foundation: Foundation, tier: TierStatus, sandbox_id: SandboxId | None
+) -> Order:
     lifetime_s = deadline_after(spec.deadline, node.policies.deadlines, node.clock.now())
     continues = bool(foundation.captured) and tier.captures is SnapshotKind.CONTINUATION
     resources = fitting(foundation, spec.resources, node.policies.default_resources, continues=continues)
     await node.egress.check(_CREATE, spec.owner, spec.network)
-    node.volumes.wanted(_CREATE, spec.owner, spec.volumes)  # and on the roster in the same step, without a wait
-    order = _Order(spec, foundation, tier, resources, lifetime_s, sandbox_id)
+    return Order(spec, foundation, tier, resources, lifetime_s, sandbox_id)
+
+
+async def _from_pool(node: Node, order: Order) -> SandboxInfo | None:
+    began = node.clock.monotonic()
+    resident = await leased(node, order)
+    if resident is None:
+        return None
+    _settle_in(node, order, resident, (node.clock.monotonic() - began) * 1000)
+    return resident.info
+
+
+async def _made(node: Node, order: Order) -> Resident:
+    node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)  # and on the roster in the same step
     resident = await _admit(node, order)
+    mark("admit")
     began = node.clock.monotonic()
     async with resident.lock:
         try:
@@ -108,22 +138,28 @@ async def create_on(
             node.figures.create_failed += 1
             await finish(_undo(node, resident, failure), within_s=UNDO_WITHIN_S)
             raise
-    _settle_in(node, order, resident, (node.clock.monotonic() - began) * 1000)
-    return resident.info
+    assert resident.instance is not None
+    node.background(watch(node, resident, resident.instance), name=f"watch {resident.id}")
+    if not order.pooled:
+        _settle_in(node, order, resident, (node.clock.monotonic() - began) * 1000)
+    return resident
 
 
-async def _admit(node: Node, order: _Order) -> Resident:
+async def _admit(node: Node, order: Order) -> Resident:
     """Room, a name and a place on the roster. With room there, all at once; whoever had to wait is checked again."""
     _check_free(node, order)
-    wish = Wish(_CREATE, order.resources, lambda: node.admission.reserve(order.resources))
-    template = node.templates.hold(order.foundation.origin)  # its files stay while room is waited for
+    template = node.templates.hold(order.foundation.origin, pins=not order.pooled)  # stays while room is waited for
     reservation = None
     try:
-        reservation = await node.line.admitted(wish, Ticket(order.spec.owner))
+        reservation = await _room(node, order)
         _check_free(node, order)
         node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)
+        sandbox_id = order.sandbox_id or new_sandbox_id(node.roster.__contains__)
         resident = Resident(
-            info=_first_info(node, order), origin=order.foundation.origin, reservation=reservation, template=template
+            info=order.info(sandbox_id, node.clock.now()),
+            origin=order.foundation.origin,
+            reservation=reservation,
+            template=template,
         )
     except BaseException as failure:
         node.figures.refused += isinstance(failure, CapacityRejected)
@@ -135,54 +171,47 @@ async def _admit(node: Node, order: _Order) -> Resident:
     return resident
 
 
-def _check_free(node: Node, order: _Order) -> None:
+async def _room(node: Node, order: Order) -> Reservation:
+    """At once or after a wait. What is made ahead of need waits for nothing, and not before those who do."""
+    if not order.pooled:
+        wish = Wish(_CREATE, order.resources, lambda: node.admission.reserve(order.resources))
+        return await node.line.admitted(wish, Ticket(order.spec.owner))
+    if len(node.line):
+        raise CapacityRejected(_CREATE, "room beside those who wait for some", requested=1, available=0)
+    return node.admission.reserve(order.resources, Kind.WARM)
+
+
+def _check_free(node: Node, order: Order) -> None:
     if order.sandbox_id is not None and order.sandbox_id in node.roster:
         raise AlreadyExists(_CREATE, ResourceKind.SANDBOX, order.sandbox_id)
 
 
-def _first_info(node: Node, order: _Order) -> SandboxInfo:
-    spec, foundation = order.spec, order.foundation
-    return SandboxInfo(
-        id=order.sandbox_id or new_sandbox_id(node.roster.__contains__),
-        state=SandboxState.CREATING,
-        created_at=node.clock.now(),
-        resources=order.resources,
-        template_id=foundation.template_id,
-        snapshot_id=foundation.snapshot_id,
-        env={**foundation.env, **spec.env},
-        metadata=dict(spec.metadata),
-        network=spec.network,
-        lifecycle=spec.lifecycle,
-        volumes=spec.volumes,
-        driver=order.tier.driver,
-        isolation=order.tier.isolation,
-        hardened=spec.hardened,
-        owner=spec.owner,
-        labels=dict(spec.labels),
-        default_user=foundation.default_user,
-        default_workdir=foundation.default_workdir,
-    )
-
-
-async def _bring_up(node: Node, order: _Order, resident: Resident) -> None:
+async def _bring_up(node: Node, order: Order, resident: Resident) -> None:
     try:
         await node.ledger.open(resident, anew=order.sandbox_id is not None)
     except sqlite3.IntegrityError as error:
         raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
+    mark("record")
     plan = await _booted(node, order, resident)
+    mark("boot")
     assert resident.instance is not None
     resident.ref = resident.instance.ref
     await node.egress.lead(_CREATE, resident)
     inside = await node.links.connect(resident)
+    mark("link")
     await node.egress.settle(resident, inside)
+    mark("egress")
     if not (plan.captured and order.tier.captures is SnapshotKind.CONTINUATION):  # else it goes on
         await started_up(_CREATE, inside, resident)
+    mark("start-up")
     now = node.clock.now()
     resident.info = replace(resident.info, started_at=now, deadline_at=deadline_at(now, order.lifetime_s))
-    await node.ledger.move(resident, Act.READY, why=Why(cause="its agent answered", actor="engine"))
+    act = Act.POOL if order.pooled else Act.READY
+    await node.ledger.move(resident, act, why=Why(cause="its agent answered", actor="engine"))
+    mark("record ready")
 
 
-async def _booted(node: Node, order: _Order, resident: Resident) -> BootPlan:
+async def _booted(node: Node, order: Order, resident: Resident) -> BootPlan:
     """The plan that it was booted by. What was started for all is made again where it is of no use any more."""
     for again in (True, False):
         started = ""
@@ -192,7 +221,7 @@ async def _booted(node: Node, order: _Order, resident: Resident) -> BootPlan:
         within_s = COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S
         try:
             async with (
-                node.launches.turn(_CREATE),
+                node.launches.turn(_CREATE, background=order.pooled),
                 substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id),
             ):
                 resident.instance = await node.driver.boot(plan)
@@ -218,7 +247,7 @@ async def started_up(operation: str, inside: Inside, resident: Resident) -> None
         raise BackendFailure(operation, f"template {info.template_id}", str(failure)) from failure
 
 
-def _boot_plan(node: Node, order: _Order, resident: Resident, started: str) -> BootPlan:
+def _boot_plan(node: Node, order: Order, resident: Resident, started: str) -> BootPlan:
     return BootPlan(
         sandbox_id=resident.id,
         root=order.foundation.root,
@@ -233,15 +262,9 @@ def _boot_plan(node: Node, order: _Order, resident: Resident, started: str) -> B
     )
 
 
-def deadline_at(now: datetime, lifetime_s: float | None) -> datetime | None:
-    return None if lifetime_s is None else now + timedelta(seconds=lifetime_s)
-
-
-def _settle_in(node: Node, order: _Order, resident: Resident, took_ms: float) -> None:
+def _settle_in(node: Node, order: Order, resident: Resident, took_ms: float) -> None:
     """What a sandbox that lives gets without waiting. Nothing here can fail."""
     node.deadlines.arm(resident.id, order.lifetime_s)
-    if resident.instance is not None:
-        node.background(watch(node, resident, resident.instance), name=f"watch {resident.id}")
     node.figures.created += 1
     node.figures.create_ms = took_ms
     node.logs.write(resident.id, LogSource.BOOT, f"running after {took_ms:.1f} ms")
@@ -265,7 +288,10 @@ async def _undo(node: Node, resident: Resident, failure: BaseException) -> None:
         return
     resident.instance = resident.ref = None
     resident.release()
-    if resident.info.state is SandboxState.RUNNING:  # the last record failed after the change in memory
+    if resident.info.state in (
+        SandboxState.RUNNING,
+        SandboxState.POOLED,
+    ):  # the last record failed after the change in memory
         await node.ledger.note(resident, Act.KILL, Act.DELETE, why=why)
     else:
         await node.ledger.note(resident, Act.FAIL, Act.DELETE, why=why)

@@ -17,7 +17,7 @@ from firkin.law.errors import CapacityRejected, Refusal, RejectReason
 
 TURN_WITHIN_S = 60.0
 MOST_WAITING = 4096
-_FOR_EACH_CPU = 4
+_FOR_EACH_CPU = 8  # measured on two: a hundred at once take a quarter less time by 16 than all together
 _LEAST = 8
 
 

@@ -107,8 +107,14 @@ class Links:
             processes=GuestProcesses(link, default_user=user, default_workdir=workdir),
             files=GuestFiles(link),
             ports=GuestPorts(link),
-            env={**(VARIABLES if info.network.rules else {}), **resident.origin.base_env, **info.env},
+            env=environment(resident),
         )
+
+
+def environment(resident: Resident) -> dict[str, str]:
+    """What every command gets beneath its own."""
+    info = resident.info
+    return {**(VARIABLES if info.network.rules else {}), **resident.origin.base_env, **info.env}
 
 
 def _ended(resident: Resident) -> SandboxUnavailable:

@@ -30,6 +30,7 @@ class LocalMetrics:
         counts = {
             **self._of_sandboxes(),
             **self._of_work(),
+            **self._of_pools(),
             **self._of_host(),
             **self._of_load(),
             **await self._of_templates(),
@@ -105,6 +106,15 @@ class LocalMetrics:
                 f"ends.{cause.name.lower()}": (count, MetricUnit.COUNT)
                 for cause, count in sorted(figures.ended.items())
             },
+        }
+
+    def _of_pools(self) -> dict[str, tuple[int | float, MetricUnit]]:
+        pools = list(self._node.warm)
+        return {
+            "pools.ready": (self._node.warm.ready(), MetricUnit.COUNT),
+            "pools.wanted": (self._node.warm.wanted(), MetricUnit.COUNT),
+            "pools.hits": (sum(pool.hits for pool in pools), MetricUnit.COUNT),
+            "pools.misses": (sum(pool.misses for pool in pools), MetricUnit.COUNT),
         }
 
     def _of_host(self) -> dict[str, tuple[int | float, MetricUnit]]:

@@ -33,6 +33,7 @@ from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
 from firkin.engine.waiting_line import WaitingLine
+from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities, CapabilityName
 from firkin.law.driver import Driver
@@ -68,6 +69,7 @@ class Node:
     keeping: LayerKeeping
     snapshots: SnapshotStore
     started: StartedMachines
+    warm: WarmPools
     volumes: VolumeRegistry
     volume_threads: ThreadPoolExecutor
     links: Links

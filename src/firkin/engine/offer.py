@@ -25,6 +25,8 @@ ENGINE_ALONE = (
     _C.TEMPLATE_DATA_PLANE_NONE,
     _C.TEMPLATE_DATA_PLANE_ENVD_INJECT,
     _C.SANDBOX_DATA_PLANE_INIT,
+    _C.WARM_POOL_PREWARM,
+    _C.WARM_POOL_CHECKOUT,
     _C.EVENTS_SUBSCRIBE,
     _C.METRICS_HOST,
 )
@@ -42,11 +44,9 @@ FROM_DRIVER = (
 # What the engine does itself with files that a driver captured.
 WITH_CAPTURES = (_C.SNAPSHOT_DELETE, _C.SNAPSHOT_EXPORT, _C.SNAPSHOT_IMPORT)
 
-WARM_POOLS = BuildFeatureGated("warm pools")
 TEMPLATE_BUILDS = BuildFeatureGated("template builds")
 
 _NOT_BUILT: tuple[tuple[CapabilityReason, tuple[CapabilityName, ...]], ...] = (
-    (WARM_POOLS, (_C.WARM_POOL_PREWARM, _C.WARM_POOL_CHECKOUT)),
     (TEMPLATE_BUILDS, (_C.TEMPLATE_FRESHNESS,)),
     (Permanent("domains are served by the E2B server, not by the engine"), (_C.PORTS_DOMAIN_PROXY,)),
 )

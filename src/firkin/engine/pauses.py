@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 from firkin.engine import endings
 from firkin.engine.admission import RESUME, Reservation
-from firkin.engine.creation import BOOT_WITHIN_S, UNDO_WITHIN_S, deadline_at, started_up
+from firkin.engine.creation import BOOT_WITHIN_S, UNDO_WITHIN_S, started_up
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node, require
+from firkin.engine.orders import deadline_at
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import deadline_after
 from firkin.engine.substrate import substrate

@@ -41,6 +41,7 @@ CARRIED_OUT_WITHIN_S = 30.0
 MOST_REMEMBERED = 50
 _CALM = (PressureState.NOMINAL,)
 _PRESSED = (PressureState.SHRINK, PressureState.CRITICAL)
+_BETWEEN_STEPS = "the node recovers from pressure"
 _D = AutoscaleDecision
 _log = logging.getLogger("firkin.engine")
 
@@ -225,6 +226,9 @@ class Pressure:
             admission.most_warm = made.target.affordable
         elif refill := decisions.get(_D.REFILL_HOT):
             admission.most_warm = spare.ready() + refill.count
+        elif admission.columns[Kind.WARM].sandboxes >= (admission.most_warm or 0):
+            spare.hold(_BETWEEN_STEPS)  # rather than have what is made refused, and put off for longer
+            return
         if spare.held is not None:
             spare.resume()
 

@@ -39,6 +39,7 @@ from firkin.law.processes import (
     signal_number,
 )
 from firkin.law.resources import MIB
+from firkin.phases import mark
 
 COUNT_WITHIN_S = 1.0
 _C = CapabilityName
@@ -68,7 +69,9 @@ class LocalProcesses:
 
     async def stream(self, sandbox_id: SandboxId, command: Command) -> ProcessStream:
         inside, command = await self._prepare(sandbox_id, "start a process", _C.PROCESS_STREAM, command)
+        mark("enter")
         stream = await inside.processes.stream(command)
+        mark("process start")
         await self._started(sandbox_id, stream.info)
         return _ObservedStream(stream, self, sandbox_id)
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 from firkin.engine import endings
+from firkin.engine.admission import Kind
+from firkin.engine.leases import give_up
 from firkin.engine.ledger import Why
 from firkin.engine.networks import put_in_force
 from firkin.engine.node import Node
@@ -18,13 +20,14 @@ from firkin.engine.roster import Resident
 from firkin.engine.substrate import substrate
 from firkin.engine.watching import watch
 from firkin.law.driver import Instance
-from firkin.law.errors import FirkinError
+from firkin.law.errors import FirkinError, UnsupportedCapability
 from firkin.law.sandboxes import PauseMode
 from firkin.law.states import Act, EndCause, SandboxState
 
 ADOPT_WITHIN_S = 15.0
 SWEEP_WITHIN_S = 120.0
 AT_ONCE = 16
+_LIVE = (SandboxState.POOLED, SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPING)
 _HOST_BOOT = "host boot"
 _log = logging.getLogger("firkin.engine")
 
@@ -36,9 +39,11 @@ async def reconcile(node: Node) -> None:
     snapshots = [record.origin for record in await node.records.snapshots()]
     await node.templates.load([*snapshots, *(resident.origin for resident in residents)])
     for resident in residents:
-        resident.template = node.templates.hold(resident.origin)
+        pooled = resident.info.state is SandboxState.POOLED
+        resident.template = node.templates.hold(resident.origin, pins=not pooled)
     await node.snapshots.load()
     await node.volumes.load()
+    await node.warm.load()
     gone = EndCause.HOST_RESTARTED if await _host_restarted(node) else EndCause.LOST
     gate = asyncio.Semaphore(AT_ONCE)
     await asyncio.gather(*(_take_up(node, resident, gate, gone) for resident in residents))
@@ -81,7 +86,7 @@ def _settle(node: Node, record: SandboxRecord) -> Resident:
 
 async def _take_up(node: Node, resident: Resident, gate: asyncio.Semaphore, gone: EndCause) -> None:
     state = resident.info.state
-    if state in (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPING):
+    if state in _LIVE:
         async with gate:
             instance = await _adopted(node, resident)
             if instance is not None:
@@ -129,6 +134,8 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
     await _hold(node, resident, instance)
     await _lead(node, resident)
     node.background(watch(node, resident, instance), name=f"watch {resident.id}")
+    if resident.info.state is SandboxState.POOLED:
+        await _shelve(node, resident, instance)
     if resident.info.state is not SandboxState.STOPPING:
         return
     async with resident.turn("finish stopping"):
@@ -139,6 +146,19 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
             return
         why = Why.ended(EndCause.REQUESTED, actor="engine", detail="a stop that the last server began")
         await node.ledger.note(resident, Act.STOPPED, why=why)
+
+
+async def _shelve(node: Node, resident: Resident, instance: Instance) -> None:
+    """Back to its pool, with the limits of its record: the last server may have ended while it handed it out."""
+    try:
+        async with substrate("adopt", resident.info.driver, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+            with suppress(UnsupportedCapability):
+                await instance.resize(resident.info.resources)
+    except FirkinError as error:
+        give_up(node, resident, str(error))
+        return
+    if not node.warm.shelve(resident):
+        give_up(node, resident, "no pool wants it any more")
 
 
 async def _lead(node: Node, resident: Resident) -> None:
@@ -168,7 +188,8 @@ async def _hold(node: Node, resident: Resident, instance: Instance) -> None:
     except FirkinError as error:
         _log.error("not brought to its state sandbox=%s error=%s", resident.id, error)
     resources = resident.info.resources
-    resident.reservation = node.admission.hold_memory(resources) if frozen else node.admission.hold(resources)
+    kind = Kind.WARM if resident.info.state is SandboxState.POOLED else Kind.ACTIVE
+    resident.reservation = node.admission.hold_memory(resources) if frozen else node.admission.hold(resources, kind)
     if is_going_down(resident.info):
         resident.info = replace(resident.info, pause_mode=None)
         await node.ledger.save(resident)
@@ -178,13 +199,16 @@ async def _lost(node: Node, resident: Resident, gone: EndCause) -> None:
     """It is gone, or cannot be found again; the sweep removes what is left of it."""
     resident.ref = None
     node.figures.ended[gone] += 1
+    pooled = resident.info.state is SandboxState.POOLED
     await node.ledger.note(resident, Act.FAIL, why=Why.ended(gone, actor="engine"))
+    if pooled:  # nobody knew it
+        await node.ledger.note(resident, Act.DELETE, why=Why(cause=gone.value, actor="engine"))
+        endings.leave(node, resident)
 
 
 async def _sweep(node: Node) -> None:
     """Everything of ours that belongs to no sandbox that lives or keeps its files."""
-    kept = (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPING, SandboxState.STOPPED)
-    keep = [resident.id for resident in node.roster if resident.info.state in kept]
+    keep = [one.id for one in node.roster if one.info.state in (*_LIVE, SandboxState.STOPPED)]
     async with substrate("sweep", node.driver.name, within_s=SWEEP_WITHIN_S):
         for removed in await node.driver.sweep(keep):
             _log.warning("removed leftover=%s", removed)

@@ -101,9 +101,9 @@ class Roster:
         return self._residents.get(sandbox_id)
 
     async def meet(self, operation: str, sandbox_id: str) -> Resident:
-        """The resident of that id; `NotFound` whose detail says how it ended."""
+        """The resident of that id; `NotFound` whose detail says how it ended. What waits in a pool meets nobody."""
         resident = self._residents.get(sandbox_id)
-        if resident is None:
+        if resident is None or resident.info.state is SandboxState.POOLED:
             raise await self.absence(operation, sandbox_id)
         return resident
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from firkin.engine import endings
+from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.law.driver import Instance, InstanceEnd
-from firkin.law.states import Act, EndCause, allows
+from firkin.law.states import Act, EndCause, SandboxState, allows
 
 _log = logging.getLogger("firkin.engine")
 
@@ -34,4 +35,9 @@ async def _note_end(node: Node, resident: Resident, instance: Instance, end: Ins
         if resident.instance is not instance or not allows(resident.info.state, Act.FAIL):
             return  # it was destroyed by us
         cause = EndCause.DRIVER_FAILED if end.cause is EndCause.REQUESTED else end.cause
+        pooled = resident.info.state is SandboxState.POOLED
+        node.warm.drop(resident)
         await endings.fail(node, resident, cause, end.detail)
+        if pooled:  # nobody knew it: there is nobody to ask about it
+            endings.leave(node, resident)
+            await node.ledger.note(resident, Act.DELETE, why=Why(cause=cause.value, actor="engine"))

@@ -222,6 +222,18 @@ class Trees:
                     gone = False
         return gone
 
+    def resize(self, box: str, limits: Limits) -> list[str]:
+        """Put other limits in force; what of them does not hold then, as `unmet` says it.
+
+        Memory and memory with swap bound each other: the order in which they can be
+        written depends on whether they grow or shrink, so the second round meets what the first could not.
+        """
+        for _ in range(2):
+            for name, folder in self._trees():
+                for path, value in _settings(self.layout, name, limits):
+                    _try(folder, f"{box}/{path}", value)
+        return self.unmet(box, limits)
+
     def freeze(self, box: str, frozen: bool) -> None:
         if self.layout.version == 2:
             _write(self._folders[""], f"{box}/cgroup.freeze", "1" if frozen else "0")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from firkin.law.metrics import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.network import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.network_use import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.node import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.policies import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.ports import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.pressure import *  # noqa: F403 — __all__ below is the choice
@@ -49,6 +50,7 @@ _MODULES = (
     "states",
     "pressure",
     "policies",
+    "node",
     "network",
     "network_use",
     "reach",

@@ -33,9 +33,9 @@ from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import SandboxNetwork
-from firkin.law.policies import Capacity, Policies
+from firkin.law.node import NodeControl
+from firkin.law.policies import Policies
 from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure
-from firkin.law.pressure import NodeStatus
 from firkin.law.processes import (
     Command,
     CommandOutput,
@@ -341,15 +341,35 @@ class PortControl(Protocol):
 
 
 class WarmPoolControl(Protocol):
-    async def prewarm(self, template_id: TemplateId, spec: WarmPoolSpec) -> WarmMaintainReport: ...
+    """One pool for each template; its key is the template's id. Pools and what waits in them outlive the server."""
 
-    async def maintain(self, targets: Sequence[WarmPoolTarget]) -> WarmMaintainReport: ...
+    async def prewarm(self, template_id: TemplateId, spec: WarmPoolSpec) -> WarmMaintainReport:
+        """Have a pool of that size from now on, and wait until it is full or cannot be; depth 0 takes it away.
+
+        A smaller depth ends what is too much. `NotFound` and `WrongState` for a template that
+        cannot be used. What could not be made is told in the report, and tried again later.
+        """
+        ...
+
+    async def maintain(self, targets: Sequence[WarmPoolTarget]) -> WarmMaintainReport:
+        """As `prewarm` for each, at once; of two targets for one template the last counts. No other pool is touched."""
+        ...
 
     async def status(self) -> WarmPoolStatus: ...
 
-    async def checkout(self, template_id: TemplateId, policy: WarmLeasePolicy) -> WarmLease: ...
+    async def checkout(self, template_id: TemplateId, policy: WarmLeasePolicy) -> WarmLease:
+        """The entry that has waited longest, as a sandbox with the template's own environment and the default deadline.
 
-    async def evict(self, key: WarmPoolKey, count: int) -> WarmMaintainReport: ...
+        `CapacityRejected` when none is ready and one is required.
+        """
+        ...
+
+    async def evict(self, key: WarmPoolKey, count: int) -> WarmMaintainReport:
+        """End up to `count` that wait, in the pool's order. The pool fills itself again; `prewarm` changes its size.
+
+        `NotFound` for a pool that there is not.
+        """
+        ...
 
 
 class EventControl(Protocol):
@@ -398,22 +418,6 @@ class MetricControl(Protocol):
 
         The first is taken within 5 s of the start; older ones may have been thinned out.
         """
-        ...
-
-
-class NodeControl(Protocol):
-    async def status(self) -> NodeStatus:
-        """How the node is: pressed or not and why, what is free, who waits for room."""
-        ...
-
-    async def capacity(self) -> Capacity: ...
-
-    async def limit(self, capacity: Capacity) -> NodeStatus:
-        """Other limits and floors from now on, until the end of the server. What was promised stands."""
-        ...
-
-    async def drain(self) -> None:
-        """The server is about to end: whoever waits for room is refused now, and nobody waits any more."""
         ...
 
 

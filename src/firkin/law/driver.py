@@ -166,6 +166,14 @@ class Instance(Protocol):
         """
         ...
 
+    async def resize(self, resources: SandboxResources) -> None:
+        """Let it use that much from now on; its disk stays as it is.
+
+        `UnsupportedCapability`, with nothing changed, where it keeps what it was booted with.
+        `BackendFailure` when not all of it holds now.
+        """
+        ...
+
     async def set_network(self, policy: NetworkPolicy) -> None:
         """Put `policy` in force in place of the one before, also for connections that are open. Frozen or not.
 

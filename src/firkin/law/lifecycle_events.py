@@ -56,7 +56,7 @@ def event_states(event_type: str) -> frozenset[SandboxState]:
 
 
 def event_type(entry: LifecycleEntry) -> str | None:
-    """What the change is called; None for steps on the way (being made, being stopped, files removed)."""
+    """What the change is called; None for steps on the way (being made, pooled, being stopped, files removed)."""
     if entry.became is entry.was:
         return CHECKPOINTED if entry.cause.startswith(SNAPSHOT_MADE) else UPDATED
     if entry.became is _S.RUNNING:
@@ -64,7 +64,7 @@ def event_type(entry: LifecycleEntry) -> str | None:
     if entry.became is _S.PAUSED:
         return PAUSED
     ended = entry.became in (_S.STOPPED, _S.FAILED)
-    return KILLED if ended and entry.was is not _S.CREATING else None
+    return KILLED if ended and entry.was not in (_S.CREATING, _S.POOLED) else None
 
 
 def event_body(entry: LifecycleEntry, info: SandboxInfo | None) -> dict[str, object]:

@@ -173,11 +173,15 @@ class SandboxInfo:
     default_workdir: str = "/home/user"
 
 
+_SHOWN = frozenset(SandboxState) - {SandboxState.POOLED}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxFilter:
     """All given fields must match. `metadata` and `labels` match as subsets.
 
-    The default is every sandbox that has not been deleted.
+    The default is every sandbox that has not been deleted; those that wait in a warm
+    pool are shown only where `states` names them.
     """
 
     states: frozenset[SandboxState] | None = None
@@ -187,7 +191,7 @@ class SandboxFilter:
     template_id: TemplateId | None = None
 
     def matches(self, info: SandboxInfo) -> bool:
-        if self.states is not None and info.state not in self.states:
+        if info.state not in (_SHOWN if self.states is None else self.states):
             return False
         if self.owner is not None and info.owner != self.owner:
             return False

@@ -4,6 +4,9 @@ stop, kill and delete are three different things: stop asks the programs inside
 to end and keeps the files; kill ends them at once and keeps the files; delete
 removes what is left. Only a sandbox that no longer runs can be deleted, unless
 the caller forces it.
+
+A pooled sandbox was made ahead of need: it runs, belongs to nobody, and is no
+caller's to see until it is leased.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from firkin.law.errors import ResourceKind, WrongState
 
 class SandboxState(StrEnum):
     CREATING = "creating"
+    POOLED = "pooled"
     RUNNING = "running"
     PAUSED = "paused"
     STOPPING = "stopping"
@@ -28,6 +32,8 @@ class Act(StrEnum):
     """What can happen to a sandbox, by a caller's wish or by itself."""
 
     READY = "ready"
+    POOL = "pool"
+    LEASE = "lease"
     PAUSE = "pause"
     RESUME = "resume"
     STOP = "stop"
@@ -42,8 +48,12 @@ _S = SandboxState
 _NEXT = MappingProxyType(
     {
         (_S.CREATING, Act.READY): _S.RUNNING,
+        (_S.CREATING, Act.POOL): _S.POOLED,
         (_S.CREATING, Act.FAIL): _S.FAILED,
         (_S.CREATING, Act.KILL): _S.STOPPED,
+        (_S.POOLED, Act.LEASE): _S.RUNNING,
+        (_S.POOLED, Act.KILL): _S.STOPPED,
+        (_S.POOLED, Act.FAIL): _S.FAILED,
         (_S.RUNNING, Act.PAUSE): _S.PAUSED,
         (_S.RUNNING, Act.STOP): _S.STOPPING,
         (_S.RUNNING, Act.KILL): _S.STOPPED,
@@ -63,7 +73,7 @@ _NEXT = MappingProxyType(
     }
 )
 
-ALIVE = frozenset({_S.CREATING, _S.RUNNING, _S.PAUSED, _S.STOPPING})
+ALIVE = frozenset({_S.CREATING, _S.POOLED, _S.RUNNING, _S.PAUSED, _S.STOPPING})
 
 
 def allows(state: SandboxState, act: Act) -> bool:

@@ -25,7 +25,6 @@ from firkin.testing.offer_obligations import (
     PauseRefusalObligations,
     RefusalObligations,
     SnapshotRefusalObligations,
-    WarmPoolObligations,
 )
 from firkin.testing.operation_obligations import (
     CapacityObligations,
@@ -39,6 +38,7 @@ from firkin.testing.process_obligations import RunObligations, StreamObligations
 from firkin.testing.runtime_obligations import ShellObligations
 from firkin.testing.snapshot_obligations import CaptureObligations, RestoreObligations
 from firkin.testing.volume_obligations import VolumeFileObligations
+from firkin.testing.warm_pool_obligations import WarmPoolObligations
 
 
 class BackendContract(

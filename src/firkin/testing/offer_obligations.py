@@ -20,10 +20,8 @@ from firkin.law.snapshots import (
     SnapshotArchive,
     SnapshotOptions,
 )
-from firkin.law.states import SandboxState
 from firkin.law.templates import EnvdPlane, GitSource, Provisioning, TemplateInfo, TemplateSpec
 from firkin.law.volumes import VolumeMount
-from firkin.law.warm_pool import WarmLeasePolicy, WarmPoolSpec
 from firkin.testing.backend_suite import BackendSuite
 
 _C = CapabilityName
@@ -153,23 +151,6 @@ class PauseRefusalObligations(BackendSuite):
             pytest.skip("pause is offered")
         spec = self.spec(template, lifecycle=Lifecycle(on_timeout=OnTimeout.PAUSE))
         await refused(_C.PAUSE_CAPTURE, backend.sandboxes.create(spec))
-
-
-class WarmPoolObligations(BackendSuite):
-    async def test_a_warm_pool_is_filled_leased_and_evicted(
-        self, backend: SandboxBackend, capabilities: Capabilities, template: TemplateInfo
-    ) -> None:
-        pool = backend.warm_pool
-        if pool is None:
-            assert not capabilities.supports(_C.WARM_POOL_PREWARM)
-            return
-        report = await pool.prewarm(template.id, WarmPoolSpec.of_depth(1))
-        assert (report.created, report.ready) == (1, 1)
-        [entry] = (await pool.status()).entries
-        assert entry.ready == 1
-        lease = await pool.checkout(template.id, WarmLeasePolicy.REQUIRE_READY)
-        assert (await backend.sandboxes.inspect(lease.sandbox_id)).state is SandboxState.RUNNING
-        assert (await pool.evict(lease.key, 1)).evicted == 0
 
 
 class RefusalObligations(BackendSuite):

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from firkin.law.backend import ProcessControl, SandboxBackend
-from firkin.law.errors import InvalidSpec, NotFound, ProcessFailure, ProcessFault, UnsupportedCapability
+from firkin.law.errors import InvalidSpec, NotFound, ProcessFailure, ProcessFault
 from firkin.law.processes import Argv, Command, Exited, Shell, Stdout
 from firkin.law.templates import TemplateInfo
 from firkin.runtime.runtime import Runtime
@@ -46,12 +46,6 @@ class RuntimeObligations(BackendSuite):
         await handle.fs.remove("/tmp/work/contract.txt")
         with pytest.raises(NotFound):
             await handle.fs.stat("/tmp/work/contract.txt")
-
-    async def test_a_missing_control_is_refused_by_name(self, runtime: Runtime, backend: SandboxBackend) -> None:
-        if backend.warm_pool is not None:
-            pytest.skip("warm pools are offered")
-        with pytest.raises(UnsupportedCapability):
-            await runtime.warm_pool.status()
 
 
 class ShellObligations(RuntimeObligations):

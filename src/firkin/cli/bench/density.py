@@ -1,4 +1,4 @@
-"""Many sandboxes alive: what an idle one costs, and whether a new one still comes as fast.
+"""Many alive: what an idle one costs, and what they cost the server's own process.
 
 Sandboxes are made over plain HTTP, so that the benchmark's own memory does not
 grow with them and distort the figure.
@@ -7,135 +7,121 @@ grow with them and distort the figure.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
-from firkin.cli.bench.samples import Lifecycle, Series, percentile
-from firkin.cli.bench.stage import Stage, meminfo, resident_kb
-from firkin.cli.client import ServerClient
+from firkin.cli.bench.machine import meminfo, resident_kb
+from firkin.cli.bench.raw_http import Inside, RawCaller
+from firkin.cli.bench.samples import Lifecycle, Series
+from firkin.cli.bench.stage import Stage
 from firkin.cli.failures import CommandFailure
+from firkin.lifetimes import children
 
-_AT_ONCE = 10
+_AT_ONCE = 8
 _SETTLE_S = 2.0
-_LIFE_S = 3600
-_START = "process.Process/Start"
+_RESIDENT_WITH = 100
+_Work = Callable[[RawCaller, int], Awaitable[None]]
 
 
 async def density(stage: Stage) -> list[Series]:
     found = []
-    async with ServerClient(stage.address) as server:
-        if stage.address.pid is not None:
-            found.append(_idle_server(stage, stage.address.pid))
-        if stage.amounts.idle:
-            found.append(await _memory_per_idle(stage, server))
-        if stage.amounts.alive:
-            found += await _create_beside(stage, server)
+    if stage.address.pid is not None:
+        found.append(_resident(stage, stage.address.pid, 0))
+    if stage.amounts.idle:
+        found += await _memory_per_idle(stage)
     return found
 
 
-def _idle_server(stage: Stage, pid: int) -> Series:
-    return Series(
-        metric="server.resident_mb",
-        values=(resident_kb(pid) / 1024,),
+def _resident(stage: Stage, pid: int, count: int) -> Series:
+    name = f"server.resident_with_{count}_mb" if count else "server.resident_mb"
+    beside = f"{count} sandboxes alive, each of which has answered" if count else "no sandbox alive"
+    return stage.series(
+        name,
+        [resident_kb(pid) / 1024],
+        Lifecycle.RESOURCES,
+        f"resident memory of the server's own process, {beside}; its helpers are not in it",
         unit="MB",
-        lifecycle=Lifecycle.RESOURCES,
-        isolation=stage.isolation,
-        workload="resident memory of the server's own process, no sandbox alive, after the scenarios above",
-        target="80",
     )
 
 
-async def _memory_per_idle(stage: Stage, server: ServerClient) -> Series:
-    count = stage.amounts.idle
+async def _memory_per_idle(stage: Stage) -> list[Series]:
+    count, pid, found = stage.amounts.idle, stage.address.pid, []
     await asyncio.sleep(_SETTLE_S)
     before = meminfo("MemAvailable")
-    async with _alive(stage, server, count) as ids:
-        silent = [sandbox_id for sandbox_id in ids if not await _answers(server, sandbox_id)]
+    async with Crowd(stage) as crowd:
+        await crowd.grow(min(count, _RESIDENT_WITH))
+        silent = await crowd.silent()
+        if pid is not None:
+            found.append(_resident(stage, pid, crowd.size))
+        grown_from = crowd.size
+        await crowd.grow(count)
+        silent += await crowd.silent(grown_from)
         await asyncio.sleep(_SETTLE_S)
         taken = before - meminfo("MemAvailable")
-    return Series(
-        metric="memory.idle_sandbox_mb",
-        values=(taken / 1024 / count,),
-        unit="MB",
-        lifecycle=Lifecycle.RESOURCES,
-        isolation=stage.isolation,
-        workload=f"fall of MemAvailable with {count} sandboxes alive, divided by {count}; each has answered",
-        target="3",
-        failures=len(silent),
-    )
+    what = f"fall of MemAvailable with {count} sandboxes alive, divided by {count}; each has answered a command"
+    per_one = [taken / 1024 / count]
+    found.append(stage.series("memory.idle_sandbox_mb", per_one, Lifecycle.RESOURCES, what, unit="MB", failures=silent))
+    return found
 
 
-async def _create_beside(stage: Stage, server: ServerClient) -> list[Series]:
-    alone = await _create_times(stage, server)
-    async with _alive(stage, server, stage.amounts.alive):
-        crowded = await _create_times(stage, server)
-    ratio = percentile(crowded, 50) / percentile(alone, 50)
-    return [
-        _create_series(stage, "create.none_alive_ms", alone, "", "no other sandbox alive"),
-        _create_series(
-            stage,
-            f"create.{stage.amounts.alive}_alive_ms",
-            crowded,
-            f"{ratio:.2f} times the p50 with none alive",
-            f"{stage.amounts.alive} sandboxes alive",
-        ),
-    ]
+class Crowd:
+    """Sandboxes that are alive until the block ends. `async with Crowd(stage) as crowd`."""
 
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._members: list[Inside] = []
 
-def _create_series(stage: Stage, metric: str, values: list[float], note: str, beside: str) -> Series:
-    return Series(
-        metric=metric,
-        values=tuple(values),
-        unit="ms",
-        lifecycle=Lifecycle.COLD_PREPARED,
-        isolation=stage.isolation,
-        workload=f"POST /sandboxes until it is answered, {beside}",
-        target="1.5 times the p50 with none" if note else "",
-        note=note,
-    )
+    @property
+    def size(self) -> int:
+        return len(self._members)
 
+    async def __aenter__(self) -> Crowd:
+        return self
 
-async def _create_times(stage: Stage, server: ServerClient) -> list[float]:
-    values = []
-    for _ in range(stage.amounts.n):
-        began = time.perf_counter()
-        sandbox_id = await create(stage, server)
-        values.append((time.perf_counter() - began) * 1000)
-        await server.call("DELETE", f"/sandboxes/{sandbox_id}")
-    return values
+    async def __aexit__(self, *exc: object) -> None:
+        members, self._members = self._members, []
 
+        async def end(caller: RawCaller, at: int) -> None:
+            for member in members[at::_AT_ONCE]:
+                await caller.kill(member)
 
-async def create(stage: Stage, server: ServerClient) -> str:
-    body = {"templateID": stage.template, "timeout": _LIFE_S, "secure": True}
-    made, _ = await server.call("POST", "/sandboxes", body=body)
-    return str(made["sandboxID"])
+        await self._together(end)
 
+    def oldest(self) -> Inside:
+        return self._members[0]
 
-@asynccontextmanager
-async def _alive(stage: Stage, server: ServerClient, count: int) -> AsyncIterator[list[str]]:
-    ids: list[str] = []
-    try:
-        for at in range(0, count, _AT_ONCE):
-            fresh = (create(stage, server) for _ in range(min(_AT_ONCE, count - at)))
-            results = await asyncio.gather(*fresh, return_exceptions=True)
-            ids += [result for result in results if isinstance(result, str)]
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise CommandFailure(f"only {len(ids)} of {count} sandboxes could be made: {result}") from result
-        yield ids
-    finally:
-        for at in range(0, len(ids), _AT_ONCE):
-            chunk = ids[at : at + _AT_ONCE]
-            await asyncio.gather(*(server.call("DELETE", f"/sandboxes/{each}") for each in chunk))
+    async def grow(self, size: int) -> None:
+        """Until so many are alive. `CommandFailure` when they cannot be had."""
+        missing = size - self.size
 
+        async def make(caller: RawCaller, at: int) -> None:
+            for _ in range(at, missing, _AT_ONCE):
+                self._members.append((await caller.create())[0])
 
-async def _answers(server: ServerClient, sandbox_id: str) -> bool:
-    body = {"process": {"cmd": "/bin/echo", "args": ["hi"]}, "stdin": False}
-    try:
-        async for message in server.stream(sandbox_id, _START, body, user=None):
-            if "end" in message.get("event", {}):
-                return True
-    except CommandFailure:
-        return False
-    return False
+        try:
+            await self._together(make)
+        except CommandFailure as error:
+            raise CommandFailure(f"only {self.size} of {size} sandboxes could be made: {error}") from error
+
+    async def silent(self, first: int = 0) -> int:
+        """How many of those from `first` on do not answer a command."""
+        members, silent = self._members[first:], 0
+
+        async def ask(caller: RawCaller, at: int) -> None:
+            nonlocal silent
+            for member in members[at::_AT_ONCE]:
+                try:
+                    await caller.echo(member)
+                except CommandFailure:
+                    silent += 1
+
+        await self._together(ask)
+        return silent
+
+    async def _together(self, work: _Work) -> None:
+        async with children() as workers:
+            tasks = [workers.start(self._alone(work, at), name=f"crowd {at}") for at in range(_AT_ONCE)]
+            await asyncio.gather(*tasks)
+
+    async def _alone(self, work: _Work, at: int) -> None:
+        async with RawCaller(self._stage) as caller:
+            await work(caller, at)

@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from firkin.cli.bench.density import create
+from firkin.cli.bench.machine import meminfo, resident_kb
+from firkin.cli.bench.raw_http import RawCaller
 from firkin.cli.bench.samples import Lifecycle, Series
-from firkin.cli.bench.stage import Stage, meminfo
-from firkin.cli.client import ServerClient
+from firkin.cli.bench.stage import Stage
 from firkin.cli.failures import CommandFailure
 
 _SETTLE_WITHIN_S = 15.0
 _WARM_UP = 20
-_START = "process.Process/Start"
-_ECHO = {"process": {"cmd": "/bin/echo", "args": ["hi"]}, "stdin": False}
+_EARLY = 500  # cycles, after which the server's memory should not grow any more
 
 
 def count_leftovers(server_pid: int | None, state_dir: Path | None) -> dict[str, int]:
@@ -51,42 +50,59 @@ async def cycles(stage: Stage) -> list[Series]:
     """Create, run one command, kill; many times. What is left is counted when the machine has settled."""
     if not stage.amounts.cycles:
         return []
-    async with ServerClient(stage.address) as server:
+    failures = 0
+    async with RawCaller(stage) as caller:
         for _ in range(min(_WARM_UP, stage.amounts.cycles)):
-            await _cycle(stage, server)
+            await _cycle(caller)
         before, memory = _count(stage), meminfo("MemAvailable")
+        resident: list[float] = []
         began = time.perf_counter()
-        for _ in range(stage.amounts.cycles):
-            await _cycle(stage, server)
+        for number in range(stage.amounts.cycles):
+            try:
+                await _cycle(caller)
+            except CommandFailure:
+                failures += 1
+            if number + 1 in (_EARLY, stage.amounts.cycles):
+                resident.append(_resident(stage))
         wall_s = time.perf_counter() - began
         left = await _settled(stage, before)
     note = (
         f"{stage.amounts.cycles} cycles in {wall_s:.1f} s; MemAvailable fell by {memory - meminfo('MemAvailable')} KiB"
     )
-    return [_leftover_series(stage, left, note)]
+    return [_leftover_series(stage, left, note, failures), *_growth(stage, resident)]
 
 
-def _leftover_series(stage: Stage, left: Mapping[str, int], note: str) -> Series:
-    return Series(
-        metric="cleanup.leftovers",
-        values=(float(sum(left.values())),),
+def _resident(stage: Stage) -> float:
+    return resident_kb(stage.address.pid) / 1024 if stage.address.pid is not None else 0.0
+
+
+def _growth(stage: Stage, resident: Sequence[float]) -> list[Series]:
+    """The server's memory at the end over that after the first cycles; nothing for a run too short to tell."""
+    if len(resident) < 2 or not resident[0]:
+        return []
+    what = f"resident memory of the server's process after {stage.amounts.cycles} cycles over that after {_EARLY}"
+    note = f"{resident[0]:.1f} MB, then {resident[1]:.1f} MB"
+    values = [resident[1] / resident[0]]
+    return [stage.series("cleanup.server_memory_ratio", values, Lifecycle.CLEANUP, what, unit="ratio", note=note)]
+
+
+def _leftover_series(stage: Stage, left: Mapping[str, int], note: str, failures: int) -> Series:
+    return stage.series(
+        "cleanup.leftovers",
+        [float(sum(left.values()))],
+        Lifecycle.CLEANUP,
+        "mounts, cgroups, namespaces, loop devices, processes, descriptors and files beyond those before",
         unit="things",
-        lifecycle=Lifecycle.CLEANUP,
-        isolation=stage.isolation,
-        workload="mounts, cgroups, namespaces, loop devices, processes, descriptors and files beyond those before",
-        target="0",
+        events="CleanupStart → CleanupDone",
+        failures=failures,
         note=f"{note}; {', '.join(f'{name} +{count}' for name, count in left.items()) or 'nothing left'}",
     )
 
 
-async def _cycle(stage: Stage, server: ServerClient) -> None:
-    sandbox_id = await create(stage, server)
-    ended = False
-    async for message in server.stream(sandbox_id, _START, _ECHO, user=None):
-        ended = ended or "end" in message.get("event", {})
-    await server.call("DELETE", f"/sandboxes/{sandbox_id}")
-    if not ended:
-        raise CommandFailure(f"the command in sandbox {sandbox_id} did not end")
+async def _cycle(caller: RawCaller) -> None:
+    inside, _ = await caller.create()
+    await caller.echo(inside)
+    await caller.kill(inside)
 
 
 async def _settled(stage: Stage, before: Mapping[str, int]) -> dict[str, int]:

@@ -7,31 +7,28 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from firkin.cli.bench.official_sdk import ECHO, first_stdout, load_sdk
 from firkin.cli.bench.samples import Lifecycle, Series
-from firkin.cli.bench.sdk_scenarios import ECHO, load_sdk
-from firkin.cli.bench.stage import Stage
+from firkin.cli.bench.stage import LIFE_S, Stage
 
-_LIFE_S = 3600
 _FORKS = 10
 _DIRTY_FILES = 10
-_SLOW = 10  # what takes tenths of a second is done a tenth as often
+_RESUMED = Lifecycle.RESUMED
 
 
 def lives(stage: Stage) -> Iterator[Series]:
     """How long an owner waits for each."""
     sdk = load_sdk()
-    sandbox = sdk.Sandbox.create(template=stage.template, timeout=_LIFE_S)
+    sandbox = sdk.Sandbox.create(**stage.sdk)
     try:
         sandbox.commands.run(ECHO)
         yield from _pauses(stage, sandbox)
-        yield _snapshots(
-            stage, sdk, sandbox, "snapshot.clean_ms", "of a sandbox that has written next to nothing", "60"
-        )
+        yield _snapshots(stage, sdk, sandbox, "snapshot.clean_ms", "of a sandbox that has written next to nothing")
         yield _forks(stage, sandbox)
         megabytes = stage.amounts.dirty
-        workload = f"of a sandbox that has just written {megabytes} MB of random bytes"
-        metric = f"snapshot.{megabytes}_mb_dirty_ms"
-        yield _snapshots(stage, sdk, sandbox, metric, workload, "1500", dirty=megabytes)
+        if megabytes:
+            workload = f"of a sandbox that has just written {megabytes} MB of random bytes"
+            yield _snapshots(stage, sdk, sandbox, f"snapshot.{megabytes}_mb_dirty_ms", workload, dirty=megabytes)
     finally:
         sandbox.kill()
 
@@ -47,58 +44,40 @@ def _pauses(stage: Stage, sandbox: Any) -> Iterator[Series]:
         began = time.perf_counter()
         sandbox.pause()
         paused = time.perf_counter()
-        sandbox.connect(timeout=_LIFE_S)
-        seen: list[float] = []
-        sandbox.commands.run(ECHO, on_stdout=lambda text, seen=seen: seen.append(time.perf_counter()))
+        sandbox.connect(timeout=LIFE_S)
         pauses.append((paused - began) * 1000)
-        resumptions.append((seen[0] - paused) * 1000)
-    yield _series(stage, "pause.memory_ms", pauses, "Sandbox.pause() until it returns", "10")
-    yield _series(
-        stage,
-        "resume.frozen_to_first_stdout_ms",
-        resumptions,
-        "Sandbox.connect() of a paused one, then commands.run('echo hi') to its first output",
-        "p50 20",
-    )
+        resumptions.append((first_stdout(sandbox) - paused) * 1000)
+    what = "Sandbox.pause() with its memory, until it returns"
+    yield stage.series("pause.memory_ms", pauses, _RESUMED, what, events="PauseStart → PauseDone")
+    what = "Sandbox.connect() of a paused one, then commands.run('echo hi') to its first output"
+    events = "SnapshotRestoreStart → FirstStdoutByte"
+    yield stage.series("start.resume_to_first_stdout_ms", resumptions, _RESUMED, what, events=events)
 
 
-def _snapshots(
-    stage: Stage, sdk: Any, sandbox: Any, metric: str, workload: str, target: str, *, dirty: int = 0
-) -> Series:
+def _snapshots(stage: Stage, sdk: Any, sandbox: Any, metric: str, workload: str, *, dirty: int = 0) -> Series:
     values = []
-    for _ in range(max(1, stage.amounts.n // _SLOW)):
+    for _ in range(stage.amounts.slow):
         if dirty:
             _write(sandbox, dirty)
         began = time.perf_counter()
         snapshot = sandbox.create_snapshot()
         values.append((time.perf_counter() - began) * 1000)
         sdk.Sandbox.delete_snapshot(snapshot.snapshot_id)
-    return _series(stage, metric, values, f"Sandbox.create_snapshot() {workload}", target)
+    events = "SnapshotStart → SnapshotDone"
+    return stage.series(metric, values, _RESUMED, f"Sandbox.create_snapshot() {workload}", events=events)
 
 
 def _forks(stage: Stage, sandbox: Any) -> Series:
     values, failures = [], 0
-    for _ in range(max(1, stage.amounts.n // _SLOW)):
+    for _ in range(stage.amounts.slow):
         began = time.perf_counter()
-        forks = sandbox.fork(count=_FORKS, timeout=_LIFE_S)
+        forks = sandbox.fork(count=_FORKS, timeout=LIFE_S)
         values.append((time.perf_counter() - began) * 1000)
         for fork in forks:
             if isinstance(fork, Exception):
                 failures += 1
             else:
                 fork.kill()
-    workload = f"Sandbox.fork(count={_FORKS}) of a clean sandbox, until all answer"
-    return _series(stage, f"fork.of_{_FORKS}_clean_ms", values, workload, "900", failures=failures)
-
-
-def _series(stage: Stage, metric: str, values: list[float], workload: str, target: str, *, failures: int = 0) -> Series:
-    return Series(
-        metric=metric,
-        values=tuple(values),
-        unit="ms",
-        lifecycle=Lifecycle.RESUMED,
-        isolation=stage.isolation,
-        workload=workload,
-        target=target,
-        failures=failures,
-    )
+    what = f"Sandbox.fork(count={_FORKS}) of a clean sandbox, until all answer"
+    events = "ForkStart → last SandboxCreated"
+    return stage.series(f"fork.of_{_FORKS}_clean_ms", values, _RESUMED, what, events=events, failures=failures)

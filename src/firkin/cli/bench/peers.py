@@ -1,4 +1,4 @@
-"""Other ways to run a command in isolation, measured in the same run: docker, podman, bubblewrap, runc and crun.
+"""Other ways to run a command in isolation, measured in the same run, in turns with Firkin and on the same root.
 
 A peer that is not installed, or that cannot run here, is reported with the
 reason. Nothing is fetched: each runs a root made of this machine's programs.
@@ -6,164 +6,120 @@ reason. Nothing is fetched: each runs a root made of this machine's programs.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from firkin.cli.bench.bundle import make_root, write_bundle
+from firkin.cli.bench.bundle import make_root
+from firkin.cli.bench.peer_programs import PEERS, PeerUnable, Sampler
+from firkin.cli.bench.raw_http import Inside, RawConnection, start_request, with_output
 from firkin.cli.bench.samples import Lifecycle, Series
-from firkin.cli.tool_checks import find_program
+from firkin.cli.bench.stage import Stage
+from firkin.cli.bench.templates import prepared
+from firkin.cli.failures import CommandFailure
 
-_PATIENCE_S = 60.0
-_ECHO = ["/bin/echo", "hi"]
-_SLEEP = ["/bin/sleep", "600"]
-_MOST = 30
-
-
-class PeerUnable(Exception):
-    """The peer cannot run here; the text says why."""
+_OURS = "firkin"
+_MOST = 100
+_TROUBLES = (PeerUnable, CommandFailure, OSError, subprocess.SubprocessError)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What the peers gave: series, and why the others gave none."""
+@dataclass(slots=True)
+class _Contestant:
+    """Whoever takes part: what it is timed at, and what came of it."""
 
-    series: list[Series]
-    absent: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Peer:
-    name: str
+    system: str
     isolation: str
-    scenario: Callable[[str, Path, Path, int], Iterator[tuple[str, list[float]]]]
+    samplers: Mapping[str, Sampler]
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    def take(self, number: int, *, keep: bool) -> None:
+        for what, sample in self.samplers.items():
+            value = sample(number)
+            if keep:
+                self.values.setdefault(what, []).append(value)
 
 
-def measure_peers(n: int) -> Measured:
-    """Run each peer at most 30 times: they are slow, and p50 needs no more."""
-    series: list[Series] = []
+def measure_peers(stage: Stage) -> tuple[list[Series], dict[str, str]]:
+    """The series, and why others gave none. Each round takes one sample of each, so that what disturbs disturbs all."""
     absent: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="firkin-peers-") as folder:
+    with tempfile.TemporaryDirectory(prefix="firkin-peers-") as folder, ExitStack() as stack:
         root = Path(folder) / "root"
         try:
             make_root(root)
         except (OSError, subprocess.SubprocessError) as error:
-            return Measured(series=[], absent={peer.name: f"no root could be made: {error}" for peer in _PEERS})
-        for peer in _PEERS:
+            return [], {peer.name: f"no root could be made: {error}" for peer in PEERS}
+        running = []
+        for name, isolation, enter in _entries(stage, Path(folder), root):
             try:
-                series += _measure(peer, Path(folder), root, min(n, _MOST))
-            except (PeerUnable, OSError, subprocess.SubprocessError) as error:
-                absent[peer.name] = str(error)
-    return Measured(series=series, absent=absent)
+                contestant = _Contestant(name, isolation, stack.enter_context(enter()))
+                contestant.take(0, keep=False)
+                running.append(contestant)
+            except _TROUBLES as error:
+                absent[f"peer {name}"] = str(error)
+        _rounds(running, min(stage.amounts.n, _MOST), absent)
+    return [series for contestant in running for series in _series(contestant)], absent
 
 
-def _measure(peer: _Peer, folder: Path, root: Path, n: int) -> list[Series]:
-    program = find_program(peer.name)
-    if program is None:
-        raise PeerUnable("not installed")
-    work = folder / peer.name
-    work.mkdir()
-    return [
-        Series(
-            metric=f"peer.{peer.name}.{what}_ms",
+def _rounds(running: list[_Contestant], n: int, absent: dict[str, str]) -> None:
+    for number in range(1, n + 1):
+        for contestant in tuple(running):
+            try:
+                contestant.take(number, keep=True)
+            except _TROUBLES as error:
+                absent[f"peer {contestant.system}"] = f"it failed in round {number} of {n}: {error}"
+                running.remove(contestant)
+
+
+def _entries(
+    stage: Stage, folder: Path, root: Path
+) -> Iterator[tuple[str, str, Callable[[], AbstractContextManager[Mapping[str, Sampler]]]]]:
+    if stage.state_dir is not None:
+        yield _OURS, stage.isolation, partial(_ours, stage, root)
+    for peer in PEERS:
+        yield peer.name, peer.isolation, partial(peer.enter, folder, root)
+
+
+@contextmanager
+def _ours(stage: Stage, root: Path) -> Iterator[Mapping[str, Sampler]]:
+    """Firkin with the same root, over plain HTTP: a server, a network and limits are in it all the same."""
+    assert stage.state_dir is not None  # who calls has looked
+    with prepared(stage, stage.state_dir, root) as template, RawConnection(stage) as connection:
+        here = replace(stage, template=template)
+        with RawConnection(here) as other:
+            kept = other.create()
+
+            def run(number: int) -> float:
+                began = time.perf_counter()
+                inside = other.create()
+                try:
+                    return (time.perf_counter() - began) * 1000 + _echo(here, other, inside)
+                finally:
+                    other.kill(inside)
+
+            try:
+                yield {"run": run, "exec": lambda number: _echo(here, other, kept)}
+            finally:
+                connection.kill(kept)
+
+
+def _echo(stage: Stage, connection: RawConnection, inside: Inside) -> float:
+    return with_output(connection.ask(start_request(stage, inside, user="root"))).first_ms
+
+
+def _series(contestant: _Contestant) -> Iterator[Series]:
+    for what, values in contestant.values.items():
+        yield Series(
+            metric=f"peer.{what}_ms",
             values=tuple(values),
             unit="ms",
-            lifecycle=Lifecycle.HOT if what.startswith("exec") else Lifecycle.COLD_PREPARED,
-            isolation=peer.isolation,
-            workload=f"{peer.name} {what.replace('_', ' ')} of /bin/echo, from start to the first byte of output",
+            lifecycle=Lifecycle.HOT if what == "exec" else Lifecycle.COLD_PREPARED,
+            isolation=contestant.isolation,
+            system=contestant.system,
+            events="RequestStart → FirstStdoutByte",
+            workload=f"{what} of /bin/echo over the same root as the others, from start to the first byte of output",
         )
-        for what, values in peer.scenario(program, work, root, n)
-    ]
-
-
-def _first_byte_ms(argv: list[str]) -> float:
-    """Start `argv`; milliseconds to its first output. `PeerUnable` with its last words when it gave none."""
-    began = time.perf_counter()
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None  # it was asked for
-        first = os.read(process.stdout.fileno(), 64)
-        taken = (time.perf_counter() - began) * 1000
-        _, errors = process.communicate(timeout=_PATIENCE_S)
-    if not first:
-        raise PeerUnable(_last_words(errors))
-    return taken
-
-
-def _run(argv: list[str]) -> str:
-    # Output goes to a file, not a pipe: a detached container keeps the pipe and it would never end.
-    with tempfile.TemporaryFile() as output:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=_PATIENCE_S, check=False
-        )
-        output.seek(0)
-        text = output.read()
-    if done.returncode != 0:
-        raise PeerUnable(_last_words(text))
-    return text.decode(errors="replace")
-
-
-def _last_words(raw: bytes) -> str:
-    lines = raw.decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "it ended without a word"
-
-
-def _samples(argv: Callable[[int], list[str]], n: int) -> list[float]:
-    _first_byte_ms(argv(0))
-    return [_first_byte_ms(argv(number)) for number in range(1, n + 1)]
-
-
-def _engine(program: str, work: Path, root: Path, n: int) -> Iterator[tuple[str, list[float]]]:
-    """docker and podman: an image imported from the root, no network."""
-    _run([program, "info"])
-    image = f"firkin-bench-{os.getpid()}"
-    archive = work / "root.tar"
-    _run(["tar", "-C", str(root), "-cf", str(archive), "."])
-    _run([program, "import", str(archive), image])
-    try:
-        yield "run", _samples(lambda _: [program, "run", "--rm", "--network", "none", image, *_ECHO], n)
-        _run([program, "run", "-d", "--name", image, "--network", "none", image, *_SLEEP])
-        try:
-            yield "exec", _samples(lambda _: [program, "exec", image, *_ECHO], n)
-        finally:
-            _tidy([program, "rm", "-f", image])
-    finally:
-        _tidy([program, "rmi", "-f", image])
-
-
-def _bubblewrap(program: str, work: Path, root: Path, n: int) -> Iterator[tuple[str, list[float]]]:
-    argv = [program, "--unshare-all", "--die-with-parent", "--ro-bind", str(root), "/", "--proc", "/proc"]
-    yield "run", _samples(lambda _: [*argv, "--dev", "/dev", *_ECHO], n)
-
-
-def _runtime(program: str, work: Path, root: Path, n: int) -> Iterator[tuple[str, list[float]]]:
-    """runc and crun: a bundle over the root, their state in a folder of its own."""
-    base = [program, "--root", str(work / "state")]
-    prefix = f"firkin-bench-{os.getpid()}"
-    write_bundle(work / "echo", root, _ECHO)
-    write_bundle(work / "sleep", root, _SLEEP)
-    yield "run", _samples(lambda number: [*base, "run", "--bundle", str(work / "echo"), f"{prefix}-{number}"], n)
-    _run([*base, "run", "--detach", "--bundle", str(work / "sleep"), prefix])
-    try:
-        yield "exec", _samples(lambda _: [*base, "exec", prefix, *_ECHO], n)
-    finally:
-        _tidy([*base, "delete", "--force", prefix])
-
-
-def _tidy(argv: list[str]) -> None:
-    with contextlib.suppress(PeerUnable, OSError, subprocess.SubprocessError):
-        _run(argv)
-
-
-_CONTAINER = "container: namespaces, default seccomp and capabilities, root is the host's root"
-_PEERS = (
-    _Peer(name="docker", isolation=_CONTAINER, scenario=_engine),
-    _Peer(name="podman", isolation=_CONTAINER, scenario=_engine),
-    _Peer(name="bwrap", isolation="namespaces only: no seccomp, no limits, no network", scenario=_bubblewrap),
-    _Peer(name="runc", isolation="namespaces and few capabilities: no seccomp, no network", scenario=_runtime),
-    _Peer(name="crun", isolation="namespaces and few capabilities: no seccomp, no network", scenario=_runtime),
-)

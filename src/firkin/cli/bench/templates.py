@@ -11,17 +11,17 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from firkin.cli.bench.official_sdk import load_sdk
 from firkin.cli.bench.samples import Lifecycle, Series
-from firkin.cli.bench.sdk_scenarios import load_sdk
 from firkin.cli.bench.stage import Stage
 from firkin.cli.discovery import operator_of
 from firkin.cli.failures import CommandFailure
 from firkin.e2b.operators import OPERATOR_HEADER
 
-_IMAGE_MB = 180
 _SOURCES = ("/usr/bin", "/usr/lib")
 _WITHOUT_VOLUMES = ("memory",)  # drivers that keep none
 _WITHIN_S = 600
@@ -35,7 +35,7 @@ def templates(stage: Stage) -> Iterator[Series]:
     if stage.state_dir is not None:
         yield from _images(stage, stage.state_dir)
     yield _builds(stage)
-    if stage.state_dir is not None and stage.address.driver not in _WITHOUT_VOLUMES:
+    if stage.state_dir is not None and stage.system not in _WITHOUT_VOLUMES:
         yield from _volumes(stage, stage.state_dir)
 
 
@@ -43,16 +43,18 @@ def _images(stage: Stage, state_dir: Path) -> Iterator[Series]:
     cold, cached = [], []
     for _ in range(max(1, stage.amounts.n // 30)):
         with tempfile.TemporaryDirectory(prefix="firkin-bench-", dir=state_dir.parent) as folder:
-            image = _image(Path(folder) / "image.tar")
+            image = _image(Path(folder) / "image.tar", stage.amounts.image)
             cold.append(_prepared(stage, state_dir, image))
             cached += [_prepared(stage, state_dir, image) for _ in range(3)]
-    what = f"a tarball of {_IMAGE_MB} MB of this machine's files"
-    yield _series(stage, "template.image_cold_ms", cold, f"preparing {what}", "8000")
-    yield _series(stage, "template.image_cached_ms", cached, f"preparing {what} again under another id", "50")
+    what = f"a tarball of {stage.amounts.image} MB of this machine's files"
+    yield stage.series("template.image_cold_ms", cold, Lifecycle.COLD_UNPREPARED, f"preparing {what}")
+    yield stage.series(
+        "template.image_cached_ms", cached, Lifecycle.COLD_PREPARED, f"preparing {what} again under another id"
+    )
 
 
-def _image(path: Path) -> Path:
-    left = _IMAGE_MB * 1_000_000
+def _image(path: Path, megabytes: int) -> Path:
+    left = megabytes * 1_000_000
     mark = path.with_name("mark")
     mark.write_text(uuid.uuid4().hex)  # no earlier round has seen it
     with tarfile.open(path, "w") as archive:
@@ -68,15 +70,23 @@ def _image(path: Path) -> Path:
 
 def _prepared(stage: Stage, state_dir: Path, image: Path) -> float:
     """How long the server took, in milliseconds. The template is deleted again."""
-    name = f"bench-{uuid.uuid4().hex[:12]}"
     began = time.perf_counter()
-    lines = _call(stage, state_dir, "POST", "/firkin/v1/templates", {"id": name, "source": f"local:{image}"})
-    took = (time.perf_counter() - began) * 1000
+    with prepared(stage, state_dir, image):
+        return (time.perf_counter() - began) * 1000
+
+
+@contextmanager
+def prepared(stage: Stage, state_dir: Path, source: Path) -> Iterator[str]:
+    """A template of that folder or tarball, for the length of a block."""
+    name = f"bench-{uuid.uuid4().hex[:12]}"
+    lines = _call(stage, state_dir, "POST", "/firkin/v1/templates", {"id": name, "source": f"local:{source}"})
     answer = json.loads(lines.splitlines()[-1])
     if "template" not in answer:
         raise CommandFailure(f"the template was not prepared: {answer['error']['message']}")
-    _call(stage, state_dir, "DELETE", f"/firkin/v1/templates/{name}", None)
-    return took
+    try:
+        yield name
+    finally:
+        _call(stage, state_dir, "DELETE", f"/firkin/v1/templates/{name}", None)
 
 
 def _call(stage: Stage, state_dir: Path, method: str, path: str, body: object) -> bytes:
@@ -105,13 +115,13 @@ def _builds(stage: Stage) -> Series:
         values.append((time.perf_counter() - began) * 1000)
     sdk.Sandbox.delete_snapshot(name)  # DELETE /templates/NAME
     what = "Template.build() of five steps, the last one changed; the SDK asks every 200 ms"
-    return _series(stage, "build.changed_last_step_ms", values[1:], what, "2000")
+    return stage.series("build.changed_last_step_ms", values[1:], Lifecycle.COLD_PREPARED, what)
 
 
 def _volumes(stage: Stage, state_dir: Path) -> Iterator[Series]:
     sdk = load_sdk()
     volume = sdk.Volume.create(f"bench-{uuid.uuid4().hex[:12]}")
-    sandbox = sdk.Sandbox.create(template=stage.template, timeout=_WITHIN_S, volume_mounts={"/mnt/volume": volume})
+    sandbox = sdk.Sandbox.create(**stage.sdk, volume_mounts={"/mnt/volume": volume})
     inside, outside = [], []
     try:
         for _ in range(3):
@@ -121,9 +131,9 @@ def _volumes(stage: Stage, state_dir: Path) -> Iterator[Series]:
         sandbox.kill()
         sdk.Volume.destroy(volume.volume_id)
     what = f"dd of {_VOLUME_MB} MB of zeros with fsync"
-    yield _series(stage, "volume.write_mb_per_s", inside, f"{what}, to a volume inside", "0.9 of the disk", "MB/s")
+    yield stage.series("volume.write_mb_per_s", inside, Lifecycle.HOT, f"{what}, to a volume inside", unit="MB/s")
     what = f"{what}, to the disk that the volume is on"
-    yield _series(stage, "volume.host_disk_write_mb_per_s", outside, what, "", "MB/s")
+    yield stage.series("volume.host_disk_write_mb_per_s", outside, Lifecycle.HOT, what, unit="MB/s")
 
 
 def _volume_speed(sandbox: Any) -> float:
@@ -142,15 +152,3 @@ def _host_speed(state_dir: Path) -> float:
     took = time.perf_counter() - began
     path.unlink()
     return _VOLUME_MB * 1.048576 / took
-
-
-def _series(stage: Stage, metric: str, values: list[float], workload: str, target: str, unit: str = "ms") -> Series:
-    return Series(
-        metric=metric,
-        values=tuple(values),
-        unit=unit,
-        lifecycle=Lifecycle.COLD_PREPARED,
-        isolation=stage.isolation,
-        workload=workload,
-        target=target,
-    )

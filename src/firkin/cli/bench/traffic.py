@@ -7,11 +7,10 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from firkin.cli.bench.density import create
-from firkin.cli.bench.raw_http import access_token
+from firkin.cli.bench.machine import processor_s
+from firkin.cli.bench.raw_http import Inside, RawCaller
 from firkin.cli.bench.samples import Lifecycle, Series
 from firkin.cli.bench.stage import Stage
 from firkin.cli.client import ENVD_PORT, ServerClient
@@ -50,18 +49,19 @@ while True:
 
 async def traffic(stage: Stage) -> list[Series]:
     """Rates; the server's own processor time beside those of small requests, where its process is known."""
-    async with ServerClient(stage.address) as server:
-        sandbox_id = await create(stage, server)
+    async with ServerClient(stage.address) as server, RawCaller(stage) as caller:
+        inside, _ = await caller.create()
+        sandbox_id = inside.sandbox_id
         try:
             found: list[Series] = []
-            if stage.address.driver not in _WITHOUT_PYTHON:
+            if stage.system not in _WITHOUT_PYTHON:
                 async with _service(server, sandbox_id):
                     found += await _small_requests(stage, sandbox_id)
                     found.append(await _download(stage, sandbox_id))
-            found += await _files(stage, sandbox_id)
+            found += await _files(stage, inside)
             return found
         finally:
-            await server.call("DELETE", f"/sandboxes/{sandbox_id}")
+            await caller.kill(inside)
 
 
 @asynccontextmanager
@@ -89,20 +89,23 @@ async def _connect(stage: Stage) -> tuple[asyncio.StreamReader, asyncio.StreamWr
 async def _small_requests(stage: Stage, sandbox_id: str) -> list[Series]:
     request = _head(stage, sandbox_id, "GET", "/", PORT)
     await _until_it_answers(stage, request)
-    before, began = _processor_s(stage.address.pid), time.perf_counter()
+    before, began = processor_s(stage.address.pid), time.perf_counter()
     until = began + _REQUESTS_S
     async with children() as clients:
         counts = await asyncio.gather(
             *(clients.start(_ask(stage, request, until), name=f"client {at}") for at in range(_CONNECTIONS))
         )
-    took_s, spent_s = time.perf_counter() - began, _processor_s(stage.address.pid) - before
+    took_s, spent_s = time.perf_counter() - began, processor_s(stage.address.pid) - before
     answered, failures = sum(count for count, _ in counts), sum(failed for _, failed in counts)
     workload = f"GET of two bytes from a port inside, {_CONNECTIONS} connections that stay open, for {_REQUESTS_S:g} s"
-    found = [_series(stage, "proxy.requests_per_s", answered / took_s, "1/s", workload, "", failures)]
+    rate = answered / took_s
+    found = [
+        stage.series("proxy.requests_per_s", [rate], Lifecycle.HOT, workload, unit="1/s", failures=failures),
+    ]
     if spent_s > 0:
         per_core = answered / spent_s
         workload = "the same, for each second of processor time of the server's process"
-        found.append(_series(stage, "proxy.requests_per_core_s", per_core, "1/s", workload, "3000"))
+        found.append(stage.series("proxy.requests_per_core_s", [per_core], Lifecycle.HOT, workload, unit="1/s"))
     return found
 
 
@@ -143,7 +146,7 @@ async def _ask(stage: Stage, request: bytes, until: float) -> tuple[int, int]:
 async def _download(stage: Stage, sandbox_id: str) -> Series:
     values = [await _pull(stage, _head(stage, sandbox_id, "GET", "/large", PORT)) for _ in range(3)]
     workload = f"GET of {_LARGE >> 20} MB from a port inside"
-    return _several(stage, "proxy.download_mb_per_s", values, workload, "500")
+    return _several(stage, "proxy.download_mb_per_s", values, workload)
 
 
 async def _pull(stage: Stage, request: bytes) -> float:
@@ -167,13 +170,12 @@ async def _pull(stage: Stage, request: bytes) -> float:
         writer.close()
 
 
-async def _files(stage: Stage, sandbox_id: str) -> list[Series]:
+async def _files(stage: Stage, inside: Inside) -> list[Series]:
     """Through ``/files``."""
-    token = access_token(stage.address.url, stage.address.api_key, sandbox_id)
-    size = stage.amounts.dirty * _PIECE
-    values = [await _push(stage, sandbox_id, token, size) for _ in range(3)]
+    size = max(1, stage.amounts.dirty) * _PIECE
+    values = [await _push(stage, inside.sandbox_id, inside.token, size) for _ in range(3)]
     workload = f"POST /files of {size >> 20} MB, octet-stream"
-    return [_several(stage, "files.upload_mb_per_s", values, workload, "300")]
+    return [_several(stage, "files.upload_mb_per_s", values, workload)]
 
 
 async def _push(stage: Stage, sandbox_id: str, token: str, size: int) -> float:
@@ -195,39 +197,5 @@ async def _push(stage: Stage, sandbox_id: str, token: str, size: int) -> float:
         writer.close()
 
 
-def _processor_s(pid: int | None) -> float:
-    """Processor time that a process has used, in seconds; 0 when it is not known."""
-    if pid is None:
-        return 0.0
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _several(stage: Stage, metric: str, values: list[float], workload: str, target: str) -> Series:
-    return Series(
-        metric=metric,
-        values=tuple(values),
-        unit="MB/s",
-        lifecycle=Lifecycle.HOT,
-        isolation=stage.isolation,
-        workload=workload,
-        target=f"at least {target}",
-    )
-
-
-def _series(
-    stage: Stage, metric: str, value: float, unit: str, workload: str, target: str, failures: int = 0
-) -> Series:
-    return Series(
-        metric=metric,
-        values=(value,),
-        unit=unit,
-        lifecycle=Lifecycle.HOT,
-        isolation=stage.isolation,
-        workload=workload,
-        target=f"at least {target}" if target else "",
-        failures=failures,
-    )
+def _several(stage: Stage, metric: str, values: list[float], workload: str) -> Series:
+    return stage.series(metric, values, Lifecycle.HOT, workload, unit="MB/s")

@@ -46,6 +46,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.volumes import VolumeKeeper
 from firkin.lifetimes import Children, finish
+from firkin.phases import current, mark
 
 _BOOT_WITHIN_S = 30.0
 _COPY_WITHIN_S = 600.0
@@ -152,6 +153,7 @@ class BoxDriver:
         for attempt in range(_ATTEMPTS):
             slot = await slots.take(online=plan.network.internet and not plan.network.is_inspected)
             try:
+                mark("slot")
                 before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
                 async with self._volumes.mounted(plan.volumes) as mounts:
                     return await self._boot_in(plan, slot, mounts, before)
@@ -168,6 +170,7 @@ class BoxDriver:
 
     async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int], before: Traffic) -> BoxInstance:
         assert self._launcher is not None, "start() comes first"
+        mark("network")
         image = await self._image(plan)
         path = str(self._sockets / plan.sandbox_id)
         report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -181,8 +184,10 @@ class BoxDriver:
             fds += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
             async with asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S):
                 launched = await self._launcher.fork(self._order(plan, slot), [*fds, *volumes])
+                mark("fork")
                 _close(fds, borrowed=borrowed)
                 await read_report(report)
+                mark("set-up")
                 await link.ready()
         except BaseException as error:
             _close(fds, borrowed=borrowed)
@@ -238,6 +243,7 @@ class BoxDriver:
             shared=list(plan.root.shared),
             hidden=list(plan.root.hidden),
             volumes=[(volume.path, volume.read_only) for volume in plan.volumes],
+            traced=current() is not None,
         )
 
     def _ref(self, sandbox_id: SandboxId, launched: Launched, slot: Slot, before: Traffic) -> InstanceRef:

@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -110,6 +111,30 @@ def become_a_child() -> None:
 def explained(step: str, error: BaseException) -> Failure:
     text = traceback.format_exc() if not isinstance(error, OSError) else str(error)
     return Failure(step, getattr(error, "errno", 0) or 0, text)
+
+
+class _TimedSteps(list[str]):
+    """The step that a launch is in, and when each began."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__([first])
+        self.began = [(first, time.monotonic_ns())]
+
+    def __setitem__(self, at: Any, name: Any) -> None:  # as `list` has it
+        super().__setitem__(at, name)
+        self.began.append((name, time.monotonic_ns()))
+
+
+def steps(*, traced: bool) -> list[str]:
+    """Where a launch is, as a list of one name that is replaced at each step."""
+    return _TimedSteps("start") if traced else ["start"]
+
+
+def all_done(step: list[str]) -> bytes:
+    """What the report pipe is told at the end: that it worked and, of a traced launch, when each step began."""
+    if not isinstance(step, _TimedSteps):
+        return b"+"
+    return b"+" + json.dumps([*step.began, ("ready", time.monotonic_ns())]).encode()
 
 
 def _nothing(number: int, frame: object) -> None:

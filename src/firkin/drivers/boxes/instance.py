@@ -19,24 +19,30 @@ from firkin.drivers.boxes.links import AgentLink, remove_place
 from firkin.drivers.boxes.tier import Tier
 from firkin.drivers.ground.held_instance import Around, HeldInstance
 from firkin.drivers.ground.slots import Slot
+from firkin.host import cgroups
 from firkin.host.disks import loop_is_bound
 from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.netns_sockets import NamespaceSockets
 from firkin.host.superblocks import last_error_at
+from firkin.law.capabilities import CapabilityName, Permanent
 from firkin.law.driver import InstanceEnd, InstanceRef
 from firkin.law.errors import (
+    BackendFailure,
     CapacityRejected,
     HostDiskFull,
     IoFailure,
     PortFailure,
     SandboxUnavailable,
+    UnsupportedCapability,
 )
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import IsolationReport
 from firkin.law.ports import ByteChannel
+from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
 
 _CAPTURE = "capture a snapshot"
+_KEPT = Permanent("a sandbox of this tier keeps the limits that it was booted with")
 _NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _DIAL_WITHIN_S = 5.0
@@ -132,6 +138,14 @@ class BoxInstance(HeldInstance):
 
     def _root_of(self, pid: int) -> int:
         return self._around.tier.root(pid, self._trees.members(self._id))
+
+    async def resize(self, resources: SandboxResources) -> None:
+        self._require_alive("change the limits")
+        if not self._around.tier.resizes:
+            raise UnsupportedCapability("change the limits", CapabilityName.RUNTIME_CREATE, _KEPT)
+        limits = cgroups.Limits(resources.memory_bytes, resources.pids, resources.vcpus)
+        if unmet := self._trees.resize(self._id, limits):
+            raise BackendFailure("change the limits", self._ref.driver, "; ".join(unmet))
 
     async def dial_port(self, port: int) -> SocketChannel | None:
         """Past the agent: a socket of the sandbox's own network namespace, connected to its loopback.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 from typing import Any
 
@@ -17,6 +18,7 @@ from firkin.law.errors import (
     InvalidSpec,
     RetryClass,
 )
+from firkin.phases import current
 
 _DISK = "disk"
 _UNFIT = (errno.ENOTDIR, errno.ELOOP, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOENT)  # as mount points
@@ -51,8 +53,11 @@ async def read_report(report: int) -> None:
     said = os.read(report, 65536)
     if not said:
         raise LaunchFailed("start", 0, "the process ended before it became the agent")
-    if said != b"+":
+    if said[:1] != b"+":
         raise _explained(Failure.decode(said))
+    trace = current()
+    if trace is not None and len(said) > 1:
+        trace.told([(name, at) for name, at in json.loads(said[1:])])
 
 
 def _explained(failure: Failure) -> FirkinError:

@@ -21,7 +21,7 @@ class LaunchOrder:
     The descriptor ``image`` is the disk to copy; with `continues` it is the
     sandbox's own, used as it is. `restored`: the files were another sandbox's.
     `weighed`: the sandbox's control group has a share of the processors of its own.
-    Each of `volumes` is a path inside and whether it is read-only.
+    Each of `volumes` is a path inside and whether it is read-only. `traced`: tell when each step began.
     """
 
     __slots__ = (
@@ -41,6 +41,7 @@ class LaunchOrder:
         "sandbox_id",
         "shared",
         "slot",
+        "traced",
         "vcpus",
         "volumes",
         "weighed",
@@ -65,6 +66,7 @@ class LaunchOrder:
     hardened: bool
     shared: list[str]
     volumes: list[tuple[str, bool]]
+    traced: bool
 
     def __init__(self, **facts: Any) -> None:  # one field each of __slots__, checked here
         for name in self.__slots__:

@@ -36,6 +36,11 @@ class Tier(Protocol):
         """Whether loopback inside is that of the slot's network namespace, so that a socket made there reaches it."""
         ...
 
+    @property
+    def resizes(self) -> bool:
+        """Whether its control group says all that a sandbox may use, so that other limits hold at once."""
+        ...
+
     def layout(self) -> cgroups.Layout | None:
         """The trees of control groups in which its boxes are; None for those of every driver."""
         ...
@@ -90,6 +95,7 @@ class HostKernelTier:
     """What tiers have in common in which the host's kernel answers and the agent listens at a socket."""
 
     has_hosts_loopback = True
+    resizes = True
 
     def listen(self, path: str) -> tuple[int, AgentLink]:
         return listening_agent(path)

@@ -34,6 +34,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.isolation import IsolationReport
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import RefusedFlow
+from firkin.law.resources import SandboxResources
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import EndCause
 from firkin.lifetimes import finish
@@ -171,6 +172,9 @@ class MemoryInstance:
 
     async def refused(self) -> Sequence[RefusedFlow]:
         return ()
+
+    async def resize(self, resources: SandboxResources) -> None:
+        """Nothing limits it."""
 
     async def isolation(self) -> IsolationReport:
         """Nothing holds it in: its programs are simulated by the process that this is."""

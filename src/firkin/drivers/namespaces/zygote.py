@@ -90,7 +90,7 @@ def _launch(channel: socket.socket, order: LaunchOrder, fds: list[int], workshop
 def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoReturn:
     """A failure is reported on the report pipe with the step that it happened in."""
     given = dict(zip(DESCRIPTORS, fds, strict=False))
-    step = ["start"]
+    step = forge.steps(traced=order.traced)
     try:
         forge.become_a_child()
         plan = _set_up(order, given, fds[len(DESCRIPTORS) :], workshop, step)
@@ -100,7 +100,7 @@ def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoR
         report = given["report"]
 
         def ready() -> None:
-            os.write(report, b"+")  # the server gone by now: BrokenPipeError ends this launch
+            os.write(report, forge.all_done(step))  # the server gone by now: BrokenPipeError ends this launch
             os.close(report)
 
         workshop.agent.serve(given["listener"], spawn=plan, ready=ready)

@@ -20,13 +20,16 @@ from firkin.drivers.qemu.qmp import Monitor
 from firkin.drivers.qemu.stores import Fit
 from firkin.drivers.qemu.trunk import Trunk, TrunkChannel
 from firkin.host.isolation_facts import IsolationFacts
+from firkin.law.capabilities import CapabilityName, Permanent
 from firkin.law.driver import InstanceEnd, InstanceRef
-from firkin.law.errors import BackendFailure, HostDiskFull, IoFailure, SandboxUnavailable
+from firkin.law.errors import BackendFailure, HostDiskFull, IoFailure, SandboxUnavailable, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation, IsolationReport
+from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
 
 NAME = "qemu"
+_KEPT = Permanent("a machine keeps the processors and the memory that it was booted with")
 _ANSWER_S = 10.0
 _FLUSH_WITHIN_S = 1.0
 _BOX_GONE_WITHIN_S = 10.0
@@ -121,6 +124,9 @@ class QemuInstance(HeldInstance):
             except (OSError, TimeoutError) as error:
                 raise BackendFailure("reach the machine", NAME, str(error) or "it does not answer") from error
         return self._monitor
+
+    async def resize(self, resources: SandboxResources) -> None:
+        raise UnsupportedCapability("change the limits", CapabilityName.RUNTIME_CREATE, _KEPT)
 
     async def dial_port(self, port: int) -> None:
         """Only the agent can make one: the machine's loopback is its own."""

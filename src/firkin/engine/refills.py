@@ -1,0 +1,212 @@
+"""Keeping warm pools at their size: making what is missing, ending what is too much, too old or too many.
+
+What is made ahead of need waits for those who need something now: it begins when
+no create has been under way for a moment. What cannot be made is tried again
+later and later, and the pool says why it is short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from dataclasses import replace
+
+from firkin.engine import creation
+from firkin.engine.leases import end_entry
+from firkin.engine.node import Node
+from firkin.engine.roster import Resident
+from firkin.engine.warm_pools import Pool
+from firkin.law.errors import FirkinError, NotFound, WrongState
+from firkin.law.events import WarmPoolChanged
+from firkin.law.ids import TemplateId, WarmPoolKey
+from firkin.law.sandboxes import FromTemplate, SandboxSpec
+from firkin.law.warm_pool import WarmPoolSpec
+from firkin.lifetimes import children
+
+QUIET_S = 0.1
+QUIET_WITHIN_S = 2.0
+LOOK_EVERY_S = 10.0
+EVICTED_DUE_S = 5.0
+AT_ONCE = 2
+_NO_POOLS_S = 3600.0
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 1.0, 60.0
+_GONE = "the pool became smaller"
+_log = logging.getLogger("firkin.engine")
+
+
+async def tend(node: Node) -> None:
+    """For as long as the server runs."""
+    while True:
+        node.warm.changed.clear()
+        try:
+            await _round(node)
+        except FirkinError as error:
+            _log.error("warm pools not tended error=%s", error)
+        await _until(node, _next_look(node))
+
+
+async def fill(node: Node, pools: Iterable[Pool]) -> tuple[int, list[str]]:
+    """Bring these to their size at once: how many were made, and why not all, a sentence for each pool."""
+    made = await asyncio.gather(*(_fill_one(node, pool) for pool in pools))
+    return sum(count for count, _ in made), [failure for _, failure in made if failure]
+
+
+async def evict(node: Node, entries: Iterable[Resident], because: str) -> int:
+    """End what was taken off its shelf; how many there were."""
+    chosen = list(entries)
+    await asyncio.gather(*(node.acts.run(end_entry(node, one, because), name=f"evict {one.id}") for one in chosen))
+    return len(chosen)
+
+
+async def trim(node: Node, pool: Pool) -> int:
+    """End what is more than the pool's size, or was made from files that its template does not have any more."""
+    stale = [one for one in pool.shelf if not _is_of_today(node, one)]
+    for one in stale:
+        pool.shelf.remove(one)
+    count = await evict(node, stale, "its template is another by now")
+    return count + await evict(node, pool.pick(pool.surplus), _GONE)
+
+
+async def follow(node: Node, before: TemplateId, after: TemplateId) -> None:
+    """A name means another template now: its pool goes with it."""
+    pool = node.warm.get(before)
+    if pool is not None:
+        none = replace(pool.spec, depth=0, min_ready=0)
+        for changed in await node.warm.set({after: pool.spec, before: none}):
+            await trim(node, changed)
+
+
+class WarmSpare:
+    """The pools as a `Spare`: what is above a pool's least goes first, then the rest; work that runs never does."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def ready(self) -> int:
+        return self._node.warm.ready()
+
+    def wanted(self) -> int:
+        return self._node.warm.wanted()
+
+    def memory_bytes(self) -> int:
+        """Not known: what was promised to them is many times what they take."""
+        return 0
+
+    async def give_up(self, count: int, *, because: str) -> int:
+        chosen: list[Resident] = []
+        for spared in (True, False):
+            for pool in self._node.warm:
+                over = len(pool.shelf) - (pool.spec.min_ready if spared else 0)
+                chosen += pool.pick(max(0, min(over, count - len(chosen))))
+        return await evict(self._node, chosen, because)
+
+    def hold(self, because: str) -> None:
+        self._node.warm.held = because
+
+    def resume(self) -> None:
+        self._node.warm.held = ""
+        for pool in self._node.warm:  # what was put off for want of room need not wait
+            pool.due_at, pool.failures = 0.0, 0
+        self._node.warm.changed.set()
+
+
+async def _round(node: Node) -> None:
+    for pool in node.warm:
+        if not _is_usable(node, pool):
+            await node.warm.set({pool.template_id: WarmPoolSpec.of_depth(0)})
+            await evict(node, pool.pick(len(pool.shelf)), "its template was deleted")
+            continue
+        await trim(node, pool)
+        await _refill(node, pool)
+
+
+async def _refill(node: Node, pool: Pool) -> None:
+    while pool.lack and not node.warm.held and pool.due_at <= node.clock.monotonic():
+        await _until_quiet(node)
+        await asyncio.gather(*_some_more(node, pool))
+
+
+async def _fill_one(node: Node, pool: Pool) -> tuple[int, str]:
+    """Also waits for what others make for it."""
+    made = 0
+    while (pool.lack or pool.making) and not pool.failure:
+        if some := _some_more(node, pool):
+            made += sum(await asyncio.gather(*some))
+        else:
+            await pool.landed.wait()
+    return made, f"pool {pool.template_id}: {pool.failure}" if pool.failure else ""
+
+
+def _some_more(node: Node, pool: Pool) -> list[Coroutine[None, None, bool]]:
+    """Counted at once, so that nobody else begins them as well; and each goes on to its end, whoever walks away."""
+    count = min(AT_ONCE, pool.lack)
+    pool.making += count
+    return [node.acts.run(_one_more(node, pool), name=f"fill pool {pool.template_id}") for _ in range(count)]
+
+
+async def _one_more(node: Node, pool: Pool) -> bool:
+    try:
+        resident = await _made(node, pool)
+        pool.failures, pool.failure = 0, ""
+        if not node.warm.shelve(resident):  # it is not wanted any more
+            await end_entry(node, resident, _GONE)
+            return False
+    except FirkinError as error:
+        _put_off(node, pool, str(error))
+        return False
+    finally:
+        pool.land()
+    node.events.publish(WarmPoolChanged(WarmPoolKey(pool.template_id)))
+    return True
+
+
+async def _made(node: Node, pool: Pool) -> Resident:
+    spec = SandboxSpec(source=FromTemplate(pool.template_id), network=pool.spec.network, isolation=pool.spec.isolation)
+    return await creation.create_spare(node, spec)
+
+
+def _put_off(node: Node, pool: Pool, why: str) -> None:
+    pool.failures += 1
+    pool.failure = why
+    pool.due_at = node.clock.monotonic() + min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(pool.failures - 1, 10))
+    _log.warning("pool short template=%s error=%s", pool.template_id, why)
+
+
+def _is_usable(node: Node, pool: Pool) -> bool:
+    """Whether there is its template, ready or about to be."""
+    try:
+        node.templates.ready("fill a warm pool", pool.template_id)
+    except NotFound:
+        return False
+    except WrongState:
+        return True
+    return True
+
+
+def _is_of_today(node: Node, resident: Resident) -> bool:
+    record = node.templates.of_directory(resident.origin.directory)
+    return record is not None and record.info.id == resident.info.template_id
+
+
+def _next_look(node: Node) -> float:
+    due = [pool.due_at for pool in node.warm if pool.lack and pool.due_at]
+    return min([node.clock.monotonic() + (LOOK_EVERY_S if node.warm.wanted() else _NO_POOLS_S), *due])
+
+
+async def _until(node: Node, when: float) -> None:
+    """That moment, or a change."""
+    async with children() as waiting:
+        due = waiting.start(node.clock.sleep_until(when), name="warm pools due")
+        changed = waiting.start(node.warm.changed.wait(), name="warm pools changed")
+        await asyncio.wait((due, changed), return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _until_quiet(node: Node) -> None:
+    """Nobody has waited for a sandbox for a moment; at most so long, for on a busy server that never comes."""
+    until = node.clock.monotonic() + QUIET_WITHIN_S
+    while (now := node.clock.monotonic()) < until:
+        rest_s = node.warm.quiet_since + QUIET_S - now
+        if not node.warm.is_serving and rest_s <= 0:
+            return
+        await node.clock.sleep_until(now + max(rest_s, QUIET_S / 4))

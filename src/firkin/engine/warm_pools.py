@@ -1,0 +1,159 @@
+"""The warm pools as they are: which there should be, and what waits in each.
+
+Nothing here waits for anything but the database, so taking an entry is one step
+that nobody can come between. Making and ending entries is `refills`, handing them
+out is `leases`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+
+from firkin.engine.clock import Clock
+from firkin.engine.records import Records
+from firkin.engine.roster import Resident
+from firkin.engine.stored_forms import decode_hook, encode_hook
+from firkin.law.ids import TemplateId, WarmPoolKey
+from firkin.law.warm_pool import WarmEvictionPolicy, WarmPoolEntry, WarmPoolSpec
+
+_FACT = "warm pools"
+_stored = msgspec.json.Decoder(dict[str, WarmPoolSpec], dec_hook=decode_hook)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Pool:
+    """`shelf` holds what is ready, the one that has waited longest first. `due_at` is when it may be filled again."""
+
+    template_id: TemplateId
+    spec: WarmPoolSpec
+    shelf: deque[Resident] = field(default_factory=deque)
+    making: int = 0
+    hits: int = 0
+    misses: int = 0
+    failures: int = 0
+    failure: str = ""
+    due_at: float = 0.0
+    landed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def land(self) -> None:
+        """One that was being made is no more: wake all who wait for that."""
+        self.making -= 1
+        event, self.landed = self.landed, asyncio.Event()
+        event.set()
+
+    @property
+    def lack(self) -> int:
+        """How many entries are to be made."""
+        return max(0, self.spec.depth - len(self.shelf) - self.making)
+
+    @property
+    def surplus(self) -> int:
+        return max(0, len(self.shelf) - self.spec.depth)
+
+    def pick(self, count: int) -> list[Resident]:
+        """Take up to `count` off the shelf, in the order in which they have to go."""
+        oldest = self.spec.eviction is WarmEvictionPolicy.OLDEST
+        return [self.shelf.popleft() if oldest else self.shelf.pop() for _ in range(min(count, len(self.shelf)))]
+
+
+class WarmPools:
+    """`held` is why nothing is made now; empty while pools are filled. `changed` wakes whoever fills them."""
+
+    def __init__(self, records: Records, clock: Clock) -> None:
+        self._records = records
+        self._clock = clock
+        self._pools: dict[str, Pool] = {}
+        self._busy = 0
+        self.quiet_since = clock.monotonic()
+        self.held = ""
+        self.changed = asyncio.Event()
+
+    async def load(self) -> None:
+        text = await self._records.fact(_FACT)
+        for template_id, spec in _stored.decode(text or "{}").items():
+            self._pools[template_id] = Pool(template_id=TemplateId(template_id), spec=spec)
+
+    async def set(self, specs: Mapping[TemplateId, WarmPoolSpec]) -> list[Pool]:
+        """Have these from now on; a depth of 0 is none. Returns the pools, with what has to go still in them."""
+        kept = {name: pool.spec for name, pool in self._pools.items()} | {
+            str(name): spec for name, spec in specs.items()
+        }
+        kept = {name: spec for name, spec in kept.items() if spec.depth}
+        await self._records.put_fact(_FACT, msgspec.json.encode(kept, enc_hook=encode_hook).decode())
+        touched = []
+        for template_id, spec in specs.items():
+            pool = self._pools.get(template_id) or Pool(template_id=template_id, spec=spec)
+            pool.spec, pool.failures, pool.failure, pool.due_at = spec, 0, "", 0.0
+            if spec.depth:
+                self._pools[template_id] = pool
+            else:
+                self._pools.pop(template_id, None)
+            touched.append(pool)
+        self.changed.set()
+        return touched
+
+    def get(self, template_id: str | None) -> Pool | None:
+        return None if template_id is None else self._pools.get(template_id)
+
+    def shelve(self, resident: Resident) -> bool:
+        """Put it where it is wanted; False where it is not, and then it has to go."""
+        pool = self.get(resident.info.template_id)
+        if pool is None or len(pool.shelf) >= pool.spec.depth:
+            return False
+        if pool.shelf and pool.shelf[-1].info.created_at > resident.info.created_at:  # taken up after a restart
+            pool.shelf = deque(sorted([*pool.shelf, resident], key=lambda one: one.info.created_at))
+        else:
+            pool.shelf.append(resident)
+        return True
+
+    def drop(self, resident: Resident) -> None:
+        """It is not to be handed out any more."""
+        pool = self.get(resident.info.template_id)
+        if pool is not None and resident in pool.shelf:
+            pool.shelf.remove(resident)
+            self.changed.set()
+
+    def ready(self) -> int:
+        return sum(len(pool.shelf) for pool in self)
+
+    def wanted(self) -> int:
+        return sum(pool.spec.depth for pool in self)
+
+    def status(self) -> tuple[WarmPoolEntry, ...]:
+        return tuple(
+            WarmPoolEntry(
+                key=WarmPoolKey(pool.template_id),
+                ready=len(pool.shelf),
+                total=len(pool.shelf) + pool.making,
+                spec=pool.spec,
+                hits=pool.hits,
+                misses=pool.misses,
+                held=self.held if pool.lack else "",
+                failure=pool.failure,
+                oldest_at=min((one.info.created_at for one in pool.shelf), default=None),
+            )
+            for pool in self
+        )
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """A caller waits for a sandbox meanwhile: what is made ahead of need can wait."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self.quiet_since = self._clock.monotonic()
+
+    @property
+    def is_serving(self) -> bool:
+        return self._busy > 0
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(tuple(self._pools.values()))
