@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from firkin.law.pressure import BackpressurePolicy, PressureReason, PressureStat
 from firkin.law.resources import GIB, MIB, SandboxResources
 from firkin.law.sandboxes import DeleteOptions, SandboxFilter, SandboxInfo
 from firkin.law.snapshots import PauseOptions
+from firkin.law.warm_pool import WarmPoolSpec
 from firkin.lifetimes import Children, children
 from firkin.testing.virtual_clock import VirtualClock, settle
-from tests.engine.conftest import SPEC, Engine, engine_over
+from tests.engine.conftest import SPEC, TEMPLATE, Engine, engine_over
 
 ENTRY, ACTIVE = 8 * MIB, 64 * MIB
 TOTAL = 8 * GIB
@@ -345,3 +347,40 @@ async def test_a_build_takes_the_room_of_what_is_kept_ready(tmp_path: Path) -> N
         async with asyncio.timeout(5):
             assert isinstance(await asked, Reservation)
         assert node.pool.ready() == 9
+
+
+async def test_a_real_pool_shrinks_under_pressure_and_is_full_again_soon_after(tmp_path: Path) -> None:
+    async with node_in(tmp_path / "state") as node:
+        node.pool.depth = 0
+        warm = node.engine.backend.warm_pool
+        await node.live(1)
+        await warm.prewarm(TEMPLATE, WarmPoolSpec.of_depth(4))
+        made = await node.create(1)
+        await node.live(3)
+        assert (node.active, node.engine.node.warm.ready()) == (1, 4)
+
+        node.machine.hog = TOTAL - FLOOR + MIB
+        await node.live(2)
+        assert (node.state, node.active, node.engine.node.warm.ready()) == (PressureState.CRITICAL, 1, 0)
+        (refused,) = await node.create(1)
+        assert isinstance(refused, CapacityRejected)
+
+        node.machine.hog = 0
+        await node.live(9)
+        assert (node.state, node.active, node.engine.node.warm.ready()) == (PressureState.NOMINAL, 1, 4)
+        assert isinstance(made[0], SandboxInfo)
+        assert isinstance((await node.create(1))[0], SandboxInfo)
+
+
+async def test_a_real_pool_gives_way_to_active_work_at_a_limit(tmp_path: Path) -> None:
+    async with node_in(tmp_path / "state") as node:
+        node.pool.depth = 0
+        await node.live(1)
+        await node.engine.backend.warm_pool.prewarm(TEMPLATE, WarmPoolSpec.of_depth(4))
+        await node.engine.backend.node.limit(Capacity(max_sandboxes=5, memory_floor_bytes=FLOOR))
+        other = replace(SPEC, env={"A": "1"}, hardened=True)  # no entry of the pool will do
+        asked = [node.start(node.engine.backend.sandboxes.create(other)) for _ in range(5)]
+        await node.live(2)
+        async with asyncio.timeout(10):
+            assert all([isinstance(await each, SandboxInfo) for each in asked])
+        assert (node.active, node.engine.node.warm.ready()) == (5, 0)
