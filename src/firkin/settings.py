@@ -17,6 +17,7 @@ from typing import Any
 
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.policies import Capacity, DeadlinePolicy, HygienePolicy, Policies
+from firkin.law.pressure import BackpressurePolicy, PressurePolicy
 from firkin.law.resources import MIB, SandboxResources
 
 ENV_PREFIX = "FIRKIN_"
@@ -59,6 +60,15 @@ class Settings:
     max_memory_mb: int | None = None
     memory_floor_mb: int = 512
     disk_floor_mb: int = 1024
+    refill_memory_floor_mb: int | None = None
+    refill_disk_floor_mb: int | None = None
+    cpu_stall_pct: int = 95
+    io_stall_pct: int = 60
+    hysteresis_hold_ms: int = 2000
+    refill_cooldown_ms: int = 1000
+    queue_max_pending: int = 256
+    queue_max_wait_ms: int = 5000
+    launches_at_once: int | None = None
     default_timeout_s: float | None = 300.0
     max_timeout_s: float | None = 86400.0
     sandbox_vcpus: int = 2
@@ -73,14 +83,26 @@ class Settings:
 
     def policies(self) -> Policies:
         """The limits among the settings, as the backend takes them. Raises `InvalidSpec` for impossible sizes."""
-        memory = None if self.max_memory_mb is None else self.max_memory_mb * MIB
         return Policies(
             capacity=Capacity(
                 max_sandboxes=self.max_sandboxes,
                 max_vcpus=self.max_vcpus,
-                max_memory_bytes=memory,
+                max_memory_bytes=_bytes(self.max_memory_mb),
                 memory_floor_bytes=self.memory_floor_mb * MIB,
                 disk_floor_bytes=self.disk_floor_mb * MIB,
+            ),
+            pressure=PressurePolicy(
+                refill_memory_bytes=_bytes(self.refill_memory_floor_mb),
+                refill_disk_bytes=_bytes(self.refill_disk_floor_mb),
+                cpu_stall_pct=self.cpu_stall_pct,
+                io_stall_pct=self.io_stall_pct,
+                hold_s=self.hysteresis_hold_ms / 1000,
+                cooldown_s=self.refill_cooldown_ms / 1000,
+            ),
+            backpressure=BackpressurePolicy(
+                max_pending=self.queue_max_pending,
+                max_wait_s=self.queue_max_wait_ms / 1000,
+                launches_at_once=self.launches_at_once,
             ),
             deadlines=DeadlinePolicy(default_timeout_s=self.default_timeout_s, max_timeout_s=self.max_timeout_s),
             hygiene=HygienePolicy(
@@ -96,6 +118,10 @@ class Settings:
             ),
             default_volume_bytes=self.volume_disk_mb * MIB,
         )
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB
 
 
 def read_settings(
@@ -315,6 +341,15 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "max_memory_mb": _limit(_whole(0, 10**9)),
     "memory_floor_mb": _whole(0, 10**9),
     "disk_floor_mb": _whole(0, 10**9),
+    "refill_memory_floor_mb": _limit(_whole(0, 10**9)),
+    "refill_disk_floor_mb": _limit(_whole(0, 10**9)),
+    "cpu_stall_pct": _whole(1, 100),
+    "io_stall_pct": _whole(1, 100),
+    "hysteresis_hold_ms": _whole(0, 600_000),
+    "refill_cooldown_ms": _whole(0, 600_000),
+    "queue_max_pending": _whole(0, 10_000),
+    "queue_max_wait_ms": _whole(0, 600_000),
+    "launches_at_once": _limit(_whole(1, 10_000)),
     "default_timeout_s": _limit(_seconds),
     "max_timeout_s": _limit(_seconds),
     "sandbox_vcpus": _whole(1, 512),

@@ -104,6 +104,18 @@ def test_inspect_shows_what_holds_a_sandbox_in_or_that_nothing_does(state: Path)
     assert "isolation" not in json.loads(firkin("sandbox", "inspect", sandbox_id, "--json", state=state).stdout)
 
 
+def test_the_node_is_shown_and_its_limits_are_changed(state: Path) -> None:
+    status = json.loads(firkin("node", "--json", state=state).stdout)
+    assert status["state"] in ("nominal", "watch")
+    assert status["queue"]["maxPending"] == 256
+    assert firkin("node", "--max-sandboxes", "some", state=state).returncode == 2
+    limited = firkin("node", "--max-sandboxes", "7", "--max-memory-mb", "4096", state=state).stdout.decode()
+    assert re.search(r"^sandboxes +0 active, 0 ready; at most 7$", limited, re.MULTILINE)
+    assert re.search(r"^memory +0 MiB active, 0 MiB ready; at most 4096 MiB$", limited, re.MULTILINE)
+    free = firkin("node", "--max-sandboxes", "none", "--max-memory-mb", "none", state=state).stdout.decode()
+    assert re.search(r"^sandboxes +0 active, 0 ready; no limit$", free, re.MULTILINE)
+
+
 @pytest.mark.parametrize("words", [["sandbox", "create"], ["run", "--driver", "memory"]], ids=["create", "run"])
 def test_a_tier_that_is_not_here_is_refused_in_one_sentence(state: Path, tmp_path: Path, words: list[str]) -> None:
     where = tmp_path if words[0] == "run" else state
@@ -355,6 +367,23 @@ def test_the_benchmark_runs_and_reports_every_scenario(tmp_path: Path) -> None:
     assert {"start.agent_task_ready_ms", "pool.lease_ms", "phase.hot_create_ms"} <= set(series)
     assert all(each["tier"] and each["isolation"].startswith("none") for each in series.values())
     assert series["cleanup.leftovers"]["note"]  # its counts are of the whole machine, on which others work too
+
+
+def test_who_waits_for_room_is_told_when_the_server_stops(tmp_path: Path) -> None:
+    process, _ = start(tmp_path / "state", "--max-sandboxes", "1", "--queue-max-wait-ms", "20000")
+    created(tmp_path / "state")
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "firkin.cli.main", "sandbox", "create", "--state-dir", str(tmp_path / "state")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 20
+    while json.loads(firkin("node", "--json", state=tmp_path / "state").stdout)["queue"]["waiting"] == 0:
+        assert time.monotonic() < until
+    assert stop(process)[0] == 0
+    _, said = waiting.communicate(timeout=20)
+    assert waiting.returncode == 1
+    assert "the server is shutting down" in said
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGTERM])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from firkin.law.errors import InvalidSpec
+from firkin.law.pressure import BackpressurePolicy, PressurePolicy
 from firkin.law.resources import MIB
 from firkin.settings import Settings, default_state_dir, parse_api_key, read_settings
 
@@ -135,3 +136,13 @@ def test_the_environment_names_the_state_folder_and_its_file_is_read(tmp_path: P
     (tmp_path / "config.toml").write_text("port = 4000")
     settings = read_settings(environ={"FIRKIN_STATE_DIR": str(tmp_path)})
     assert (settings.state_dir, settings.port) == (tmp_path, 4000)
+
+
+def test_floors_queue_and_pressure_become_policies(tmp_path: Path) -> None:
+    given = {"queue_max_pending": 3, "queue_max_wait_ms": 250, "refill_memory_floor_mb": 700, "launches_at_once": 2}
+    policies = read_settings({"state_dir": tmp_path, **given}, environ={}).policies()
+    assert policies.backpressure == BackpressurePolicy(max_pending=3, max_wait_s=0.25, launches_at_once=2)
+    assert policies.pressure == PressurePolicy(refill_memory_bytes=700 * MIB)
+    assert read_settings({"state_dir": tmp_path}, environ={}).policies().backpressure == BackpressurePolicy()
+    with pytest.raises(InvalidSpec, match="launches_at_once"):
+        read_settings({"state_dir": tmp_path, "launches_at_once": 0}, environ={})

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
+from firkin.engine.admission import HostGauge
 from firkin.engine.backend import LocalBackend
 from firkin.engine.clock import Clock
 from firkin.engine.node import Node
+from firkin.engine.stalls import StallGauge
 from firkin.law.ids import TemplateId
 from firkin.law.policies import Capacity, Policies
 from firkin.law.sandboxes import SandboxSpec
@@ -55,6 +57,8 @@ async def engine_over(
     policies: Policies = POLICIES,
     kill_all: bool = True,
     server_secret: bytes | None = None,
+    gauge: HostGauge | None = None,
+    stalls: StallGauge | None = None,
 ) -> AsyncIterator[Engine]:
     driver = driver or MemoryDriver()
     backend = LocalBackend(
@@ -63,6 +67,8 @@ async def engine_over(
         state_dir=state_dir,
         clock=clock,
         server_secret=server_secret,
+        gauge=gauge,
+        stalls=stalls,
     )
     await backend.start(policies)
     try:

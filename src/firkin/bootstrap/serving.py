@@ -85,6 +85,8 @@ async def _serve_http(
             event("serving", url=url, keys=len(keys))
             announce(url)
             await stop.wait()
+            if backend.node is not None:
+                await backend.node.drain()
         finally:
             remove_server_record(settings.state_dir, os.getpid())
 

@@ -14,6 +14,7 @@ from firkin.bootstrap.temporary_states import temporary_state
 from firkin.bootstrap.tier_assembly import build_driver
 from firkin.cli.failures import one_sentence
 from firkin.cli.findings import Finding, Status, found
+from firkin.cli.floor_checks import floor_findings
 from firkin.cli.kernel_checks import kernel_findings
 from firkin.cli.tool_checks import tls_findings, tool_findings
 from firkin.law.backend import TierStatus
@@ -28,7 +29,9 @@ _PROBE_WHY = "a sandbox was created, answered and was removed: the proof that ev
 
 
 async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
-    findings = await asyncio.to_thread(lambda: [*kernel_findings(), *tool_findings(), *tls_findings(settings)])
+    findings = await asyncio.to_thread(
+        lambda: [*kernel_findings(), *floor_findings(settings), *tool_findings(), *tls_findings(settings)]
+    )
     if settings.driver != "namespaces":  # the host's shortcomings do not stop another driver
         findings = [
             replace(each, status=Status.DEGRADED, needed=False) if each.status is Status.MISSING else each

@@ -33,6 +33,7 @@ _COMMANDS = {
     "template": ("firkin.cli.template:template", "Prepare, list and delete templates."),
     "pool": ("firkin.cli.pool:pool", "Keep sandboxes of a template ready before they are asked for."),
     "tls": ("firkin.cli.tls:tls", "Make certificates, so that sandboxes are reached by https."),
+    "node": ("firkin.cli.node:node", "Show how the machine of a server is, and set limits."),
     "doctor": ("firkin.cli.doctor:doctor", "Say what works on this machine, what does not, and how to mend it."),
     "bench": ("firkin.cli.bench.command:bench", "Measure, through the official SDK, with evidence."),
 }

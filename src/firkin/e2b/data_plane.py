@@ -67,7 +67,8 @@ class DataPlane:
         await self._answer_files(exchange, info)
 
     async def _live(self, exchange: Exchange, sandbox_id: SandboxId) -> SandboxInfo:
-        return await self._directory.live(sandbox_id, partial(may_wake, exchange, directory=self._directory))
+        wakes = partial(may_wake, exchange, directory=self._directory)
+        return await self._directory.live(sandbox_id, wakes, exchange.wanted)
 
     async def _answer_rpc(self, exchange: Exchange, sandbox_id: SandboxId, handler: RpcHandler) -> None:
         streaming = exchange.path in self._streams

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.error_map import changing_sandbox, dead_sandbox, left_asleep, missing_sandbox
@@ -77,8 +77,13 @@ class SandboxDirectory:
         except (InvalidSpec, NotFound):
             return False
 
-    async def live(self, sandbox_id: SandboxId, may_wake: Callable[[SandboxInfo], bool]) -> SandboxInfo:
-        """A sandbox that the data plane can serve now; `Refused` (502) otherwise.
+    async def live(
+        self,
+        sandbox_id: SandboxId,
+        may_wake: Callable[[SandboxInfo], bool],
+        waiting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    ) -> SandboxInfo:
+        """A sandbox that the data plane can serve now; `Refused` (502) otherwise. `waiting` is held while it wakes.
 
         One that is paused and wakes on traffic is resumed first, and the caller waits for it; `Refused` (403) when
         the request `may_wake` none: a stranger must not make its owner pay.
@@ -90,7 +95,8 @@ class SandboxDirectory:
         if info.state is SandboxState.PAUSED and wakes_on_traffic(info):
             if not may_wake(info):
                 raise left_asleep(sandbox_id)
-            info = await self._waker.wake(info)
+            async with waiting():
+                info = await self._waker.wake(info)
         if info.state is SandboxState.RUNNING:
             return info
         if info.state is SandboxState.STOPPING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from firkin.e2b.connect_codec import Code, RpcError
 from firkin.e2b.exchange import Refused
 from firkin.law.errors import (
@@ -16,6 +18,7 @@ from firkin.law.errors import (
     PortFailure,
     ProcessFailure,
     ProcessFault,
+    RejectReason,
     ResourceKind,
     RetryClass,
     SandboxUnavailable,
@@ -111,9 +114,26 @@ def as_refusal(error: FirkinError) -> Refused:
         return missing_sandbox(error.id)
     if isinstance(error, SandboxUnavailable):
         return unreachable_sandbox(error.sandbox_id)
+    if isinstance(error, CapacityRejected):
+        return _no_room(error)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     retry = error.retry is RetryClass.RETRYABLE
     return Refused(status, str(error), should_retry=retry, retry_after_s=1 if retry else None)
+
+
+def _no_room(error: CapacityRejected) -> Refused:
+    """503 and when to come again; 400 for what will find no room however long its client waits."""
+    refusal = error.refusal
+    more: dict[str, object] = {"reason": refusal.reason.value}
+    if error.limit is not None:
+        amounts = {"value": error.limit, "requested": error.requested, "available": error.available}
+        more["limit"] = {"name": error.short, **amounts, **({"unit": error.unit} if error.unit else {})}
+    if refusal.position is not None:
+        more["queue"] = {"position": refusal.position, "waitedMs": round(refusal.waited_s * 1000)}
+    if refusal.reason is RejectReason.OVERSIZED:
+        return Refused(400, str(error), should_retry=False, more=more)
+    retry_after_s = max(1, math.ceil(refusal.retry_after_s))
+    return Refused(503, str(error), should_retry=True, retry_after_s=retry_after_s, more=more)
 
 
 def is_gone(error: FirkinError) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -173,6 +174,29 @@ class Exchange:
             await self.connection.closed()
         else:
             await asyncio.Event().wait()
+
+    @asynccontextmanager
+    async def wanted(self) -> AsyncIterator[None]:
+        """The block is given up, with `ClientGone`, as soon as the client leaves. It may wait for long."""
+        connection, task, gone = self.connection, asyncio.current_task(), False
+        if connection is None or task is None:
+            yield
+            return
+
+        def left() -> None:
+            nonlocal gone
+            gone = True
+            task.cancel()
+
+        connection.when_lost(left)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if gone and task.uncancel() == 0:
+                raise ClientGone from None
+            raise
+        finally:
+            connection.when_lost(None)
 
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         self.started = True

@@ -25,6 +25,7 @@ from firkin.e2b.native_snapshots import NativeSnapshots
 from firkin.e2b.native_templates import NativeTemplates
 from firkin.e2b.native_volumes import NativeVolumes
 from firkin.e2b.network_reports import network_report
+from firkin.e2b.node_calls import NodeCalls
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
 from firkin.e2b.traces import Traces
 from firkin.e2b.webhook_calls import WebhookCalls
@@ -52,6 +53,7 @@ class NativeRoutes:
         self._pools = NativePools(backend)
         self._webhooks = WebhookCalls(backend)
         self._feed = EventFeed(backend)
+        self._nodes = NodeCalls(backend)
         self._facts: dict[str, Callable[[], Awaitable[Any]]] = {"info": self._info, "tiers": self._tiers}
         self._looks: dict[str, Callable[[str, str | None], Awaitable[dict[str, Any]]]] = {
             "journal": self._journal,
@@ -67,10 +69,10 @@ class NativeRoutes:
         match exchange.method, words:
             case "GET", [what] if what in self._facts:
                 await exchange.answer_json(200, await self._facts[what]())
-            case method, ["templates", *_]:
+            case method, ["templates" | "node" as what, *_]:
                 if method != "GET":
                     self._require_operator(exchange)
-                await self._templates.answer(exchange, words)
+                await (self._templates if what == "templates" else self._nodes).answer(exchange, words)
             case "GET", ["sandboxes", sandbox_id, what] if what in self._looks:
                 look = self._looks[what]
                 await exchange.answer_json(200, await look(sandbox_id, self._whose(exchange, tenant)))
@@ -80,17 +82,14 @@ class NativeRoutes:
                 await self._feed.answer(exchange, self._whose(exchange, tenant))
             case _, ["builds", *_]:
                 await self._builds.answer(exchange, tenant, words)
-            case _, ["snapshots", *_]:
+            case _, ["snapshots" | "webhooks" as what, *_]:
                 self._require_operator(exchange)
-                await self._snapshots.answer(exchange, words)
+                await (self._snapshots if what == "snapshots" else self._webhooks).answer(exchange, words)
             case _, ["volumes", *_]:
                 await self._volumes.answer(exchange, words, self._whose(exchange, tenant))
             case _, ["pools", *_]:
                 self._require_operator(exchange)
                 await self._pools.answer(exchange, tenant, words)
-            case _, ["webhooks", *_]:
-                self._require_operator(exchange)
-                await self._webhooks.answer(exchange, words)
             case _:
                 raise Refused(404, f"no route {exchange.method} {exchange.path[:200]}")
 

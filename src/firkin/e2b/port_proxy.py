@@ -65,7 +65,7 @@ class PortProxy:
     async def _answer(self, exchange: Exchange, target: SandboxTarget, connection: ClientConnection) -> None:
         try:
             info = await self._directory.live(
-                target.sandbox_id, lambda info: self._refusal(exchange, info, target) is None
+                target.sandbox_id, lambda info: self._refusal(exchange, info, target) is None, exchange.wanted
             )
             if (refusal := self._refusal(exchange, info, target)) is not None:
                 raise refusal

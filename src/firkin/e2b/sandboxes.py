@@ -77,7 +77,8 @@ class SandboxCalls:
         request = parse(body, kind)
         wish = wish_of(exchange, request.isolation)
         mark("request read")
-        info = await self._creator.create(tenant, request, body, key, wish)
+        async with exchange.wanted():  # nobody waits for room, or gets a sandbox, that has gone
+            info = await self._creator.create(tenant, request, body, key, wish)
         await exchange.answer_json(201, self._describe.created(info))
         mark("answer")
 
@@ -138,7 +139,8 @@ class SandboxCalls:
             on_timeout = OnTimeout.PAUSE if request.autoPause else OnTimeout.KILL
             lifecycle = replace(info.lifecycle, on_timeout=on_timeout)
         try:
-            info = await self._resumed(tenant, info, seconds, memory=request.memory, lifecycle=lifecycle)
+            async with exchange.wanted():
+                info = await self._resumed(tenant, info, seconds, memory=request.memory, lifecycle=lifecycle)
         except WrongState as error:
             raise Refused(409, f"Sandbox {info.id} is already running", should_retry=False) from error
         await exchange.answer_json(201, self._describe.created(info))
@@ -172,7 +174,8 @@ class SandboxCalls:
         for _ in range(_CONNECT_ATTEMPTS):  # it may change its state again while we look
             if info.state is SandboxState.PAUSED:
                 try:
-                    info = await self._resumed(tenant, info, seconds, memory=request.memory)
+                    async with exchange.wanted():
+                        info = await self._resumed(tenant, info, seconds, memory=request.memory)
                 except WrongState as error:
                     info = await self._directory.owned(tenant, sandbox_id)
                     if info.state is SandboxState.PAUSED and info.unresponsive_at_pause:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from firkin.e2b.error_map import as_refusal, changing_sandbox, dead_sandbox
+from firkin.e2b.exchange import Refused
 from firkin.e2b.quotas import Quotas
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
@@ -26,12 +28,21 @@ def wakes_on_traffic(info: SandboxInfo) -> bool:
     return info.lifecycle.auto_resume and info.pause_mode is PauseMode.FULL and not info.unresponsive_at_pause
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class _Turn:
+    """Those who want the same sandbox awake; gone when none of them is left."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    refusal: Refused | None = None
+    refused_at: float = 0.0
+
+
 class Waker:
     def __init__(self, backend: SandboxBackend, settings: ServerSettings, quotas: Quotas) -> None:
         self._backend = backend
         self._quotas = quotas
         self._settings = settings
-        self._waking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._waking: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
 
     async def wake(self, info: SandboxInfo) -> SandboxInfo:
         """Resume it for as long as it was first given. Those who come together wait for one resumption.
@@ -39,14 +50,17 @@ class Waker:
         Raises `Refused`: 503 when the machine is full, 429 when its owner's quota is, 502 when it has ended meanwhile,
         409 when it does not come to run.
         """
-        lock = self._waking.setdefault(info.id, asyncio.Lock())
-        async with lock:
+        turn = self._waking.setdefault(info.id, _Turn())
+        came_at = asyncio.get_running_loop().time()
+        async with turn.lock:
+            if turn.refusal is not None and turn.refused_at >= came_at:
+                raise turn.refusal  # they waited together, and none of them again for himself
             for _ in range(_ATTEMPTS):  # it may be paused again at once, or fail to come up
                 info = await self._look(info)
                 if info.state is not SandboxState.PAUSED or not wakes_on_traffic(info):
                     return info
                 with suppress(WrongState, SandboxUnavailable):
-                    return await self._resume(info)
+                    return await self._resume(info, turn)
         raise changing_sandbox(info.id, should_retry=True)
 
     async def _look(self, info: SandboxInfo) -> SandboxInfo:
@@ -55,7 +69,7 @@ class Waker:
         except NotFound:
             raise dead_sandbox(info.id) from None
 
-    async def _resume(self, info: SandboxInfo) -> SandboxInfo:
+    async def _resume(self, info: SandboxInfo, turn: _Turn) -> SandboxInfo:
         pauses = self._backend.pauses
         if pauses is None:
             raise dead_sandbox(info.id)
@@ -66,7 +80,8 @@ class Waker:
         except NotFound:
             raise dead_sandbox(info.id) from None
         except CapacityRejected as error:
-            raise as_refusal(error) from error
+            turn.refusal, turn.refused_at = as_refusal(error), asyncio.get_running_loop().time()
+            raise turn.refusal from error
 
     def _lifetime_s(self, info: SandboxInfo) -> float:
         text = info.labels.get(LABEL_TIMEOUT, "")

@@ -7,6 +7,7 @@ that arrive together can never pass a limit together.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,8 +18,8 @@ from firkin.law.policies import Capacity
 from firkin.law.resources import SandboxResources
 
 SAMPLE_KEPT_S = 0.25
-_CREATE = "create a sandbox"
-_RESUME = "resume a sandbox"
+CREATE = "create a sandbox"
+RESUME = "resume a sandbox"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +43,24 @@ class HostGauge:
         now = self._clock.monotonic()
         if self._sample is None or now - self._taken_at >= SAMPLE_KEPT_S:
             disk = os.statvfs(self._state_dir)
-            self._sample = HostRoom(memory_bytes=_memory_available(), disk_bytes=disk.f_bavail * disk.f_frsize)
+            self._sample = HostRoom(memory_bytes=_meminfo(b"MemAvailable:"), disk_bytes=disk.f_bavail * disk.f_frsize)
             self._taken_at = now
         return self._sample
 
+    def totals(self) -> HostRoom:
+        """What the machine has in all, of the same two."""
+        disk = os.statvfs(self._state_dir)
+        return HostRoom(memory_bytes=_meminfo(b"MemTotal:"), disk_bytes=disk.f_blocks * disk.f_frsize)
 
-def _memory_available() -> int:
+    def forget(self) -> None:
+        """Measure again when next asked."""
+        self._sample = None
+
+
+def _meminfo(name: bytes) -> int:
     with open("/proc/meminfo", "rb") as lines:
         for line in lines:
-            if line.startswith(b"MemAvailable:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0
 
@@ -80,28 +90,34 @@ class Reservation:
     memory_bytes: int
     _owner: Admission = field(repr=False)
     kind: Kind = Kind.ACTIVE
-    _held: bool = True
-
-    @property
-    def held(self) -> bool:
-        return self._held
+    held: bool = True
 
     def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._owner._count(self, -1)
+        self._owner.release(self)
 
 
 class Admission:
     """The ledger of promises, in two columns. `capacity` may be replaced; what was promised stands.
 
     Limits are of both columns together, so that a pool never pushes the machine beyond them.
+    `most_warm` bounds the warm column alone; `when_freed` is called whenever there may be more room.
     """
 
     def __init__(self, capacity: Capacity, gauge: HostGauge) -> None:
-        self.capacity = capacity
+        self._capacity = capacity
         self._gauge = gauge
         self.columns = {kind: Promised() for kind in Kind}
+        self.most_warm: int | None = None
+        self.when_freed: Callable[[], None] = lambda: None
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self.when_freed()
 
     @property
     def sandboxes(self) -> int:
@@ -115,16 +131,40 @@ class Admission:
     def memory_bytes(self) -> int:
         return sum(column.memory_bytes for column in self.columns.values())
 
-    def reserve(self, resources: SandboxResources, kind: Kind = Kind.ACTIVE) -> Reservation:
+    def reserve(self, resources: SandboxResources, kind: Kind = Kind.ACTIVE, *, operation: str = CREATE) -> Reservation:
         """Room for one sandbox, or `CapacityRejected` that names what is short."""
         capacity = self.capacity
-        _limit("sandboxes", capacity.max_sandboxes, self.sandboxes, 1)
-        _limit("vcpus", capacity.max_vcpus, self.vcpus, resources.vcpus)
-        _limit("memory", capacity.max_memory_bytes, self.memory_bytes, resources.memory_bytes, "bytes")
-        room = self._gauge.read()
-        _floor("free memory on the host", capacity.memory_floor_bytes, room.memory_bytes)
-        _floor("free disk on the host", capacity.disk_floor_bytes, room.disk_bytes)
+        _limit("sandboxes", capacity.max_sandboxes, self.sandboxes, 1, operation=operation)
+        _limit("vcpus", capacity.max_vcpus, self.vcpus, resources.vcpus, operation=operation)
+        _limit("memory", capacity.max_memory_bytes, self.memory_bytes, resources.memory_bytes, operation=operation)
+        if kind is Kind.WARM:
+            self._check_spare()
+        self.check_floors(operation)
         return self.hold(resources, kind)
+
+    def oversize(self, resources: SandboxResources, operation: str) -> CapacityRejected | None:
+        """What it asks too much of for a machine that is empty; None for a wish that could be granted one day."""
+        try:
+            _limit("vcpus", self.capacity.max_vcpus or None, 0, resources.vcpus, operation=operation)
+            _limit("memory", self.capacity.max_memory_bytes or None, 0, resources.memory_bytes, operation=operation)
+        except CapacityRejected as too_large:
+            return too_large
+        return None
+
+    def look_again(self) -> None:
+        """What was measured is out of date: something big has gone."""
+        self._gauge.forget()
+
+    def check_floors(self, operation: str) -> None:
+        """`CapacityRejected` while the machine itself has less than it must keep free."""
+        room, capacity = self._gauge.read(), self.capacity
+        _floor("free memory on the host", capacity.memory_floor_bytes, room.memory_bytes, operation)
+        _floor("free disk on the host", capacity.disk_floor_bytes, room.disk_bytes, operation)
+
+    def _check_spare(self) -> None:
+        """What is kept ready must never cost active work its room: whoever waits for some comes first."""
+        if self.most_warm is not None:
+            _limit("room to keep sandboxes ready", self.most_warm, self.columns[Kind.WARM].sandboxes, 1)
 
     def promote(self, reservation: Reservation, resources: SandboxResources | None = None) -> None:
         """What was promised to a warm entry is an active sandbox's from now on, without a moment in between.
@@ -141,7 +181,7 @@ class Admission:
             if vcpus > reservation.vcpus:
                 _limit("vcpus", capacity.max_vcpus, self.vcpus, vcpus - reservation.vcpus)
             if more > 0:
-                _limit("memory", capacity.max_memory_bytes, self.memory_bytes, more, "bytes")
+                _limit("memory", capacity.max_memory_bytes, self.memory_bytes, more)
         self._count(reservation, -1)
         reservation.kind, reservation.vcpus, reservation.memory_bytes = Kind.ACTIVE, vcpus, memory
         self._count(reservation, 1)
@@ -149,9 +189,9 @@ class Admission:
     def reserve_again(self, resources: SandboxResources, held: Reservation) -> Reservation:
         """Room to run again for what `held` its memory; `CapacityRejected` leaves `held` as it is."""
         capacity = self.capacity
-        _limit("sandboxes", capacity.max_sandboxes, self.sandboxes, 1, operation=_RESUME)
-        _limit("vcpus", capacity.max_vcpus, self.vcpus, resources.vcpus, operation=_RESUME)
-        held.release()
+        _limit("sandboxes", capacity.max_sandboxes, self.sandboxes, 1, operation=RESUME)
+        _limit("vcpus", capacity.max_vcpus, self.vcpus, resources.vcpus, operation=RESUME)
+        self._give_back(held)  # nobody is told: what it held goes on being held
         return self.hold(resources)
 
     def hold(self, resources: SandboxResources, kind: Kind = Kind.ACTIVE) -> Reservation:
@@ -166,6 +206,17 @@ class Admission:
         self._count(reservation, 1)
         return reservation
 
+    def release(self, reservation: Reservation) -> None:
+        """See `Reservation.release`. Whoever waits for room is told."""
+        if self._give_back(reservation):
+            self.when_freed()
+
+    def _give_back(self, reservation: Reservation) -> bool:
+        held, reservation.held = reservation.held, False
+        if held:
+            self._count(reservation, -1)
+        return held
+
     def _count(self, reservation: Reservation, sign: int) -> None:
         column = self.columns[reservation.kind]
         column.sandboxes += sign * reservation.sandboxes
@@ -173,13 +224,13 @@ class Admission:
         column.memory_bytes += sign * reservation.memory_bytes
 
 
-def _limit(
-    short: str, most: int | None, used: int, requested: int, unit: str = "", *, operation: str = _CREATE
-) -> None:
+def _limit(short: str, most: int | None, used: int, requested: int, *, operation: str = CREATE) -> None:
     if most is not None and used + requested > most:
-        raise CapacityRejected(operation, short, requested=requested, available=max(0, most - used), unit=unit)
+        unit = "bytes" if short == "memory" else ""
+        available = max(0, most - used)
+        raise CapacityRejected(operation, short, requested=requested, available=available, unit=unit, limit=most)
 
 
-def _floor(short: str, floor: int, free: int) -> None:
+def _floor(short: str, floor: int, free: int, operation: str) -> None:
     if free < floor:
-        raise CapacityRejected(_CREATE, short, requested=floor, available=free, unit="bytes")
+        raise CapacityRejected(operation, short, requested=floor, available=free, unit="bytes", limit=floor)

@@ -18,12 +18,15 @@ from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.expiry import expire
 from firkin.engine.figures import Figures
+from firkin.engine.idle_disks import IdleDisks
+from firkin.engine.launches import Launches, launches_at_once
 from firkin.engine.layer_uses import LayerKeeping, roots_in_use
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
 from firkin.engine.node import Node, room_on_disk
 from firkin.engine.port_exposures import PortExposures
+from firkin.engine.pressure import Hands, Pressure
 from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
@@ -31,10 +34,12 @@ from firkin.engine.sampling import Samples
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshot_store import SnapshotStore
 from firkin.engine.spare import SpareRoom
+from firkin.engine.stalls import StallGauge
 from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.waiting_line import WaitingLine
 from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.engine.workshop import Workshop
@@ -65,6 +70,7 @@ class Ground:
     offer: Capabilities
     tiers: Tiers
     server_secret: bytes | None = None
+    stalls: StallGauge | None = None
 
 
 def assemble(ground: Ground, policies: Policies) -> Node:
@@ -75,10 +81,18 @@ def assemble(ground: Ground, policies: Policies) -> Node:
     secrets = None
     if ground.server_secret is not None:
         secrets = SecretStore(records, clock=clock, server_secret=ground.server_secret)
-    admission = Admission(policies.capacity, ground.gauge)
-    workshop = Workshop(
-        BenchMaker(driver=ground.driver, admission=admission), ground.layers, policies.default_resources
+    admission, spare = Admission(policies.capacity, ground.gauge), SpareRoom()
+    line = WaitingLine(admission, spare, clock=clock, children=ground.children, policy=policies.backpressure)
+    launches = Launches(admission, policies.backpressure.launches_at_once or launches_at_once())
+    hands = Hands(
+        admission=admission,
+        gauge=ground.gauge,
+        spare=spare,
+        line=line,
+        launches=launches,
+        idle_disks=IdleDisks(roster),
     )
+    workshop = Workshop(BenchMaker(driver=ground.driver, line=line), ground.layers, policies.default_resources)
     keeping = LayerKeeping(
         ground.layers,
         clock=clock,
@@ -102,14 +116,17 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         roster=roster,
         admission=admission,
         gauge=ground.gauge,
-        spare=SpareRoom(),
+        spare=spare,
+        line=line,
+        launches=launches,
+        pressure=Pressure(hands, policies, clock, ground.stalls),
         deadlines=Deadlines(clock, lambda sandbox_id: expire(node, sandbox_id)),
         templates=templates,
         keeping=keeping,
         snapshots=SnapshotStore(ground.snapshots_dir, records=records, templates=templates, children=ground.children),
         started=StartedMachines(
             ground.started_dir,
-            lambda tier: BenchMaker(driver=ground.driver, admission=admission, tier=tier),
+            lambda tier: BenchMaker(driver=ground.driver, line=line, tier=tier),
             lambda: room_on_disk(node),
         ),
         warm=WarmPools(records, clock),

@@ -23,6 +23,7 @@ from firkin.engine.node import Node
 from firkin.engine.offer import engine_offer
 from firkin.engine.pauses import LocalPauses
 from firkin.engine.ports import LocalPorts
+from firkin.engine.pressure import LocalNode
 from firkin.engine.processes import LocalProcesses
 from firkin.engine.reconcile import forget_ended, reconcile
 from firkin.engine.records import Records
@@ -32,6 +33,7 @@ from firkin.engine.sealed_policies import seal_older
 from firkin.engine.sealing import Seal
 from firkin.engine.secret_store import SecretStore
 from firkin.engine.snapshots import LocalSnapshots
+from firkin.engine.stalls import StallGauge
 from firkin.engine.state_lock import StateLock
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
@@ -67,8 +69,10 @@ class LocalBackend:
         layers: LayerStore | None = None,
         version: str = VERSION,
         server_secret: bytes | None = None,
+        gauge: HostGauge | None = None,
+        stalls: StallGauge | None = None,
     ) -> None:
-        """Without `server_secret`, which seals them, it keeps no secrets."""
+        """Without `server_secret`, which seals them, it keeps no secrets. `gauge` and `stalls` measure the machine."""
         self._driver = driver
         self._tiers = Tiers(driver)
         self._preparer = preparer
@@ -77,6 +81,8 @@ class LocalBackend:
         self._layers = layers or LayerStore(state_dir / "layers")
         self._version = version
         self._server_secret = server_secret
+        self._gauge = gauge or HostGauge(state_dir, self._clock)
+        self._stalls = stalls
         self._open = AsyncExitStack()
         self._node: Node | None = None
 
@@ -157,6 +163,11 @@ class LocalBackend:
         return self._started().logs
 
     @property
+    def node(self) -> LocalNode:
+        node = self._started()
+        return LocalNode(node.pressure, node.admission)
+
+    @property
     def metrics(self) -> LocalMetrics:
         return LocalMetrics(self._started())
 
@@ -179,6 +190,7 @@ class LocalBackend:
             node.background(node.deadlines.run(), name="deadlines")
             node.background(tend(node), name="warm pools")
             node.background(forget_ended(node), name="forget old ends")
+            node.background(node.pressure.run(), name="pressure")
             node.background(node.samples.run(), name="samples")
             node.background(node.webhooks.run(), name="webhooks")
             node.background(node.keeping.run(), name="unused layers")
@@ -217,7 +229,7 @@ class LocalBackend:
                 layers=self._layers,
                 templates_dir=self._state_dir / "templates",
                 build_files_dir=self._state_dir / "build-files",
-                gauge=HostGauge(self._state_dir, self._clock),
+                gauge=self._gauge,
                 clock=self._clock,
                 records=Records(database, seal),
                 snapshots_dir=self._state_dir / "snapshots",
@@ -226,6 +238,7 @@ class LocalBackend:
                 offer=await self.capabilities(),
                 tiers=self._tiers,
                 server_secret=self._server_secret,
+                stalls=self._stalls,
             ),
             policies,
         )

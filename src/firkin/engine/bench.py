@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from firkin.engine.admission import Admission
 from firkin.engine.guest_files import GuestFiles
 from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_processes import GuestProcesses
 from firkin.engine.identifiers import new_sandbox_id
 from firkin.engine.substrate import substrate
+from firkin.engine.waiting_line import AT_ONCE, WaitingLine, Wish
 from firkin.law.driver import BootPlan, Driver, Instance, RootFilesystem
 from firkin.law.ids import SandboxId
 from firkin.law.network import NetworkPolicy
@@ -48,14 +48,15 @@ class BenchMaker:
     """`tier` names one for a driver of several; empty is its default."""
 
     driver: Driver
-    admission: Admission
+    line: WaitingLine
     network: NetworkPolicy = field(default_factory=lambda: NetworkPolicy(internet=True))
     tier: str = ""
 
     @asynccontextmanager
     async def bench(self, root: RootFilesystem, resources: SandboxResources) -> AsyncIterator[Bench]:
         """A bench on `root` for the length of a block; nothing of it is left after. `CapacityRejected` for no room."""
-        reservation = self.admission.reserve(resources)
+        wish = Wish(_BUILD, resources, lambda: self.line.reserve(resources, _BUILD))
+        reservation = await self.line.admitted(wish, policy=AT_ONCE)
         sandbox_id = new_sandbox_id(lambda _: False)
         try:
             async with self._working(sandbox_id, root, resources) as bench:

@@ -20,6 +20,7 @@ _log = logging.getLogger("firkin.engine")
 async def close_down(node: Node, *, kill_all: bool) -> None:
     """Wait for creates and acts, end everything if asked, close every way in."""
     gate = asyncio.Semaphore(AT_ONCE)
+    node.line.close()
     await node.acts.drain(within_s=DRAIN_WITHIN_S)
     chosen = [resident for resident in node.roster if kill_all or resident.info.state is SandboxState.CREATING]
     await asyncio.gather(*(_settle(node, resident, gate, kill_all=kill_all) for resident in chosen))

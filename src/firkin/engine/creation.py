@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 from dataclasses import replace
 
-from firkin.engine.admission import Kind
+from firkin.engine.admission import Kind, Reservation
 from firkin.engine.foundations import Foundation, fitting, on_snapshot, on_template
 from firkin.engine.identifiers import new_sandbox_id
 from firkin.engine.leases import leased
@@ -24,6 +24,7 @@ from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import check_sandbox, deadline_after
 from firkin.engine.startups import Surroundings, start_up
 from firkin.engine.substrate import substrate
+from firkin.engine.waiting_line import Ticket, Wish
 from firkin.engine.watching import watch
 from firkin.law.backend import TierStatus
 from firkin.law.capabilities import CapabilityName
@@ -127,7 +128,7 @@ async def _from_pool(node: Node, order: Order) -> SandboxInfo | None:
 
 async def _made(node: Node, order: Order) -> Resident:
     node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)  # and on the roster in the same step
-    resident = _admit(node, order)
+    resident = await _admit(node, order)
     mark("admit")
     began = node.clock.monotonic()
     async with resident.lock:
@@ -144,24 +145,45 @@ async def _made(node: Node, order: Order) -> Resident:
     return resident
 
 
-def _admit(node: Node, order: Order) -> Resident:
-    """Room, a name and a place on the roster, all at once."""
-    if order.sandbox_id is not None and order.sandbox_id in node.roster:
-        raise AlreadyExists(_CREATE, ResourceKind.SANDBOX, order.sandbox_id)
+async def _admit(node: Node, order: Order) -> Resident:
+    """Room, a name and a place on the roster. With room there, all at once; whoever had to wait is checked again."""
+    _check_free(node, order)
+    template = node.templates.hold(order.foundation.origin, pins=not order.pooled)  # stays while room is waited for
+    reservation = None
     try:
-        reservation = node.admission.reserve(order.resources, Kind.WARM if order.pooled else Kind.ACTIVE)
-    except CapacityRejected:
-        node.figures.refused += 1
+        reservation = await _room(node, order)
+        _check_free(node, order)
+        node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)
+        sandbox_id = order.sandbox_id or new_sandbox_id(node.roster.__contains__)
+        resident = Resident(
+            info=order.info(sandbox_id, node.clock.now()),
+            origin=order.foundation.origin,
+            reservation=reservation,
+            template=template,
+        )
+    except BaseException as failure:
+        node.figures.refused += isinstance(failure, CapacityRejected)
+        template.release()
+        if reservation is not None:
+            reservation.release()
         raise
-    sandbox_id = order.sandbox_id or new_sandbox_id(node.roster.__contains__)
-    resident = Resident(
-        info=order.info(sandbox_id, node.clock.now()),
-        origin=order.foundation.origin,
-        reservation=reservation,
-        template=node.templates.hold(order.foundation.origin, pins=not order.pooled),
-    )
     node.roster.add(resident)
     return resident
+
+
+async def _room(node: Node, order: Order) -> Reservation:
+    """At once or after a wait. What is made ahead of need waits for nothing, and not before those who do."""
+    if not order.pooled:
+        wish = Wish(_CREATE, order.resources, lambda: node.admission.reserve(order.resources))
+        return await node.line.admitted(wish, Ticket(order.spec.owner))
+    if len(node.line):
+        raise CapacityRejected(_CREATE, "room beside those who wait for some", requested=1, available=0)
+    return node.admission.reserve(order.resources, Kind.WARM)
+
+
+def _check_free(node: Node, order: Order) -> None:
+    if order.sandbox_id is not None and order.sandbox_id in node.roster:
+        raise AlreadyExists(_CREATE, ResourceKind.SANDBOX, order.sandbox_id)
 
 
 async def _bring_up(node: Node, order: Order, resident: Resident) -> None:
@@ -198,7 +220,10 @@ async def _booted(node: Node, order: Order, resident: Resident) -> BootPlan:
         plan = _boot_plan(node, order, resident, started)
         within_s = COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S
         try:
-            async with substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id):
+            async with (
+                node.launches.turn(_CREATE, background=order.pooled),
+                substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id),
+            ):
                 resident.instance = await node.driver.boot(plan)
         except SnapshotIntegrityFailure:
             if not (started and again):

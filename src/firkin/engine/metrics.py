@@ -10,7 +10,7 @@ from firkin.engine.guest_faults import process_errors
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.engine.substrate import substrate
-from firkin.law.errors import SandboxUnavailable
+from firkin.law.errors import RejectReason, SandboxUnavailable
 from firkin.law.ids import SandboxId
 from firkin.law.metrics import Metric, MetricFilter, MetricScope, MetricUnit, SandboxUsage
 from firkin.law.states import SandboxState
@@ -32,6 +32,7 @@ class LocalMetrics:
             **self._of_work(),
             **self._of_pools(),
             **self._of_host(),
+            **self._of_load(),
             **await self._of_templates(),
         }
         return [
@@ -122,6 +123,37 @@ class LocalMetrics:
             "host.memory.available": (room.memory_bytes, MetricUnit.BYTES),
             "host.disk.available": (room.disk_bytes, MetricUnit.BYTES),
         }
+
+    def _of_load(self) -> dict[str, tuple[int | float | str, MetricUnit]]:
+        status, figures = self._node.pressure.status(), self._node.pressure.figures
+        spare_pct = self._node.pressure.spare_utilization_pct()
+        line = status.line
+        known: dict[str, tuple[int | float | str | None, MetricUnit]] = {
+            "autoscale.state": (status.plan.state.value, MetricUnit.TEXT),
+            "autoscale.reasons": (",".join(sorted(status.plan.reasons)), MetricUnit.TEXT),
+            "autoscale.target": (status.plan.target.target, MetricUnit.COUNT),
+            "autoscale.ready": (status.ready, MetricUnit.COUNT),
+            "autoscale.evicted": (figures.evicted, MetricUnit.COUNT),
+            "autoscale.trimmed": (figures.trimmed_bytes, MetricUnit.BYTES),
+            "autoscale.episodes": (figures.episodes, MetricUnit.COUNT),
+            "autoscale.pressure_to_safe_floor_ms": (figures.to_safe_floor_ms, MetricUnit.MILLISECONDS),
+            "autoscale.pressure_clear_to_ready_target_ms": (figures.clear_to_ready_ms, MetricUnit.MILLISECONDS),
+            "autoscale.safe_spare_limiting_utilization_pct": (spare_pct, MetricUnit.PERCENT),
+            "host.cpu.stall": (status.measured.cpu_stall_pct, MetricUnit.PERCENT),
+            "host.io.stall": (status.measured.io_stall_pct, MetricUnit.PERCENT),
+            "queue.waiting": (line.waiting, MetricUnit.COUNT),
+            "queue.admitted_at_once": (line.admitted_at_once, MetricUnit.COUNT),
+            "queue.admitted_after_waiting": (line.admitted_after_waiting, MetricUnit.COUNT),
+            "queue.left": (line.left, MetricUnit.COUNT),
+            "queue.waited": (line.waited_ms, MetricUnit.MILLISECONDS),
+            "launches.running": (status.launching, MetricUnit.COUNT),
+            "launches.waiting": (status.launches_waiting, MetricUnit.COUNT),
+            **{
+                f"queue.rejected.{reason.value}": (line.rejected.get(reason, 0), MetricUnit.COUNT)
+                for reason in RejectReason
+            },
+        }
+        return {name: (value, unit) for name, (value, unit) in known.items() if value is not None}
 
     async def _of_templates(self) -> dict[str, tuple[int | float, MetricUnit]]:
         ready = [info for info in await self._node.templates.list() if info.state is TemplateState.READY]

@@ -14,11 +14,13 @@ from firkin.engine.deadlines import Deadlines
 from firkin.engine.egress import Egress
 from firkin.engine.events import EventBus
 from firkin.engine.figures import Figures
+from firkin.engine.launches import Launches
 from firkin.engine.layer_uses import LayerKeeping
 from firkin.engine.ledger import Ledger
 from firkin.engine.links import Links
 from firkin.engine.logs import LogStore
 from firkin.engine.port_exposures import PortExposures
+from firkin.engine.pressure import Pressure
 from firkin.engine.programs import Programs
 from firkin.engine.records import Records
 from firkin.engine.roster import Roster
@@ -30,6 +32,7 @@ from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.waiting_line import WaitingLine
 from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
 from firkin.law.capabilities import Capabilities, CapabilityName
@@ -58,6 +61,9 @@ class Node:
     admission: Admission
     gauge: HostGauge
     spare: SpareRoom
+    line: WaitingLine
+    launches: Launches
+    pressure: Pressure
     deadlines: Deadlines
     templates: TemplateRegistry
     keeping: LayerKeeping

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from firkin.engine import endings
+from firkin.engine.admission import RESUME, Reservation
 from firkin.engine.creation import BOOT_WITHIN_S, UNDO_WITHIN_S, started_up
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node, require
@@ -21,10 +22,18 @@ from firkin.engine.orders import deadline_at
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import deadline_after
 from firkin.engine.substrate import substrate
+from firkin.engine.waiting_line import Ticket, Wish
 from firkin.engine.watching import watch
 from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import BootPlan, Instance
-from firkin.law.errors import BackendFailure, FirkinError, ResourceKind, SandboxUnavailable, WrongState
+from firkin.law.errors import (
+    BackendFailure,
+    CapacityRejected,
+    FirkinError,
+    ResourceKind,
+    SandboxUnavailable,
+    WrongState,
+)
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogLevel, LogSource
 from firkin.law.sandboxes import PauseMode, SandboxInfo
@@ -51,8 +60,13 @@ class LocalPauses:
 
     async def resume(self, sandbox_id: SandboxId, options: ResumeOptions | None = None) -> SandboxInfo:
         await require(self._node, _RESUME, sandbox_id, CapabilityName.PAUSE_RESUME)
-        work = self._resume(sandbox_id, options or ResumeOptions())
-        return await self._node.acts.run(work, name=f"resume {sandbox_id}")
+        ticket = Ticket()
+        work = self._resume(sandbox_id, options or ResumeOptions(), ticket)
+        try:
+            return await self._node.acts.run(work, name=f"resume {sandbox_id}")
+        except asyncio.CancelledError:
+            ticket.withdraw()  # who has gone does not wait for room any longer
+            raise
 
     async def _pause(self, sandbox_id: SandboxId, options: PauseOptions) -> PausedSandbox:
         node = self._node
@@ -67,12 +81,13 @@ class LocalPauses:
             await pause(node, resident, keep_memory=options.keep_memory, why=why, answers=answers)
         return PausedSandbox(sandbox_id=sandbox_id)
 
-    async def _resume(self, sandbox_id: SandboxId, options: ResumeOptions) -> SandboxInfo:
+    async def _resume(self, sandbox_id: SandboxId, options: ResumeOptions, ticket: Ticket) -> SandboxInfo:
         node = self._node
         resident = await node.roster.meet(_RESUME, sandbox_id)
         async with resident.turn(_RESUME):
             await node.roster.check_present(_RESUME, resident)
-            await _resume_one(node, resident, options)
+            ticket.owner, ticket.hurry = resident.info.owner, resident.hurry
+            await _resume_one(node, resident, options, ticket)
             return resident.info
 
 
@@ -111,9 +126,15 @@ async def _freeze(node: Node, resident: Resident, why: Why, *, answers: bool) ->
             await finish(instance.thaw(), within_s=FREEZE_WITHIN_S)
         raise
     await node.links.drop(resident)
-    resident.release()
-    resident.reservation = node.admission.hold_memory(resident.info.resources)
+    _hold_memory(node, resident)
     node.background(_reclaim(node, resident, instance), name=f"reclaim {resident.id}")
+
+
+def _hold_memory(node: Node, resident: Resident) -> None:
+    """Of its room only the memory is kept. In this order: what is given back goes to those who wait at once."""
+    before, resident.reservation = resident.reservation, node.admission.hold_memory(resident.info.resources)
+    if before is not None:
+        before.release()
 
 
 async def _reclaim(node: Node, resident: Resident, instance: Instance) -> None:
@@ -141,7 +162,7 @@ def _paused(node: Node, info: SandboxInfo, mode: PauseMode, *, unresponsive: boo
     return replace(info, paused_at=now, pause_mode=mode, deadline_at=None, unresponsive_at_pause=unresponsive)
 
 
-async def _resume_one(node: Node, resident: Resident, options: ResumeOptions) -> None:
+async def _resume_one(node: Node, resident: Resident, options: ResumeOptions, ticket: Ticket) -> None:
     next_state(resident.id, resident.info.state, Act.RESUME)
     lifetime_s = deadline_after(options.deadline, node.policies.deadlines, node.clock.now())
     frozen = resident.info.pause_mode is PauseMode.FULL
@@ -149,11 +170,12 @@ async def _resume_one(node: Node, resident: Resident, options: ResumeOptions) ->
         state = "paused with an agent that did not answer; resume it without its memory"
         raise WrongState(_RESUME, ResourceKind.SANDBOX, resident.id, state)
     why = Why(cause="resume requested", actor=options.actor)
+    room = await _room(node, resident, ticket)
     before = resident.info
     if options.lifecycle is not None:
         resident.info = replace(before, lifecycle=options.lifecycle)
     try:
-        await _run_on(node, resident, lifetime_s, why, frozen=frozen, keep_memory=options.keep_memory)
+        await _run_on(node, resident, _Again(room, lifetime_s, why), keep_memory=options.keep_memory)
     except BaseException:
         resident.info = replace(resident.info, lifecycle=before.lifecycle)
         raise
@@ -161,22 +183,45 @@ async def _resume_one(node: Node, resident: Resident, options: ResumeOptions) ->
     node.deadlines.arm(resident.id, lifetime_s)
 
 
-async def _run_on(
-    node: Node, resident: Resident, lifetime_s: float | None, why: Why, *, frozen: bool, keep_memory: bool
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """What a sandbox that is to run again gets."""
+
+    room: Reservation
+    lifetime_s: float | None
+    why: Why
+
+
+async def _room(node: Node, resident: Resident, ticket: Ticket) -> Reservation:
+    """Room to run again; `CapacityRejected` leaves it paused as it was. A frozen one has its memory already."""
+    resources, held = resident.info.resources, resident.reservation
+    if resident.info.pause_mode is PauseMode.FULL and held is not None:
+        wish = Wish(RESUME, resources, lambda: node.admission.reserve_again(resources, held))
+    else:
+        wish = Wish(RESUME, resources, lambda: node.admission.reserve(resources, operation=RESUME))
+    try:
+        return await node.line.admitted(wish, ticket)
+    except CapacityRejected:
+        node.figures.refused += 1
+        raise
+
+
+async def _run_on(node: Node, resident: Resident, again: _Again, *, keep_memory: bool) -> None:
+    frozen = resident.info.pause_mode is PauseMode.FULL
+    resident.reservation = again.room
     if frozen and keep_memory:
-        await _thaw(node, resident, lifetime_s, why)
+        await _thaw(node, resident, again)
         return
     if frozen:
-        await _forget_memory(node, resident)
-    await _boot_again(node, resident, lifetime_s, why)
+        await _forget_memory(node, resident, again.room)
+    await _boot_again(node, resident, again)
 
 
-async def _thaw(node: Node, resident: Resident, lifetime_s: float | None, why: Why) -> None:
-    instance, before, held = resident.instance, resident.info, resident.reservation
-    if instance is None or held is None:
+async def _thaw(node: Node, resident: Resident, again: _Again) -> None:
+    instance, before = resident.instance, resident.info
+    if instance is None:
+        again.room.release()
         raise SandboxUnavailable(_RESUME, resident.id, "it has ended")
-    resident.reservation = node.admission.reserve_again(before.resources, held)
     node.links.readmit(resident)
     try:
         await _lead_again(node, resident)
@@ -184,15 +229,14 @@ async def _thaw(node: Node, resident: Resident, lifetime_s: float | None, why: W
             await instance.thaw()
         if resident.to_trust:  # a server came and went while it stood still, or the authority grew old
             await node.egress.settle(resident, await node.links.connect(resident))
-        resident.info = _running(node, before, lifetime_s)
-        await node.ledger.move(resident, Act.RESUME, why=why)
+        resident.info = _running(node, before, again.lifetime_s)
+        await node.ledger.move(resident, Act.RESUME, why=again.why)
     except BaseException:
         resident.info = before
         with suppress(FirkinError, TimeoutError, OSError):
             await finish(instance.freeze(), within_s=FREEZE_WITHIN_S)
         await node.links.drop(resident)
-        resident.release()
-        resident.reservation = node.admission.hold_memory(before.resources)
+        _hold_memory(node, resident)
         raise
 
 
@@ -204,18 +248,27 @@ async def _lead_again(node: Node, resident: Resident) -> None:
         _log.error("not led to an egress gateway sandbox=%s error=%s", resident.id, error)
 
 
-async def _forget_memory(node: Node, resident: Resident) -> None:
+async def _forget_memory(node: Node, resident: Resident, room: Reservation) -> None:
     """End what is frozen and keep its files: from here on it is paused without its memory."""
     resident.info = replace(resident.info, pause_mode=PauseMode.FILESYSTEM, unresponsive_at_pause=False)
-    await node.ledger.save(resident)
-    await endings.destroy(node, resident)
-    await node.ledger.save(resident)
+    resident.reservation = None  # the room is there for what comes next, not for what ends
+    try:
+        await node.ledger.save(resident)
+        await endings.destroy(node, resident)
+        await node.ledger.save(resident)
+    except BaseException:
+        room.release()
+        if resident.instance is not None:
+            resident.reservation = node.admission.hold_memory(resident.info.resources)
+        raise
+    resident.reservation = room
 
 
-async def _boot_again(node: Node, resident: Resident, lifetime_s: float | None, why: Why) -> None:
+async def _boot_again(node: Node, resident: Resident, again: _Again) -> None:
     """Boot from the files that its last run left. A failure leaves it paused, and the files as they are."""
     before = resident.info
     if resident.origin.root is None:
+        again.room.release()
         raise BackendFailure(_RESUME, "the engine", "the record does not say what the sandbox was made on")
     plan = BootPlan(
         sandbox_id=resident.id,
@@ -228,9 +281,11 @@ async def _boot_again(node: Node, resident: Resident, lifetime_s: float | None, 
         isolation=node.tiers.isolation_of(before.driver) or "",
         volumes=node.volumes.wanted(_RESUME, before.owner, before.volumes),
     )
-    resident.reservation = node.admission.reserve(before.resources)
     try:
-        async with substrate(_RESUME, resident.info.driver, within_s=BOOT_WITHIN_S, sandbox_id=resident.id):
+        async with (
+            node.launches.turn(_RESUME),
+            substrate(_RESUME, resident.info.driver, within_s=BOOT_WITHIN_S, sandbox_id=resident.id),
+        ):
             resident.instance = await node.driver.boot(plan)
         resident.ref = resident.instance.ref
         node.links.readmit(resident)
@@ -238,8 +293,8 @@ async def _boot_again(node: Node, resident: Resident, lifetime_s: float | None, 
         inside = await node.links.connect(resident)
         await node.egress.settle(resident, inside)
         await started_up(_RESUME, inside, resident)
-        resident.info = _running(node, before, lifetime_s)
-        await node.ledger.move(resident, Act.RESUME, why=why)
+        resident.info = _running(node, before, again.lifetime_s)
+        await node.ledger.move(resident, Act.RESUME, why=again.why)
     except BaseException:
         resident.info = before
         await finish(_lie_down_again(node, resident), within_s=UNDO_WITHIN_S)

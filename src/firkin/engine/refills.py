@@ -13,7 +13,6 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 
 from firkin.engine import creation
-from firkin.engine.admission import Kind
 from firkin.engine.leases import end_entry
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
@@ -91,7 +90,8 @@ class WarmSpare:
         return self._node.warm.wanted()
 
     def memory_bytes(self) -> int:
-        return self._node.admission.columns[Kind.WARM].memory_bytes
+        """Not known: what was promised to them is many times what they take."""
+        return 0
 
     async def give_up(self, count: int, *, because: str) -> int:
         chosen: list[Resident] = []
@@ -106,6 +106,8 @@ class WarmSpare:
 
     def resume(self) -> None:
         self._node.warm.held = ""
+        for pool in self._node.warm:  # what was put off for want of room need not wait
+            pool.due_at, pool.failures = 0.0, 0
         self._node.warm.changed.set()
 
 

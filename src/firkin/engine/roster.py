@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOCK_WITHIN_S = 60.0
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True, weakref_slot=True)
 class Resident:
     """One sandbox as it is now. `info` is replaced, never changed in place.
 

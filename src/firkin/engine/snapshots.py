@@ -154,7 +154,7 @@ class LocalSnapshots:
     async def _fork(self, sandbox_id: SandboxId, options: ForkOptions) -> Sequence[SandboxInfo | FirkinError]:
         node = self._node
         resident = await node.roster.meet(_FORK, sandbox_id)
-        gate = asyncio.Semaphore(FORKS_AT_ONCE)
+        gate, no_room = asyncio.Semaphore(FORKS_AT_ONCE), list[FirkinError]()
         async with node.snapshots.aside() as aside:
             info = await _captured(node, resident, aside, _FORK, also_paused=False)
             kind = (await node.tiers.of(info.driver)).captures
@@ -164,10 +164,13 @@ class LocalSnapshots:
 
             async def one() -> SandboxInfo | FirkinError:
                 async with gate:
+                    if no_room:  # those before waited for some in vain
+                        return no_room[0]
                     try:
                         foundation = replace(on_snapshot(_FORK, record, str(aside)), snapshot_id=None)
                         return await creation.create_on(node, spec, foundation, tier)
                     except FirkinError as error:
+                        no_room.extend([error] if isinstance(error, CapacityRejected) else [])
                         return error
 
             async with children() as forks:

@@ -33,6 +33,7 @@ from firkin.law.logs import LogEntry, LogFilter, LogStream
 from firkin.law.metrics import Metric, MetricFilter, SandboxUsage
 from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import SandboxNetwork
+from firkin.law.node import NodeControl
 from firkin.law.policies import Policies
 from firkin.law.ports import ByteChannel, DomainProxy, DomainProxySpec, Port, PortBinding, PortExposure
 from firkin.law.processes import (
@@ -475,6 +476,9 @@ class SandboxBackend(Protocol):
 
     @property
     def metrics(self) -> MetricControl | None: ...
+
+    @property
+    def node(self) -> NodeControl | None: ...
 
     async def start(self, policies: Policies) -> None:
         """Preflight, reconcile with what lives, begin to enforce `policies`. Raises when preflight is not ready."""

@@ -27,6 +27,7 @@ retry class.
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -210,21 +211,89 @@ class WrongState(FirkinError):
         self.state = state
 
 
+class RejectReason(StrEnum):
+    """Why somebody for whom there was no room was not left to wait, or not any longer."""
+
+    NO_ROOM = "no_room"
+    OVERSIZED = "oversized"
+    QUEUE_FULL = "queue_full"
+    DEADLINE_PASSED = "deadline_passed"
+    PRESSURE = "pressure"
+    SHUTTING_DOWN = "shutting_down"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """How it came that there was no room. `position` is the last place in the queue, from 1, of who has queued."""
+
+    reason: RejectReason = RejectReason.NO_ROOM
+    position: int | None = None
+    waited_s: float = 0.0
+    retry_after_s: float = 1.0
+
+
+_ENDS = {
+    RejectReason.NO_ROOM: "",
+    RejectReason.OVERSIZED: "; ask for less",
+    RejectReason.QUEUE_FULL: ", and the queue for it is full",
+    RejectReason.DEADLINE_PASSED: ", and none came free in {waited:.1f} s",
+    RejectReason.PRESSURE: ", and the machine is below what it must keep free",
+    RejectReason.SHUTTING_DOWN: ", and the server is shutting down",
+}
+
+
 class CapacityRejected(FirkinError):
-    """The machine cannot take it now. `short` names the resource; amounts are in its own unit."""
+    """The machine cannot take it now. `short` names the resource; amounts are in its own unit.
+
+    `limit` is what may be used of it in all, or what must stay free; None where there is no such number.
+    """
 
     code = "capacity_rejected"
 
-    def __init__(self, operation: str, short: str, *, requested: int, available: int, unit: str = "") -> None:
-        unit = f" {unit}" if unit else ""
+    def __init__(
+        self,
+        operation: str,
+        short: str,
+        *,
+        requested: int,
+        available: int,
+        unit: str = "",
+        limit: int | None = None,
+        refusal: Refusal | None = None,
+    ) -> None:
+        self.refusal = refusal or Refusal()
+        oversized = self.refusal.reason is RejectReason.OVERSIZED
+        amounts = f"asked for {requested}{_of(unit)}, {available}{_of(unit)} left"
+        if limit is not None:
+            amounts += f" of {limit}{_of(unit)}"
+        end = _ENDS[self.refusal.reason].format(waited=self.refusal.waited_s)
+        place = f" (at place {self.refusal.position} of the queue)" if self.refusal.position else ""
         super().__init__(
             operation,
-            f"cannot {operation}: not enough {short} (asked for {requested}{unit}, {available}{unit} left)",
-            retry=RetryClass.RETRYABLE,
+            f"cannot {operation}: not enough {short} ({amounts}){end}{place}",
+            retry=RetryClass.NOT_RETRYABLE if oversized else RetryClass.RETRYABLE,
         )
         self.short = short
         self.requested = requested
         self.available = available
+        self.unit = unit
+        self.limit = limit
+
+    def because(self, refusal: Refusal) -> CapacityRejected:
+        """The same shortage, with what became of the one that met it."""
+        return CapacityRejected(
+            self.operation,
+            self.short,
+            requested=self.requested,
+            available=self.available,
+            unit=self.unit,
+            limit=self.limit,
+            refusal=refusal,
+        )
+
+
+def _of(unit: str) -> str:
+    return f" {unit}" if unit else ""
 
 
 class HostDiskFull(CapacityRejected):
@@ -240,6 +309,7 @@ class HostDiskFull(CapacityRejected):
             retry=RetryClass.RETRYABLE,
         )
         self.short, self.requested, self.available = "free disk on the host", 0, 0
+        self.unit, self.limit, self.refusal = "bytes", None, Refusal()
 
     @classmethod
     def explains(cls, error: OSError) -> bool:

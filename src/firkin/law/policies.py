@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from firkin.law.pressure import BackpressurePolicy, PressurePolicy
 from firkin.law.resources import GIB, SandboxResources
 
 
@@ -44,5 +45,7 @@ class Policies:
     capacity: Capacity = field(default_factory=Capacity)
     deadlines: DeadlinePolicy = field(default_factory=DeadlinePolicy)
     hygiene: HygienePolicy = field(default_factory=HygienePolicy)
+    pressure: PressurePolicy = field(default_factory=PressurePolicy)
+    backpressure: BackpressurePolicy = field(default_factory=BackpressurePolicy)
     default_resources: SandboxResources = field(default_factory=SandboxResources)
     default_volume_bytes: int = 10 * GIB

@@ -62,6 +62,9 @@ class DiskThreads:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+_BLOCK = 512  # of st_blocks, whatever the file system
+
+
 class DiskCapture:
     """One copy of the disk of the instance `ref` into the directory `into`. Its methods block."""
 
@@ -80,6 +83,12 @@ class DiskCapture:
         with suppress(OSError):  # a kernel or file system that cannot punch holes copies more
             trim(f"/dev/loop{self._loop}")
         self.sync()
+
+    def give_back(self) -> int:
+        """Return to the host what the disk no longer uses: how many bytes that really were."""
+        before = os.stat(self._disk).st_blocks
+        self.prepare()
+        return max(0, before - os.stat(self._disk).st_blocks) * _BLOCK
 
     def sync(self) -> None:
         root = self._root_of(self._pid)
