@@ -67,7 +67,7 @@ class Settings:
     hysteresis_hold_ms: int = 2000
     refill_cooldown_ms: int = 1000
     queue_max_pending: int = 256
-    queue_max_wait_ms: int = 5000
+    queue_max_wait_ms: int = 2000
     launches_at_once: int | None = None
     default_timeout_s: float | None = 300.0
     max_timeout_s: float | None = 86400.0

@@ -160,7 +160,7 @@ def test_new_work_is_refused_only_below_a_floor_and_with_nothing_left_to_give_up
         assert made.refuses == (world.ready == 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(worlds, pasts)
 def test_a_load_that_does_not_change_is_answered_once(world: World, past: Past) -> None:
     """Whatever it was, it comes to rest, and what was given up is not made and given up again."""
@@ -176,7 +176,7 @@ def test_a_load_that_does_not_change_is_answered_once(world: World, past: Past) 
     }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_load_that_swings_about_a_floor_makes_it_swing_ever_more_slowly(data: st.DataObject) -> None:
     """Noise of a tenth about the refill floor, for an hour: a handful of changes, not hundreds."""

@@ -30,7 +30,7 @@ from firkin.settings import read_settings
 @click.option("--tls-key", type=click.Path(path_type=Path), help="The key of --tls-cert (PEM, not encrypted).")
 @click.option("--max-sandboxes", help="Most sandboxes that may run at once (default none: no limit).")
 @click.option("--queue-max-pending", help="Most requests that may wait for room at once (default 256).")
-@click.option("--queue-max-wait-ms", help="How long each of them may wait, in milliseconds (default 5000).")
+@click.option("--queue-max-wait-ms", help="How long each of them may wait, in milliseconds (default 2000).")
 @click.option("--kill-on-exit", is_flag=True, default=None, help="Kill every sandbox when the server ends.")
 @click.option("--log-level", help="debug, info, warning or error (default info).")
 @click.option("--json", "as_json", is_flag=True, help='Print the ready line as JSON: {"url": …}.')

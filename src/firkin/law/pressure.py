@@ -96,10 +96,13 @@ class PressurePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackpressurePolicy:
-    """How long whoever finds no room may wait for some, and how many at once; launches at once None: by the machine."""
+    """How long whoever finds no room may wait for some, and how many at once; launches at once None: by the machine.
+
+    By default nobody waits: who calls a library decides for himself. A server has a default of its own.
+    """
 
     max_pending: int = 256
-    max_wait_s: float = 5.0
+    max_wait_s: float = 0.0
     launches_at_once: int | None = None
 
     def __post_init__(self) -> None:
