@@ -19,7 +19,7 @@ from firkin.cli.bench.leftovers import cycles
 from firkin.cli.bench.lives import lives
 from firkin.cli.bench.peers import measure_peers
 from firkin.cli.bench.pools import NotOffered, hot_starts
-from firkin.cli.bench.raw_http import RawConnection, call_request
+from firkin.cli.bench.raw_http import RawConnection, call_request, made
 from firkin.cli.bench.samples import Series
 from firkin.cli.bench.scaling import by_concurrency, by_density
 from firkin.cli.bench.stage import Amounts, Stage, isolation_of, system_of
@@ -31,6 +31,7 @@ from firkin.cli.event_loops import run_command
 from firkin.cli.failures import CommandFailure, one_sentence
 
 _PREPARED_WITHIN_S = 600.0
+_LATER = (503, 504)
 Step = Callable[[Stage], Iterable[Series]]
 
 STEPS: dict[str, tuple[str, Step]] = {
@@ -131,9 +132,15 @@ class _Status:
 
 
 def _first(stage: Stage) -> None:
-    """Have one made before the clock starts: a tier may have to prepare the template for itself."""
+    """Have one made before the clock starts: a tier may have to prepare the template for itself, which goes on when
+    whoever asked is told that it takes too long."""
+    until = time.monotonic() + _PREPARED_WITHIN_S
     with RawConnection(stage, patience_s=_PREPARED_WITHIN_S) as connection:
-        connection.kill(connection.create())
+        answer = connection.ask(call_request(stage, "POST", "/sandboxes", stage.new_sandbox))
+        while answer.status in _LATER and time.monotonic() < until:
+            time.sleep(1)
+            answer = connection.ask(call_request(stage, "POST", "/sandboxes", stage.new_sandbox))
+        connection.kill(made(answer))
 
 
 def _tier(stage: Stage, wish: str) -> _Status:
