@@ -39,6 +39,7 @@ SIZE = SandboxResources(vcpus=1, memory_bytes=256 * MIB, disk_bytes=128 * MIB)
 home = qemu_home
 
 
+@pytest.mark.slow
 class TestQemuDriver(DriverContract):
     @pytest_asyncio.fixture(autouse=True)
     async def prepared(self, home: Home) -> None:

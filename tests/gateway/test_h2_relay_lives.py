@@ -105,7 +105,7 @@ def arrived(events: list[Event], stream: int) -> bytes:
     return b"".join(event.data for event in events if isinstance(event, DataReceived) and event.stream_id == stream)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32))
 def test_whatever_happens_what_is_not_reset_arrives_whole(seed: int) -> None:
     life = Life(Random(seed))

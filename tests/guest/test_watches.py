@@ -168,6 +168,7 @@ async def test_a_burst_of_changes_is_told_completely(files: GuestFiles, box: San
     await watch.aclose()
 
 
+@pytest.mark.slow
 async def test_a_burst_that_many_watch_is_told_to_all_of_them(
     files: GuestFiles, processes: GuestProcesses, box: SandboxPath
 ) -> None:
@@ -193,6 +194,7 @@ async def change(link: GuestLink, names: tuple[str, str], times: int) -> None:
             await link.call("ping")  # the kernel's queue is short: let the agent have a turn
 
 
+@pytest.mark.slow
 async def test_sixty_thousand_changes_wait_until_they_are_asked_for(
     files: GuestFiles, link: GuestLink, box: SandboxPath
 ) -> None:
@@ -211,6 +213,7 @@ async def test_sixty_thousand_changes_wait_until_they_are_asked_for(
     await watch.aclose()
 
 
+@pytest.mark.slow
 async def test_what_is_too_much_is_told_as_a_loss_after_what_was_kept(
     files: GuestFiles, link: GuestLink, box: SandboxPath
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from firkin.host.guest_kernels import kernel_proper
+from firkin.host.guest_kernels import kernel_proper, modules_in_order
 from firkin.law.errors import BackendFailure
 
 ELF = b"\x7fELF" + bytes(range(256)) * 8
@@ -46,9 +48,33 @@ async def test_the_kernel_proper_is_taken_out(tmp_path: Path, delivered: bytes, 
     assert await kernel_proper(path, tmp_path) == proper
 
 
-@pytest.mark.parametrize("delivered", [_zboot(b"unknown"), _bz_image(b"unknown"), gzip.compress(b"no kernel")])
+@pytest.mark.parametrize(
+    "delivered",
+    [_zboot(b"unknown"), _bz_image(b"unknown"), gzip.compress(b"no kernel", mtime=0)],
+    ids=["zboot", "bz", "gzip"],
+)
 async def test_what_holds_no_kernel_is_told(tmp_path: Path, delivered: bytes) -> None:
     path = tmp_path / "vmlinuz"
     path.write_bytes(delivered)
     with pytest.raises(BackendFailure, match="fetch a guest kernel"):
         await kernel_proper(path, tmp_path)
+
+
+def _module(needs: str) -> bytes:
+    return b"\x7fELF" + b"\0license=GPL\0depends=" + needs.encode() + b"\0name=it\0"
+
+
+@pytest.mark.parametrize("packed", [bytes, lzma.compress], ids=["plain", "xz"])
+async def test_modules_are_taken_after_what_they_need_and_without_their_compression(
+    tmp_path: Path, packed: Callable[[bytes], bytes]
+) -> None:
+    """Debian 13 compresses each."""
+    modules = {"overlay": "", "virtio_net": "net-failover,virtio", "net_failover": "", "virtio": "", "other": ""}
+    folder = tmp_path / "lib" / "modules" / "6.12"
+    folder.mkdir(parents=True)
+    ending = ".ko" if packed is bytes else ".ko.xz"
+    for name, needs in modules.items():
+        (folder / f"{name}{ending}").write_bytes(packed(_module(needs)))
+    taken = await modules_in_order(tmp_path / "lib", tmp_path)
+    assert list(taken) == ["net_failover", "virtio", "virtio_net", "overlay"]
+    assert taken["virtio_net"] == _module("net-failover,virtio")

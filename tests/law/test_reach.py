@@ -29,7 +29,7 @@ _POLICIES = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(_POLICIES, st.lists(_INTERESTING, min_size=1, max_size=12), st.data())
 def test_the_set_is_what_the_order_of_the_rules_decides(
     policy: NetworkPolicy, addresses: list[str], data: st.DataObject

@@ -156,7 +156,7 @@ async def test_the_clock_is_right_after_a_store_and_after_a_pause(world: World, 
     for instance in (source, clone):
         before = time.time()
         told = float(await said(instance, "date +%s.%N"))
-        assert before - 0.2 < told < time.time() + 0.2
+        assert before - 1 < told < time.time() + 1
 
 
 async def test_qemu_has_nothing_of_the_host(world: World) -> None:

@@ -43,6 +43,7 @@ class TestTiersDriver(DriverContract):
         return BootPlan(sandbox_id=sandbox_id, root=root, resources=SandboxResources(), isolation=self.tier)
 
 
+@pytest.mark.slow  # as the memory driver alone, a way further round
 class TestTiersBackend(BackendContract):
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> MakeBackend:

@@ -186,6 +186,7 @@ def test_sandboxes_outlive_a_killed_server(served: Served) -> None:
             assert box.files.read("/home/user/kept") == "kept"
 
 
+@pytest.mark.slow
 def test_a_template_of_microvms_is_started_once_in_each_line_of_clones(
     served: Served, http: httpx.Client, microvm: dict[str, Any]
 ) -> None:

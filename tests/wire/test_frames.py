@@ -51,7 +51,7 @@ def test_frames_survive_any_step(step: int) -> None:
     assert read([ENCODED[i : i + step] for i in range(0, len(ENCODED), step)]) == FRAMES
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(frames=some_frames, cuts=st.lists(st.integers(0, 3000), max_size=12))
 def test_frames_survive_any_cuts(frames: list[tuple[int, int, bytes]], cuts: list[int]) -> None:
     encoded = b"".join(frame(*one) for one in frames)

@@ -175,6 +175,7 @@ class LocalBackend:
             await asyncio.to_thread(node.started.forget_unfounded)
             node.spare.join(WarmSpare(node))
             node.builds.moved = partial(follow, node)
+            node.templates.changed = node.warm.changed.set
             node.background(node.deadlines.run(), name="deadlines")
             node.background(tend(node), name="warm pools")
             node.background(forget_ended(node), name="forget old ends")

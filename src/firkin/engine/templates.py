@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,6 +90,8 @@ class TemplateRegistry:
         self._known: dict[TemplateId, TemplateRecord] = {}
         self._preparing: dict[TemplateId, _Preparation] = {}
         self._uses = TemplateUses(place.directory, self._retire)
+        self.changed: Callable[[], None] = _nobody
+        """Called when a template is another than before, or gone."""
 
     async def load(self, in_use: Sequence[Origin]) -> None:
         """Take up what an earlier server left; `in_use` is what sandboxes and snapshots were made from."""
@@ -343,9 +345,11 @@ class TemplateRegistry:
     async def _put(self, record: TemplateRecord) -> None:
         self._known[record.info.id] = record
         await self._records.put_template(record)
+        self.changed()
 
     async def _forget(self, record: TemplateRecord) -> None:
         await self._records.drop_template(record.info.id)
+        self.changed()
         self._uses.unrest(record)
         if record.directory and record.directory not in self._uses:
             await self._remove(Path(record.directory))
@@ -357,6 +361,10 @@ class TemplateRegistry:
                 directory.parent.rmdir()
         except (IoFailure, TimeoutError) as error:
             _log.error("left behind directory=%s error=%s", directory, error)
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
 
 
 def _preparing(template_id: TemplateId, spec: TemplateSpec, clock: Clock) -> TemplateInfo:

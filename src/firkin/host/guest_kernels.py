@@ -13,7 +13,6 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,26 +114,31 @@ async def _take_apart(unpacked: Path, into: Path, scratch: Path) -> None:
     (into / IMAGE).write_bytes(await kernel_proper(image, scratch))
     (into / RELEASE).write_text(release + "\n")
     (into / MODULES).mkdir()
-    for number, module in enumerate(_in_order(unpacked)):
-        shutil.copyfile(module, into / MODULES / f"{number:02}-{module.name}")
+    for number, (name, module) in enumerate((await modules_in_order(unpacked, scratch)).items()):
+        (into / MODULES / f"{number:02}-{name}.ko").write_bytes(module)
 
 
 async def kernel_proper(image: Path, scratch: Path) -> bytes:
     """The kernel proper: an ELF file on x86, an Image on arm64. What it is packed in is taken off. `BackendFailure`."""
     content = image.read_bytes()
     payload = _payload(content)
-    if _is_kernel(payload):
-        return payload
+    return await _plain(image.name, payload, scratch, otherwise=content if payload is content else None)
+
+
+async def _plain(name: str, packed: bytes, scratch: Path, *, otherwise: bytes | None = None) -> bytes:
+    """A kernel or a module without its compression; `otherwise` where there is none that is known."""
+    if _is_kernel(packed):
+        return packed
     for magic, program in _DECOMPRESSORS:
-        if payload.startswith(magic):
-            packed = scratch / "payload"
-            packed.write_bytes(payload)
-            plain = scratch / "plain"
-            await _decompressed([*program, str(packed)], plain, scratch)
+        if packed.startswith(magic):
+            payload, plain = scratch / "payload", scratch / "plain"
+            payload.write_bytes(packed)
+            plain.unlink(missing_ok=True)
+            await _decompressed([*program, str(payload)], plain, scratch)
             return plain.read_bytes()
-    if payload is content:
-        return content
-    raise BackendFailure(_FETCH, image.name, f"it is compressed in a way that is not known ({payload[:4].hex()})")
+    if otherwise is not None:
+        return otherwise
+    raise BackendFailure(_FETCH, name, f"it is compressed in a way that is not known ({packed[:4].hex()})")
 
 
 def _payload(content: bytes) -> bytes:
@@ -165,25 +169,24 @@ async def _decompressed(argv: list[str], target: Path, scratch: Path) -> None:
         raise BackendFailure(_FETCH, argv[0], done.last_line)
 
 
-def _in_order(unpacked: Path) -> list[Path]:
-    """Those of `WANTED_MODULES` that are modules there (others are built in), with what each needs before it."""
+async def modules_in_order(unpacked: Path, scratch: Path) -> dict[str, bytes]:
+    """Those of `WANTED_MODULES` that are modules there (others are built in), after what each needs, decompressed."""
     places = {path.name.partition(".ko")[0].replace("-", "_"): path for path in unpacked.rglob("*.ko*")}
-    order: list[Path] = []
+    order: dict[str, bytes] = {}
     for name in WANTED_MODULES:
-        for module in _with_needs(name.replace("-", "_"), places):
-            if module not in order:
-                order.append(module)
+        await _add(name.replace("-", "_"), places, scratch, order)
     return order
 
 
-def _with_needs(name: str, places: dict[str, Path]) -> Iterator[Path]:
+async def _add(name: str, places: dict[str, Path], scratch: Path, order: dict[str, bytes]) -> None:
     path = places.get(name)
-    if path is None:
+    if path is None or name in order:
         return
-    found = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())
+    module = await _plain(path.name, path.read_bytes(), scratch)
+    found = re.search(rb"\0depends=([^\0]*)\0", module)
     for need in (found[1].decode() if found else "").split(","):
-        yield from _with_needs(need.replace("-", "_"), places) if need else ()
-    yield path
+        await _add(need.replace("-", "_"), places, scratch, order)
+    order[name] = module
 
 
 async def _run(argv: list[str], scratch: Path, *, inside: Path | None = None) -> bytes:
