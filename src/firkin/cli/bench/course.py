@@ -36,6 +36,7 @@ Step = Callable[[Stage], Iterable[Series]]
 
 STEPS: dict[str, tuple[str, Step]] = {
     "starts": ("cold create, first output, kill", starts),
+    "density": ("memory of idle ones and of the server", lambda stage: _run(density, stage)),
     "hot": ("creates from a warm pool", hot_starts),
     "commands": ("commands, batches, output", commands),
     "at-once": ("commands and creates at once", lambda stage: [*_run(at_once, stage), *_run(bursts, stage)]),
@@ -43,13 +44,12 @@ STEPS: dict[str, tuple[str, Step]] = {
     "phases": ("phases of a create and of a command", breakdown),
     "traffic": ("traffic to a port, uploads and downloads", lambda stage: _run(traffic, stage)),
     "templates": ("templates, builds and volumes", templates),
-    "density": ("memory of idle ones and of the server", lambda stage: _run(density, stage)),
     "clients": ("figures by clients at once", lambda stage: _run(by_concurrency, stage)),
     "alive": ("figures by sandboxes alive", lambda stage: _run(by_density, stage)),
     "cycles": ("cycles and leftovers", lambda stage: _run(cycles, stage)),
     "programs": ("start of the server and of the command line", start_times),
 }
-OF_A_TIER = ("starts", "hot", "commands", "at-once", "lives", "phases", "density", "cycles")
+OF_A_TIER = ("starts", "density", "hot", "commands", "at-once", "lives", "phases", "cycles")
 
 
 def _run(work: Callable[[Stage], object], stage: Stage) -> list[Series]:
