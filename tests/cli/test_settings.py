@@ -143,6 +143,8 @@ def test_floors_queue_and_pressure_become_policies(tmp_path: Path) -> None:
     policies = read_settings({"state_dir": tmp_path, **given}, environ={}).policies()
     assert policies.backpressure == BackpressurePolicy(max_pending=3, max_wait_s=0.25, launches_at_once=2)
     assert policies.pressure == PressurePolicy(refill_memory_bytes=700 * MIB)
-    assert read_settings({"state_dir": tmp_path}, environ={}).policies().backpressure == BackpressurePolicy(max_wait_s=2)
+    assert read_settings({"state_dir": tmp_path}, environ={}).policies().backpressure == BackpressurePolicy(
+        max_wait_s=2
+    )
     with pytest.raises(InvalidSpec, match="launches_at_once"):
         read_settings({"state_dir": tmp_path, "launches_at_once": 0}, environ={})
