@@ -86,7 +86,7 @@ def firkin_here(
         (["bench", "--driver", "memory", "--url", "http://x"], "leave it out"),
         (["bench", "--json", "/nonexistent/figures"], "cannot be written"),
         (["bench", "--html", "/nonexistent/page"], "cannot be written"),
-        (["bench", "--only", "nothing"], "there are starts, hot"),
+        (["bench", "--only", "nothing"], "there are starts, density"),
         (["bench", "--isolation", "paper"], "is not one of"),
         (["bench", "--compare", "/nonexistent/a", "/nonexistent/b"], "cannot be read"),
         (["bench", "--from", "/dev/null"], "is not a report"),
