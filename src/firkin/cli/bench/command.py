@@ -118,9 +118,10 @@ def _measure(given: Mapping[str, Any], json_file: str | None) -> tuple[Report, b
     course = Course(save=save)
     with _stage(given, _amounts(given)) as stage:
         stage.point_sdk_here()
-        course.run(stage, [name for name in STEPS if not given["only"] or name in given["only"]])
+        names = [name for name in STEPS if not given["only"] or name in given["only"]]
+        course.run(stage, names)
         for wish in dict.fromkeys(given["isolation"]):
-            course.run_tier(stage, wish)
+            course.run_tier(stage, wish, names)
         if given["peers"]:
             course.run_peers(stage)
     return found(), course.failed

@@ -86,8 +86,8 @@ class Course:
         self.absent[what] = f"it failed: {type(error).__name__}: {one_sentence(error)}"
         self.failed = True
 
-    def run_tier(self, stage: Stage, wish: str) -> None:
-        """The scenarios that every tier has, with fewer samples: a machine that is emulated takes its time."""
+    def run_tier(self, stage: Stage, wish: str, names: Sequence[str]) -> None:
+        """Those of `names` that every tier has, with fewer samples: a machine that is emulated takes its time."""
         try:
             status = _tier(stage, wish)
         except CommandFailure as error:
@@ -111,7 +111,7 @@ class Course:
         except (CommandFailure, OSError) as error:
             self._note(f"tier {wish}", error)
             return
-        self.run(there, OF_A_TIER)
+        self.run(there, [name for name in OF_A_TIER if name in names])
 
     def run_peers(self, stage: Stage) -> None:
         click.echo("peers, in turns", err=True)

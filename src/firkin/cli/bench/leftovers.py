@@ -19,6 +19,7 @@ from firkin.cli.bench.stage import Stage
 from firkin.cli.failures import CommandFailure
 
 _SETTLE_WITHIN_S = 15.0
+_STEADY_S = 1.0
 _WARM_UP = 20
 _EARLY = 500  # cycles, after which the server's memory should not grow any more
 
@@ -54,7 +55,7 @@ async def cycles(stage: Stage) -> list[Series]:
     async with RawCaller(stage) as caller:
         for _ in range(min(_WARM_UP, stage.amounts.cycles)):
             await _cycle(caller)
-        before, memory = _count(stage), meminfo("MemAvailable")
+        before, memory = await _steady(stage), meminfo("MemAvailable")
         resident: list[float] = []
         began = time.perf_counter()
         for number in range(stage.amounts.cycles):
@@ -103,6 +104,17 @@ async def _cycle(caller: RawCaller) -> None:
     inside, _ = await caller.create()
     await caller.echo(inside)
     await caller.kill(inside)
+
+
+async def _steady(stage: Stage) -> dict[str, int]:
+    """The counts once they do not change: a server makes parts ahead of need, and more of them when it is used."""
+    until = time.monotonic() + _SETTLE_WITHIN_S
+    before: dict[str, int] = {}
+    now = _count(stage)
+    while before != now and time.monotonic() < until:
+        await asyncio.sleep(_STEADY_S)
+        before, now = now, _count(stage)
+    return now
 
 
 async def _settled(stage: Stage, before: Mapping[str, int]) -> dict[str, int]:
