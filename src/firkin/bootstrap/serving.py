@@ -155,6 +155,7 @@ class _Stop:
             endings.append(signal.SIGHUP)
         for number in endings:
             loop.add_signal_handler(number, self._on_signal, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, endings)  # whoever started it may have held them back
         try:
             yield self
         finally:

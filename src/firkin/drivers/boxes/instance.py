@@ -93,6 +93,7 @@ class BoxInstance(HeldInstance):
 
     async def freeze(self) -> None:
         self._require_alive("freeze")
+        self._link.forget_calls()  # a frozen agent greets nobody
         await self._freezer.freeze()
 
     async def thaw(self) -> None:

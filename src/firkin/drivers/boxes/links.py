@@ -23,6 +23,10 @@ class AgentLink(Protocol):
         """A new conversation. `OSError` or `TimeoutError` when the agent does not take it."""
         ...
 
+    def forget_calls(self) -> None:
+        """What was begun before somebody dialled is not to be used: it may hold what was said earlier."""
+        ...
+
     def close(self) -> None:
         """The server lets go of it; a later one makes another."""
         ...
@@ -48,10 +52,13 @@ class ListeningAgent:
             return await over_connected(called)
         return await over_unix(self._path, within_s=within_s)
 
-    def close(self) -> None:
+    def forget_calls(self) -> None:
         called, self._called = self._called, None
         if called is not None:
             called.close()
+
+    def close(self) -> None:
+        self.forget_calls()
 
 
 def listening_agent(path: str) -> tuple[int, AgentLink]:

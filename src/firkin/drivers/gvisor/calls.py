@@ -66,6 +66,9 @@ class CallingAgent:
             raise
         return await _taken(call.result()) if done else PromisedChannel(call)
 
+    def forget_calls(self) -> None:
+        """Its agent calls when it is asked to, and not before."""
+
     def close(self) -> None:
         if self._listener.fileno() < 0:
             return
