@@ -41,8 +41,8 @@ async def tend(node: Node) -> None:
         node.warm.changed.clear()
         try:
             await _round(node)
-        except FirkinError as error:
-            _log.error("warm pools not tended error=%s", error)
+        except Exception as error:  # noqa: BLE001 — root of a task: what one pool suffers must not end the others
+            _log.error("warm pools not tended error=%r", error)
         await _until(node, _next_look(node))
 
 
