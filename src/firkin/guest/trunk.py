@@ -20,7 +20,7 @@ from contextlib import suppress
 from firkin.guest.connections import Connection
 from firkin.guest.faults import Refused
 from firkin.guest.joined import Joined
-from firkin.guest.loop import READ
+from firkin.guest.loop import READ, WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 NONCE = 16
 _LINE = len(b"reset \n") + 2 * NONCE
-_EDGES = READ | 1 << 31  # EPOLLET: a pipe without a host hangs up all the time
+# EPOLLET: a pipe without a host hangs up all the time. WRITE: that there is a host again is told by that alone, where
+# what it said was read before.
+_EDGES = READ | WRITE | 1 << 31
 _MOST_A_WRITE = 32 * 1024  # the kernel's own limit for such ports
 
 
