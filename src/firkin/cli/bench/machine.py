@@ -20,7 +20,7 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "virtual": any(line.startswith("flags") and " hypervisor" in line for line in cpuinfo),
         "memory_mb": meminfo("MemTotal") // 1024,
-        "kernel": release.release,
+        "kernel": release.release.partition("-")[0],  # without what whoever built it calls it
         "architecture": release.machine,
         "cgroups": 2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1,
         "python": sys.version.split()[0],

@@ -88,7 +88,7 @@ def _entries(
 def _ours(stage: Stage, root: Path) -> Iterator[Mapping[str, Sampler]]:
     """Firkin with the same root, over plain HTTP: a server, a network and limits are in it all the same."""
     assert stage.state_dir is not None  # who calls has looked
-    with prepared(stage, stage.state_dir, root) as template, RawConnection(stage) as connection:
+    with prepared(stage, stage.state_dir, root) as template:
         here = replace(stage, template=template)
         with RawConnection(here) as other:
             kept = other.create()
@@ -104,7 +104,8 @@ def _ours(stage: Stage, root: Path) -> Iterator[Mapping[str, Sampler]]:
             try:
                 yield {"run": run, "exec": lambda number: _echo(here, other, kept)}
             finally:
-                connection.kill(kept)
+                with RawConnection(here) as last:  # the other one may have been idle for too long
+                    last.kill(kept)
 
 
 def _echo(stage: Stage, connection: RawConnection, inside: Inside) -> float:
