@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import pybase64
 
 from firkin.e2b.calls import STREAM_HEADERS, RpcCall
 from firkin.e2b.connect_codec import Code, RpcError, end_of_stream, envelope
@@ -181,7 +181,7 @@ def _data(field: bytes, data: bytes, most: int) -> bytes:
     """Messages of at most `most` bytes of output each, as E2B's own service sends them."""
     head = b'{"event":{"data":{"' + field + b'":"'
     pieces = (data[at : at + most] for at in range(0, len(data), most))
-    return b"".join([envelope(head + base64.b64encode(piece) + _DATA_END) for piece in pieces])
+    return b"".join([envelope(head + pybase64.b64encode(piece) + _DATA_END) for piece in pieces])
 
 
 def _end_event(event: Ended) -> bytes:

@@ -53,7 +53,7 @@ CALL_S = 30.0
 """How long an answer that needs no waiting inside may take, in seconds."""
 
 _RECEIVE = 256 * 1024
-_GRANT_AT = WINDOW // 4
+_GRANT_AT = WINDOW // 2
 _MOST_EVENTS = 16384
 _MOST_EVENT_BYTES = 16 << 20
 _MOST_CREDIT = 1 << 31
