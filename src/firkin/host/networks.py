@@ -149,11 +149,12 @@ class SandboxNetworks:
     async def refused(self, name: str) -> list[RefusedFlow]:
         """The latest refused flows, the newest first; the rule is the one of the moment when each was first seen."""
         line = self._lines[name]
-        async with self._looking:
-            try:
-                await _in_thread(self._wires.refusals.look)
-            except OSError as error:
-                _log.warning("refused flows not read error=%s", error)
+        if self._wires.refusals.is_due:  # every sandbox is asked about every second: no thread for each
+            async with self._looking:
+                try:
+                    await _in_thread(self._wires.refusals.look)
+                except OSError as error:
+                    _log.warning("refused flows not read error=%s", error)
         found = self._wires.refusals.flows(line.wire.address)
         line.rules = {refusal: line.rules.get(refusal) or self._rule(line, refusal) for refusal in found}
         told = [_told(refusal, line.rules[refusal]) for refusal in reversed(found)]

@@ -57,12 +57,16 @@ class RefusalLog:
         """The latest last."""
         return list(self._flows.get(address, {}).values())
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `look` would read anything."""
+        return bool(self._flows) and time.monotonic() >= self._looked_at + _LOOK_EVERY_S
+
     def look(self) -> None:
         """Read what is new. Raises `OSError`."""
-        now = time.monotonic()
-        if not self._flows or now < self._looked_at + _LOOK_EVERY_S:
+        if not self.is_due:
             return
-        self._looked_at = now
+        self._looked_at = time.monotonic()
         for name in (REFUSED, REFUSED_OTHER):
             for key, about in _elements(self._kernel, name):
                 source = socket.inet_ntoa(key[:4])
