@@ -127,7 +127,6 @@ async def _from_pool(node: Node, order: Order) -> SandboxInfo | None:
 
 
 async def _made(node: Node, order: Order) -> Resident:
-    node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)  # and on the roster in the same step
     resident = await _admit(node, order)
     mark("admit")
     began = node.clock.monotonic()
@@ -152,8 +151,7 @@ async def _admit(node: Node, order: Order) -> Resident:
     reservation = None
     try:
         reservation = await _room(node, order)
-        _check_free(node, order)
-        node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)
+        _check_free(node, order)  # and on the roster in the same step
         sandbox_id = order.sandbox_id or new_sandbox_id(node.roster.__contains__)
         resident = Resident(
             info=order.info(sandbox_id, node.clock.now()),
@@ -184,6 +182,7 @@ async def _room(node: Node, order: Order) -> Reservation:
 def _check_free(node: Node, order: Order) -> None:
     if order.sandbox_id is not None and order.sandbox_id in node.roster:
         raise AlreadyExists(_CREATE, ResourceKind.SANDBOX, order.sandbox_id)
+    node.volumes.wanted(_CREATE, order.spec.owner, order.spec.volumes)
 
 
 async def _bring_up(node: Node, order: Order, resident: Resident) -> None:

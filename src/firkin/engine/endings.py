@@ -108,6 +108,12 @@ def leave(node: Node, resident: Resident) -> None:
         resident.template.release()
 
 
+async def forget(node: Node, resident: Resident, cause: EndCause) -> None:
+    """One that ended while nobody knew it: there is nobody to ask about it."""
+    leave(node, resident)
+    await node.ledger.note(resident, Act.DELETE, why=Why(cause=cause.value, actor="engine"))
+
+
 async def fail(node: Node, resident: Resident, end: EndCause, detail: str) -> None:
     """It ended by itself: say why, release everything, and keep the record to be asked about."""
     why = Why.ended(end, actor="engine", detail=detail)

@@ -36,6 +36,7 @@ from firkin.wire.frames import (
     EOF,
     ERROR,
     EVENT,
+    GRANT_AT,
     HELLO,
     MAX_PAYLOAD,
     OPEN,
@@ -53,7 +54,6 @@ CALL_S = 30.0
 """How long an answer that needs no waiting inside may take, in seconds."""
 
 _RECEIVE = 256 * 1024
-_GRANT_AT = WINDOW // 2
 _MOST_EVENTS = 16384
 _MOST_EVENT_BYTES = 16 << 20
 _MOST_CREDIT = 1 << 31
@@ -197,7 +197,7 @@ class LinkStream:
 
     async def _acknowledge(self, size: int) -> None:
         self._unacknowledged += size
-        if self._unacknowledged >= _GRANT_AT and not self._over:
+        if self._unacknowledged >= GRANT_AT and not self._over:
             amount, self._unacknowledged = self._unacknowledged, 0
             self._allowance += amount
             self._link.post(credit(self.id, amount))

@@ -28,6 +28,10 @@ _LEASE = "take a sandbox from the warm pool"
 _log = logging.getLogger("firkin.engine")
 
 
+class _KeepsItsLimits(Exception):
+    """Its tier cannot change them: the next entry's would not change either."""
+
+
 async def leased(node: Node, order: Order) -> Resident | None:
     """An entry that has become what was ordered; None where no pool could serve it, or none had one that lives."""
     pool = _serving(node, order)
@@ -50,7 +54,7 @@ async def _first_that_fits(node: Node, order: Order, pool: Pool) -> Resident | N
                 give_up(node, resident, "its template is another by now")
             elif await _became(node, order, resident):
                 return resident
-        except UnsupportedCapability:  # of limits that its tier cannot change: the next would not either
+        except _KeepsItsLimits:  # nothing was changed
             pool.shelf.appendleft(resident)
             return None
     return None
@@ -103,7 +107,7 @@ async def _became(node: Node, order: Order, resident: Resident) -> bool:
             mark("ping")
             await _resize(order, resident)
             await _dress(node, order, resident)
-    except UnsupportedCapability:
+    except _KeepsItsLimits:
         raise
     except BaseException as failure:
         give_up(node, resident, f"it could not be handed out: {failure or type(failure).__name__}")
@@ -117,8 +121,11 @@ async def _became(node: Node, order: Order, resident: Resident) -> bool:
 async def _resize(order: Order, resident: Resident) -> None:
     before = resident.info
     if order.resources != before.resources and resident.instance is not None:
-        async with substrate(_LEASE, before.driver, within_s=LEASE_WITHIN_S, sandbox_id=resident.id):
-            await resident.instance.resize(order.resources)
+        try:
+            async with substrate(_LEASE, before.driver, within_s=LEASE_WITHIN_S, sandbox_id=resident.id):
+                await resident.instance.resize(order.resources)
+        except UnsupportedCapability as kept:
+            raise _KeepsItsLimits from kept
 
 
 async def _dress(node: Node, order: Order, resident: Resident) -> None:

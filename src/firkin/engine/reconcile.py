@@ -201,9 +201,8 @@ async def _lost(node: Node, resident: Resident, gone: EndCause) -> None:
     node.figures.ended[gone] += 1
     pooled = resident.info.state is SandboxState.POOLED
     await node.ledger.note(resident, Act.FAIL, why=Why.ended(gone, actor="engine"))
-    if pooled:  # nobody knew it
-        await node.ledger.note(resident, Act.DELETE, why=Why(cause=gone.value, actor="engine"))
-        endings.leave(node, resident)
+    if pooled:
+        await endings.forget(node, resident, gone)
 
 
 async def _sweep(node: Node) -> None:

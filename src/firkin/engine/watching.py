@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from firkin.engine import endings
-from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
 from firkin.law.driver import Instance, InstanceEnd
@@ -36,8 +35,8 @@ async def _note_end(node: Node, resident: Resident, instance: Instance, end: Ins
             return  # it was destroyed by us
         cause = EndCause.DRIVER_FAILED if end.cause is EndCause.REQUESTED else end.cause
         pooled = resident.info.state is SandboxState.POOLED
-        node.warm.drop(resident)
+        if pooled:
+            node.warm.drop(resident)
         await endings.fail(node, resident, cause, end.detail)
-        if pooled:  # nobody knew it: there is nobody to ask about it
-            endings.leave(node, resident)
-            await node.ledger.note(resident, Act.DELETE, why=Why(cause=cause.value, actor="engine"))
+        if pooled:
+            await endings.forget(node, resident, cause)

@@ -27,6 +27,7 @@ HEADER = Struct("<IBI")
 HEADER_SIZE = HEADER.size
 MAX_PAYLOAD = 1 << 20
 WINDOW = 256 * 1024
+GRANT_AT = WINDOW // 2  # a reader grants what it took once it is so much: each grant wakes the other end
 CHUNK = 64 * 1024
 PROTOCOL = 1
 

@@ -24,6 +24,7 @@ from firkin.wire.frames import (
     EOF,
     ERROR,
     EVENT,
+    GRANT_AT,
     OPEN,
     RESULT,
     WINDOW,
@@ -35,7 +36,6 @@ from firkin.wire.frames import (
 )
 
 _RECEIVE = 256 * 1024
-_GRANT_AT = WINDOW // 4
 _MOST_CREDIT = 1 << 31
 _STALE = 64 << 20  # what an earlier session may have left on its way to us
 
@@ -186,7 +186,7 @@ class TrunkChannel:
             self._pieces.appendleft(piece[limit:])
             piece = piece[:limit]
         self._taken += len(piece)
-        if self._taken >= _GRANT_AT and not self._ended:
+        if self._taken >= GRANT_AT and not self._ended:
             self._allowance += self._taken
             self._trunk.send_soon(credit(self._stream, self._taken))
             self._taken = 0
