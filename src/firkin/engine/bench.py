@@ -14,11 +14,10 @@ from pathlib import Path
 from firkin.engine.guest_files import GuestFiles
 from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_processes import GuestProcesses
-from firkin.engine.identifiers import new_sandbox_id
 from firkin.engine.substrate import substrate
 from firkin.engine.waiting_line import AT_ONCE, WaitingLine, Wish
 from firkin.law.driver import BootPlan, Driver, Instance, RootFilesystem
-from firkin.law.ids import SandboxId
+from firkin.law.ids import SandboxId, fresh_sandbox_id
 from firkin.law.network import NetworkPolicy
 from firkin.law.resources import SandboxResources
 from firkin.lifetimes import finish
@@ -57,7 +56,7 @@ class BenchMaker:
         """A bench on `root` for the length of a block; nothing of it is left after. `CapacityRejected` for no room."""
         wish = Wish(_BUILD, resources, lambda: self.line.reserve(resources, _BUILD))
         reservation = await self.line.admitted(wish, policy=AT_ONCE)
-        sandbox_id = new_sandbox_id(lambda _: False)
+        sandbox_id = fresh_sandbox_id()
         try:
             async with self._working(sandbox_id, root, resources) as bench:
                 yield bench

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 from firkin.engine.admission import Kind, Reservation
 from firkin.engine.foundations import Foundation, fitting, on_snapshot, on_template
-from firkin.engine.identifiers import new_sandbox_id
 from firkin.engine.leases import leased
 from firkin.engine.ledger import Why
 from firkin.engine.links import Inside
@@ -28,7 +27,7 @@ from firkin.engine.waiting_line import Ticket, Wish
 from firkin.engine.watching import watch
 from firkin.law.backend import TierStatus
 from firkin.law.capabilities import CapabilityName
-from firkin.law.driver import BootPlan
+from firkin.law.driver import BootPlan, PreparesInstances
 from firkin.law.errors import (
     AlreadyExists,
     BackendFailure,
@@ -39,7 +38,7 @@ from firkin.law.errors import (
     SnapshotIntegrityFailure,
     TemplatePrepareFailure,
 )
-from firkin.law.ids import SandboxId, SnapshotId
+from firkin.law.ids import SandboxId, SnapshotId, fresh_sandbox_id
 from firkin.law.logs import LogSource
 from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import SnapshotKind
@@ -152,7 +151,7 @@ async def _admit(node: Node, order: Order) -> Resident:
     try:
         reservation = await _room(node, order)
         _check_free(node, order)  # and on the roster in the same step
-        sandbox_id = order.sandbox_id or new_sandbox_id(node.roster.__contains__)
+        sandbox_id = order.sandbox_id or _named(node, order)
         resident = Resident(
             info=order.info(sandbox_id, node.clock.now()),
             origin=order.foundation.origin,
@@ -167,6 +166,14 @@ async def _admit(node: Node, order: Order) -> Resident:
         raise
     node.roster.add(resident)
     return resident
+
+
+def _named(node: Node, order: Order) -> SandboxId:
+    """A fresh name, if possible one under which the driver has made much of it already."""
+    prepared = None
+    if isinstance(node.driver, PreparesInstances) and not order.foundation.captured and not order.pooled:
+        prepared = node.driver.prepared(order.tier.isolation or "", order.resources.disk_bytes)
+    return prepared or fresh_sandbox_id()
 
 
 async def _room(node: Node, order: Order) -> Reservation:

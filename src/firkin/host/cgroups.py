@@ -26,6 +26,10 @@ V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 _SPLIT = ("memory", "pids")
 
 
+Doors = tuple[tuple[int, ...], tuple[int, ...]]
+"""Open files: writing ``0`` to the first ones moves the writer to the users' leaf, to the second ones back."""
+
+
 class Limits:
     """What a box may use."""
 
@@ -35,6 +39,12 @@ class Limits:
         self.memory_bytes = memory_bytes
         self.pids = pids
         self.vcpus = vcpus
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Limits) and _facts(self) == _facts(other)
+
+    def __hash__(self) -> int:
+        return hash(_facts(self))
 
 
 class Layout:
@@ -59,6 +69,10 @@ class Layout:
     @classmethod
     def from_object(cls, plain: dict[str, Any]) -> Layout:
         return cls(plain["version"], plain["roots"], frozenset(plain["controllers"]))
+
+
+def _facts(limits: Limits) -> tuple[int, int, int]:
+    return limits.memory_bytes, limits.pids, limits.vcpus
 
 
 def detect() -> Layout:
@@ -179,8 +193,15 @@ class Trees:
                 if name in _SPLIT:
                     _write(folder, f"{box}/agent/tasks", "0")
 
-    def doors(self, box: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Open files: writing ``0`` to the first ones moves the writer to the users' leaf, to the second ones back."""
+    def leave(self, box: str) -> None:
+        """Take the calling process out of the box and remove that, where that can be done (not on version 2)."""
+        if self.layout.version == 1:
+            with suppress(OSError):
+                for _, folder in self._trees():
+                    _write(folder, "tasks", "0")
+            self.remove(box)
+
+    def doors(self, box: str) -> Doors:
         enter: list[int] = []
         leave: list[int] = []
         for name, folder in self._trees():

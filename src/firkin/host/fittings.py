@@ -34,7 +34,7 @@ HOSTS = (
 SUDO_DEFAULTS = "Defaults !use_pty\nDefaults lecture=never\n"
 SUDO_RULE = "user ALL=(ALL:ALL) NOPASSWD:ALL\n"
 PROFILE = """\
-if [ "$(id -u)" -eq 0 ]; then
+if [ "${EUID:-$(id -u)}" -eq 0 ]; then
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 else
   PATH=/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin

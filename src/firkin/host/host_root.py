@@ -136,7 +136,7 @@ _FILES: Mapping[str, tuple[str, int]] = {
     # the machine's own python refuses `pip install` without this; what it installs goes to the user's home
     "etc/pip.conf": ("[global]\nbreak-system-packages = true\n", 0o644),
     "etc/ssl/openssl.cnf": ("[req]\ndistinguished_name = name\n[name]\ncommonName = Common Name\n", 0o644),
-    "root/.profile": (". /etc/profile\n[ -n \"${BASH-}\" ] && [ -r ~/.bashrc ] && . ~/.bashrc\n", 0o644),
+    "root/.profile": ("[ -n \"${BASH-}\" ] && [ -r ~/.bashrc ] && . ~/.bashrc\n", 0o644),
     "root/.bashrc": (_BASHRC, 0o644),
 }  # fmt: skip
 _CERTIFICATES = ("/usr/share/ca-certificates", "/usr/local/share/ca-certificates")

@@ -301,6 +301,18 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class PreparesInstances(Protocol):
+    """A driver that makes parts of instances before they are asked for, under names that are sandboxes' later."""
+
+    def prepared(self, isolation: str, disk_bytes: int) -> SandboxId | None:
+        """The name of one with such a disk, for one boot from a template on the tier `isolation` (see `BootPlan`).
+
+        Nobody else gets it. Boot with it, soon, or `discard` it. None where nothing is ready.
+        """
+        ...
+
+
+@runtime_checkable
 class SharesVolumes(Protocol):
     """A driver that can mount what the keeper of another tier keeps."""
 

@@ -9,11 +9,14 @@ so the tags of processes, which are E2B's free text.)
 from __future__ import annotations
 
 import re
+import secrets
 from typing import ClassVar, Self
 
 from firkin.law.errors import InvalidReason, InvalidSpec
 
 MAX_ID_LENGTH = 128
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+_FRESH_LENGTH = 20
 
 
 class Identifier(str):
@@ -55,6 +58,11 @@ class SandboxId(Identifier):
     rule = re.compile(r"[a-z0-9]+")
     rule_text = "lower-case letters and digits"
     max_length = 48
+
+
+def fresh_sandbox_id() -> SandboxId:
+    """``i`` and twenty random characters: 103 bits, no guessing and no repetition."""
+    return SandboxId("i" + "".join(secrets.choice(_ALPHABET) for _ in range(_FRESH_LENGTH)))
 
 
 class TemplateId(Identifier):

@@ -7,50 +7,46 @@ import os
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from firkin.drivers.boxes.captures import IMAGE, DiskThreads
 from firkin.drivers.boxes.commits import copy_layer
 from firkin.drivers.boxes.discards import Discards
 from firkin.drivers.boxes.instance import BoxInstance, Surroundings
-from firkin.drivers.boxes.launcher import Launcher, LaunchFailed, read_report, settled
+from firkin.drivers.boxes.launcher import Launcher, LaunchFailed
+from firkin.drivers.boxes.launches import BOOT_WITHIN_S, COPY_WITHIN_S, Launches
 from firkin.drivers.boxes.links import AgentLink, remove_place
 from firkin.drivers.boxes.options import BoxOptions
-from firkin.drivers.boxes.orders import LaunchOrder
+from firkin.drivers.boxes.preforks import Prefork, Preforks
 from firkin.drivers.boxes.tier import Tier
 from firkin.drivers.boxes.volumes import VolumeDisks
 from firkin.drivers.ground.gateways import Keeper
 from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
-from firkin.drivers.ground.launch_helper import Launched
 from firkin.drivers.ground.process_table import held_process, start_time
 from firkin.drivers.ground.slots import Slot
 from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
 from firkin.host.netlink import Traffic
 from firkin.host.overlays import takes_descriptors
-from firkin.host.superblocks import is_clean
-from firkin.host.syscalls import kill_pidfd, open_tree
+from firkin.host.syscalls import kill_pidfd
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.driver import BootPlan, InstanceRef
 from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
-    InvalidReason,
-    InvalidSpec,
     IoFailure,
     SnapshotIntegrityFailure,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.resources import SandboxResources
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.volumes import VolumeKeeper
 from firkin.lifetimes import Children, finish
-from firkin.phases import current, mark
+from firkin.phases import mark
 
-_BOOT_WITHIN_S = 30.0
-_COPY_WITHIN_S = 600.0
 _UNDO_WITHIN_S = 30.0
 _BUSY = 16
 _ATTEMPTS = 4
@@ -72,7 +68,9 @@ class BoxDriver:
         self._discards = Discards(self._disks)
         self._volumes = VolumeDisks(state_dir / "volumes")
         self._keeps_volumes = True
-        self._launcher: Launcher | None = None
+        self._launches: Launches | None = None
+        most = options.ready_boxes if tier.forks_ahead else 0
+        self._preforks = Preforks(self._prefork, self._end_prefork, most=most)
         self._instances: dict[SandboxId, BoxInstance] = {}
         self._around = Surroundings(
             tier=tier,
@@ -112,7 +110,7 @@ class BoxDriver:
 
     @property
     def launcher_pid(self) -> int | None:
-        return self._launcher.pid if self._launcher else None
+        return self._launches.launcher.pid if self._launches else None
 
     async def capabilities(self) -> Capabilities:
         return self._tier.capabilities(self._trees.layout)
@@ -136,7 +134,7 @@ class BoxDriver:
 
     async def _start_launcher(self) -> None:
         told = await self._tier.prepare(self._state, self._ground.run_folder(f"{self._tier.kind}-runtime"))
-        self._launcher = Launcher(
+        launcher = Launcher(
             self._tier.helper,
             {
                 "label": self._trees.label,
@@ -147,108 +145,85 @@ class BoxDriver:
                 **told,
             },
         )
-        await self._launcher.start()
+        await launcher.start()
+        self._launches = Launches(
+            tier=self._tier,
+            launcher=launcher,
+            layout=self._trees.layout,
+            disks=self._disks,
+            sockets=self._sockets,
+            bases=self._bases,
+            open_files=self._options.open_files,
+        )
 
     async def boot(self, plan: BootPlan) -> BoxInstance:
         if plan.sandbox_id in self._instances:
             raise BackendFailure("create sandbox", self.name, f"an instance {plan.sandbox_id!r} exists already")
+        with self._preforks.launching(plan.resources, online=_is_online(plan)) if _is_fresh(plan) else nullcontext():
+            return await self._boot(plan)
+
+    async def _boot(self, plan: BootPlan) -> BoxInstance:
         slots = await self._ground.slots()
         for attempt in range(_ATTEMPTS):
-            slot = await slots.take(online=plan.network.internet and not plan.network.is_inspected)
+            waiting = await self._waiting(plan)
+            slot = waiting.slot if waiting is not None else await slots.take(online=_is_online(plan))
             try:
                 mark("slot")
                 before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
                 async with self._volumes.mounted(plan.volumes) as mounts:
-                    return await self._boot_in(plan, slot, mounts, before)
+                    return await self._boot_in(plan, slot, mounts, before, waiting)
             except BaseException as error:
+                if waiting is not None:
+                    waiting.close()
                 await finish(self._undo(plan, slot), within_s=_UNDO_WITHIN_S)
                 if attempt + 1 < _ATTEMPTS and _worth_another_try(error):
                     continue
                 if isinstance(error, HelperDied):
-                    raise BackendFailure("create sandbox", self.name, "the launcher was killed meanwhile") from error
+                    raise BackendFailure("create sandbox", self.name, "a helper was killed meanwhile") from error
                 if isinstance(error, TimeoutError):
-                    raise DeadlineExceeded("create sandbox", _BOOT_WITHIN_S, sandbox_id=plan.sandbox_id) from error
+                    raise DeadlineExceeded("create sandbox", BOOT_WITHIN_S, sandbox_id=plan.sandbox_id) from error
                 raise
         raise AssertionError("the loop returns or raises")
 
-    async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int], before: Traffic) -> BoxInstance:
-        assert self._launcher is not None, "start() comes first"
+    async def _boot_in(
+        self, plan: BootPlan, slot: Slot, volumes: list[int], before: Traffic, waiting: Prefork | None
+    ) -> BoxInstance:
+        assert self._launches is not None, "start() comes first"
         mark("network")
-        image = await self._image(plan)
-        path = str(self._sockets / plan.sandbox_id)
-        report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        fds: list[int] = [image]
-        borrowed = (slot.user, slot.network, slot.idmap)
-        launched: Launched | None = None
-        link: AgentLink | None = None
-        try:
-            first, link = self._tier.listen(path)
-            fds[:0] = [first, said, slot.user, slot.idmap, slot.network, open_tree(plan.root.base)]
-            fds += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
-            async with asyncio.timeout(_COPY_WITHIN_S if plan.captured else _BOOT_WITHIN_S):
-                launched = await self._launcher.fork(self._order(plan, slot), [*fds, *volumes])
-                mark("fork")
-                _close(fds, borrowed=borrowed)
-                began = start_time(launched.pid) or 0  # now, for it has something to do meanwhile
-                await read_report(report)
-                mark("set-up")
-                await link.ready()
-        except BaseException as error:
-            _close(fds, borrowed=borrowed)
-            if launched is not None:
-                if isinstance(error, TimeoutError):  # it would have had its time; nobody else ends an agent that hangs
-                    kill_pidfd(launched.pidfd, signal.SIGKILL)
-                os.close(launched.pidfd)
-            if link is not None:
-                link.close()
-            await finish(settled(report), within_s=_UNDO_WITHIN_S)
-            raise
-        finally:
-            os.close(report)
-        ref = self._ref(plan.sandbox_id, launched.pid, began, slot, before)
-        return self._instance(plan.sandbox_id, ref, launched.pidfd, slot, link)
+        born = await self._launches.launch(plan, slot, volumes, waiting)
+        ref = self._ref(plan.sandbox_id, born.launched.pid, born.began, slot, before)
+        return self._instance(plan.sandbox_id, ref, born.launched.pidfd, slot, born.link)
 
-    async def _image(self, plan: BootPlan) -> int:
-        """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""
-        if plan.continues:
-            return await asyncio.to_thread(_own_image, str(self._disk(plan.sandbox_id)), plan.resources.disk_bytes)
-        if not plan.captured:
-            base = await self._bases.image(plan.resources.disk_bytes)
-            return os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+    def prepared(self, isolation: str, disk_bytes: int) -> SandboxId | None:
+        """See `PreparesInstances`. It has one tier, whatever is asked for."""
+        return self._preforks.promise(disk_bytes)
+
+    async def _waiting(self, plan: BootPlan) -> Prefork | None:
+        """The box that was made ahead under the plan's name, if it is one that the plan fits."""
+        waiting = self._preforks.take(plan.sandbox_id)
+        if waiting is None or (_is_fresh(plan) and waiting.shape.disk_bytes == plan.resources.disk_bytes):
+            return waiting
+        await finish(self._end_prefork(waiting), within_s=_UNDO_WITHIN_S)
+        return None
+
+    async def _prefork(self, sandbox_id: SandboxId, shape: SandboxResources, online: bool) -> Prefork:
+        assert self._launches is not None, "start() comes first"
+        slot = await (await self._ground.slots()).take(online=online)
         try:
-            image = os.open(Path(plan.captured) / IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise BackendFailure("create sandbox", self.name, f"the captured disk cannot be read: {error}") from error
-        try:
-            _require_size(image, plan.resources.disk_bytes)
+            return await self._launches.prefork(sandbox_id, shape, slot)
         except BaseException:
-            os.close(image)
+            await finish(self._remove_prefork(sandbox_id, slot), within_s=_UNDO_WITHIN_S)
             raise
-        return image
 
-    def _order(self, plan: BootPlan, slot: Slot) -> LaunchOrder:
-        return LaunchOrder(
-            sandbox_id=str(plan.sandbox_id),
-            slot=slot.numbers.slot,
-            first_uid=slot.numbers.first_uid,
-            loop=list(slot.loop),
-            continues=plan.continues,
-            restored=bool(plan.captured),
-            machine_id=plan.machine_id,
-            disk_bytes=plan.resources.disk_bytes,
-            memory_bytes=plan.resources.memory_bytes,
-            pids=plan.resources.pids,
-            vcpus=plan.resources.vcpus,
-            weighed="cpu" in self._trees.layout.controllers,
-            layers=len(plan.root.layers),
-            nofile=self._options.open_files,
-            hostname=plan.hostname,
-            hardened=plan.hardened,
-            shared=list(plan.root.shared),
-            hidden=list(plan.root.hidden),
-            volumes=[(volume.path, volume.read_only) for volume in plan.volumes],
-            traced=current() is not None,
-        )
+    async def _end_prefork(self, prefork: Prefork) -> None:
+        kill_pidfd(prefork.launched.pidfd, signal.SIGKILL)
+        prefork.close()
+        await self._remove_prefork(prefork.sandbox_id, prefork.slot)
+
+    async def _remove_prefork(self, sandbox_id: SandboxId, slot: Slot) -> None:
+        await self._end_remains(sandbox_id)
+        await self._discards.discard(self._disk(sandbox_id))
+        await self._vacate(sandbox_id, slot)
 
     def _ref(self, sandbox_id: SandboxId, pid: int, began: int, slot: Slot, before: Traffic) -> InstanceRef:
         facts: dict[str, int | str] = {
@@ -348,7 +323,7 @@ class BoxDriver:
         return self._instance(sandbox_id, ref, pidfd, slot, self._tier.link(str(facts["socket"])))
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
-        kept = {str(sandbox_id) for sandbox_id in keep}
+        kept = {str(sandbox_id) for sandbox_id in keep} | self._preforks.names
         boxes = self._trees.boxes()
         images = {path.stem for path in self._disks.glob("*.img") if not path.name.startswith("base-")}
         sockets = {path.name for path in self._sockets.iterdir()} if self._sockets.exists() else set()
@@ -358,6 +333,7 @@ class BoxDriver:
             await self._remove_remains(orphan)
             removed.append(f"what was left of sandbox {orphan}")
         await self._ground.slots()
+        self._preforks.start()
         return removed
 
     async def commit(self, sandbox_id: SandboxId, into: Path) -> None:
@@ -366,27 +342,30 @@ class BoxDriver:
         pool = await self._ground.slots()
         slot = await pool.take(online=False)
         try:
-            async with asyncio.timeout(_COPY_WITHIN_S):
+            async with asyncio.timeout(COPY_WITHIN_S):
                 await copy_layer(self._disk(sandbox_id), slot, into)
         except TimeoutError as error:
-            raise DeadlineExceeded("commit a layer", _COPY_WITHIN_S, sandbox_id=sandbox_id) from error
+            raise DeadlineExceeded("commit a layer", COPY_WITHIN_S, sandbox_id=sandbox_id) from error
         except OSError as error:
             raise IoFailure("commit", f"the disk of sandbox {sandbox_id!r}", error.strerror or str(error)) from error
         finally:
             pool.give_back(slot)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
+        await self._preforks.end(sandbox_id)
         await self._discards.discard(self._disk(sandbox_id))
 
     async def live(self) -> Sequence[SandboxId]:
-        return [SandboxId(box) for box in sorted(self._trees.boxes()) if self._trees.members(box)]
+        boxes = self._trees.boxes() - self._preforks.names
+        return [SandboxId(box) for box in sorted(boxes) if self._trees.members(box)]
 
     async def aclose(self) -> None:
+        await self._preforks.aclose()
         await self._around.background.aclose()
         for instance in list(self._instances.values()):
             instance.let_go()
-        if self._launcher is not None:
-            await self._launcher.aclose()
+        if self._launches is not None:
+            await self._launches.launcher.aclose()
         self._around.disk_threads.close()
         await asyncio.to_thread(self._discards.close)
         if self._keeps_volumes:
@@ -405,36 +384,16 @@ def _put_in_order(image: str) -> None:
         repair(image)
 
 
-def _require_size(image: int, wanted: int) -> None:
-    size = os.fstat(image).st_size
-    if size != wanted:
-        detail = f"disk_bytes is {wanted}, but the files are on a disk of {size} bytes, which keeps its size"
-        raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
+def _is_online(plan: BootPlan) -> bool:
+    """Whether its slot is one that reaches the internet by itself."""
+    return plan.network.internet and not plan.network.is_inspected
 
 
-def _own_image(path: str, wanted: int) -> int:
-    """The disk that the sandbox's last run left, put in order if that ended with the host."""
-    try:
-        image = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise BackendFailure("resume sandbox", "the disk", f"its disk cannot be opened: {error}") from error
-    try:
-        _require_size(image, wanted)
-        if not is_clean(image):
-            repair(path)
-    except BaseException:
-        os.close(image)
-        raise
-    return image
+def _is_fresh(plan: BootPlan) -> bool:
+    """It begins with an empty disk."""
+    return not plan.captured and not plan.continues
 
 
 def _worth_another_try(error: BaseException) -> bool:
     """The launcher was killed, or the slot's loop device is still bound: neither is the request's fault."""
     return isinstance(error, HelperDied) or (isinstance(error, LaunchFailed) and error.errno == _BUSY)
-
-
-def _close(fds: list[int], *, borrowed: tuple[int, ...]) -> None:
-    while fds:
-        fd = fds.pop()
-        if fd not in borrowed:
-            os.close(fd)

@@ -34,7 +34,7 @@ from firkin.host.syscalls import CLONE_NEWNS, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS
 
 _MESSAGE = 1 << 20
 _FILLED = 64 * 1024
-_FOLDERS = ("m", "loop", "lower", "disk", "empty")
+_FOLDERS = ("m", "loop", "lower", "disk", "empty", "frame", "frame/dev", "frame/proc", "frame/sys")
 
 Launch = Callable[[LaunchOrder, list[int]], None]
 Ended = Callable[[int, int], None]
@@ -109,6 +109,17 @@ def serve(channel: socket.socket, launch: Launch, ended: Ended = lambda pid, sta
                 return
 
 
+def receive(channel: socket.socket) -> tuple[LaunchOrder, list[int]] | None:
+    """The next order with its descriptors; None when whoever gives them is gone."""
+    message, ancillary, _, _ = channel.recvmsg(_MESSAGE, 4096, socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        return None
+    received = array.array("i")
+    for _, _, data in ancillary:
+        received.frombytes(data)
+    return LaunchOrder.decode(message), list(received)
+
+
 def answer(channel: socket.socket, facts: dict[str, Any], handle: int = -1) -> None:  # JSON
     """Tell the server, with the descriptor `handle` beside it if there is one."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [handle]))] if handle >= 0 else []
@@ -167,15 +178,12 @@ def _reap(wakeup: int, ended: Ended) -> None:
 
 
 def _launch_next(channel: socket.socket, launch: Launch) -> bool:
-    message, ancillary, _, _ = channel.recvmsg(_MESSAGE, 4096, socket.MSG_CMSG_CLOEXEC)
-    if not message:
+    received = receive(channel)
+    if received is None:
         return False
-    received = array.array("i")
-    for _, _, data in ancillary:
-        received.frombytes(data)
-    fds = list(received)
+    order, fds = received
     try:
-        launch(LaunchOrder.decode(message), fds)
+        launch(order, fds)
     finally:
         for fd in fds:
             os.close(fd)

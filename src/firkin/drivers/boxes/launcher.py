@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from firkin.drivers.boxes.orders import VOLUMES, Failure, LaunchOrder
+from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.launch_helper import Launched, LaunchHelper
 from firkin.law.errors import (
     BackendFailure,
@@ -47,10 +48,18 @@ class Launcher(LaunchHelper):
         return await self.launch(order.sandbox_id, order.encode(), fds)
 
 
-async def read_report(report: int) -> None:
-    """Wait for the launched process to say that it is the agent. Raises `LaunchFailed`, with the step, otherwise."""
+async def read_report(report: int, *, forked: bool = True) -> None:
+    """Wait for the launched process to say that it is the agent. Raises `LaunchFailed`, with the step, otherwise.
+
+    Of one that waited, and was not `forked` for this, a sudden end is `HelperDied`: another may do as well.
+    """
     await _readable(report)
-    said = os.read(report, 65536)
+    try:
+        said = os.read(report, 65536)
+    except ConnectionResetError:  # of a socket: with what was said to it unread
+        said = b""
+    if not said and not forked:
+        raise HelperDied("a box made ahead")
     if not said:
         raise LaunchFailed("start", 0, "the process ended before it became the agent")
     if said[:1] != b"+":

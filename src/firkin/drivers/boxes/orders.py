@@ -1,9 +1,10 @@
 """What the server tells the launcher about one sandbox, and what comes back.
 
 One SEQPACKET message each way; descriptors travel beside it in the order of
-`DESCRIPTORS`, then the `layers` above the base, then the shared directories', at last the
-volumes'. Both ends are ours and trust each
-other; nothing here comes from a guest. Lean: the launcher imports it.
+`PARTS` and `REST`, then the `layers` above the base, then the shared directories', at last the
+volumes'. An order that `waits` comes with its `PARTS` alone: what it makes asks for
+the rest on its descriptor ``report``, by which it has said before that it is so far. Both ends are ours and trust
+each other; nothing here comes from a guest. Lean: the launcher imports it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-DESCRIPTORS = ("listener", "report", "user_namespace", "idmap_namespace", "network_namespace", "base", "image")
+PARTS = ("report", "user_namespace", "idmap_namespace", "network_namespace", "image")
+REST = ("listener", "base")
 VOLUMES = "volumes"  # the step that attaches them: its failures may be the request's fault
 
 
@@ -22,6 +24,7 @@ class LaunchOrder:
     sandbox's own, used as it is. `restored`: the files were another sandbox's.
     `weighed`: the sandbox's control group has a share of the processors of its own.
     Each of `volumes` is a path inside and whether it is read-only. `traced`: tell when each step began.
+    `waits`: make what no request changes, and wait for the rest of the order: the same sandbox, slot and disk.
     """
 
     __slots__ = (
@@ -44,6 +47,7 @@ class LaunchOrder:
         "traced",
         "vcpus",
         "volumes",
+        "waits",
         "weighed",
     )
 
@@ -67,6 +71,7 @@ class LaunchOrder:
     shared: list[str]
     volumes: list[tuple[str, bool]]
     traced: bool
+    waits: bool
 
     def __init__(self, **facts: Any) -> None:  # one field each of __slots__, checked here
         for name in self.__slots__:

@@ -20,6 +20,7 @@ from firkin.host.syscalls import (
 )
 
 ROOT = "/m"
+FRAME = "/frame"  # with a folder each for /dev, /proc and /sys, to be made before there is a root
 EMPTY = "/empty"  # an empty read-only directory in the launcher's root
 STRICT = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC
 

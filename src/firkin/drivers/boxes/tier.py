@@ -41,6 +41,11 @@ class Tier(Protocol):
         """Whether its control group says all that a sandbox may use, so that other limits hold at once."""
         ...
 
+    @property
+    def forks_ahead(self) -> bool:
+        """Whether its helper knows orders that wait."""
+        ...
+
     def layout(self) -> cgroups.Layout | None:
         """The trees of control groups in which its boxes are; None for those of every driver."""
         ...
@@ -96,6 +101,7 @@ class HostKernelTier:
 
     has_hosts_loopback = True
     resizes = True
+    forks_ahead = False
 
     def listen(self, path: str) -> tuple[int, AgentLink]:
         return listening_agent(path)

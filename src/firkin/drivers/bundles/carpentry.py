@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from firkin.drivers.boxes import forge, places, storage, volume_mounts
-from firkin.drivers.boxes.orders import DESCRIPTORS, VOLUMES, LaunchOrder
+from firkin.drivers.boxes.orders import PARTS, REST, VOLUMES, LaunchOrder
 from firkin.drivers.bundles.workplace import AGENT, BUNDLES, furnish
 from firkin.guest.disguise import overwrite_arguments
 from firkin.host import cgroups, syscalls
@@ -135,9 +135,9 @@ def _make(workshop: Workshop, order: LaunchOrder, fds: list[int], start: Start) 
     step = ["start"]
     try:
         forge.become_a_child()
-        given = dict(zip(DESCRIPTORS, fds, strict=False))
+        given = dict(zip(PARTS + REST, fds, strict=False))
         site = Site(order, given, f"{BUNDLES}/{order.slot}", workshop.limits(order))
-        _build(workshop, site, fds[len(DESCRIPTORS) :], step)
+        _build(workshop, site, fds[len(PARTS + REST) :], step)
         pid = start(workshop, site, step)
         handle = os.pidfd_open(pid)
         forge.answer(workshop.channel, {"id": order.sandbox_id, "pid": pid}, handle)

@@ -69,6 +69,7 @@ class GvisorTier:
     kind = NAME
     helper = "firkin.drivers.gvisor.carpenter"
     has_hosts_loopback = False
+    forks_ahead = False
     resizes = False  # its kernel was told its memory and processors when it began
 
     def __init__(self, platform: str, *, runtime_within_s: float = RUNTIME_WITHIN_S) -> None:

@@ -55,6 +55,7 @@ class NamespacesTier(HostKernelTier):
     name = NAME
     kind = ""
     helper = "firkin.drivers.namespaces.zygote"
+    forks_ahead = True
 
     def layout(self) -> None:
         return None

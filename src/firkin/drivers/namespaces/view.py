@@ -4,6 +4,8 @@ Runs as host root in the sandbox's new mount, ipc, uts, cgroup and network
 namespaces, before the user namespace is entered. So these mounts belong to the
 initial user namespace, and a root inside can neither change nor remove them.
 
+Made apart from the root, before that is known, and moved there as it is.
+
 Security: what is attached where the image could interfere goes through `places`.
 /dev holds seven harmless nodes, made here; device nodes made inside do not work
 (no CAP_MKNOD in the initial namespace).
@@ -14,7 +16,7 @@ from __future__ import annotations
 import os
 import stat
 
-from firkin.drivers.boxes.places import BOOT_ID, EMPTY, HIDDEN, READ_ONLY, ROOT, STRICT, attach, boot_id
+from firkin.drivers.boxes.places import BOOT_ID, EMPTY, FRAME, HIDDEN, READ_ONLY, ROOT, STRICT, attach, boot_id
 from firkin.host.syscalls import (
     ATTR_NOEXEC,
     ATTR_NOSUID,
@@ -36,18 +38,30 @@ _LINKS = (
 _TTY_GROUP = 5
 
 
-def assemble(root: int, first_uid: int) -> None:
-    """Attach the overlay `root` at `ROOT` and fill in devices, /proc and /sys."""
-    move_mount(root, ROOT)
-    os.close(root)
+def prepare(first_uid: int) -> None:
+    """Make devices, /proc and /sys, below `FRAME`: they are the same on every root."""
     _devices(first_uid)
-    attach(NewFilesystem("proc").mount(STRICT), "proc")
-    attach(NewFilesystem("sysfs").mount(STRICT | ATTR_RDONLY), "sys")
+    _mounted(NewFilesystem("proc"), "proc", STRICT)
+    _mounted(NewFilesystem("sysfs"), "sys", STRICT | ATTR_RDONLY)
     for path in READ_ONLY:
         _read_only(path)
-    _own_boot_id(f"{ROOT}/dev/.boot-id", first_uid)
+    _own_boot_id(f"{FRAME}/dev/.boot-id", first_uid)
     for path in HIDDEN:
         _hide(path)
+
+
+def assemble(root: int) -> None:
+    """Attach the overlay `root` at `ROOT`, and what is prepared there."""
+    move_mount(root, ROOT)
+    os.close(root)
+    for name in ("dev", "proc", "sys"):
+        attach(os.open(f"{FRAME}/{name}", os.O_PATH | os.O_CLOEXEC), name)
+
+
+def _mounted(filesystem: NewFilesystem, below: str, attributes: int) -> None:
+    made = filesystem.mount(attributes)
+    move_mount(made, f"{FRAME}/{below}")
+    os.close(made)
 
 
 def _devices(first_uid: int) -> None:
@@ -55,8 +69,8 @@ def _devices(first_uid: int) -> None:
     filesystem = NewFilesystem("tmpfs")
     for key, value in (("mode", "755"), ("size", "64k"), ("nr_inodes", "128"), ("uid", owner), ("gid", owner)):
         filesystem.option(key, value)
-    attach(filesystem.mount(ATTR_NOSUID | ATTR_NOEXEC), "dev")
-    dev = f"{ROOT}/dev"
+    _mounted(filesystem, "dev", ATTR_NOSUID | ATTR_NOEXEC)
+    dev = f"{FRAME}/dev"
     for name, major, minor in _NODES:
         os.mknod(f"{dev}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
         os.chmod(f"{dev}/{name}", 0o666)
@@ -68,37 +82,37 @@ def _devices(first_uid: int) -> None:
     terminals = NewFilesystem("devpts")
     for key, value in (("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(first_uid + _TTY_GROUP)), ("max", "64")):
         terminals.option(key, value)
-    attach(terminals.mount(ATTR_NOSUID | ATTR_NOEXEC), "dev/pts")
+    _mounted(terminals, "dev/pts", ATTR_NOSUID | ATTR_NOEXEC)
     shared_memory = NewFilesystem("tmpfs")
     for key, value in (("mode", "1777"), ("size", "64m"), ("uid", owner), ("gid", owner)):
         shared_memory.option(key, value)
-    attach(shared_memory.mount(STRICT), "dev/shm")
-    attach(NewFilesystem("mqueue").mount(STRICT), "dev/mqueue")
+    _mounted(shared_memory, "dev/shm", STRICT)
+    _mounted(NewFilesystem("mqueue"), "dev/mqueue", STRICT)
 
 
 def _own_boot_id(made: str, owner: int) -> None:
     tree = boot_id(made, owner)
-    move_mount(tree, f"{ROOT}/{BOOT_ID}")
+    move_mount(tree, f"{FRAME}/{BOOT_ID}")
     os.close(tree)
     os.unlink(made)
 
 
 def _read_only(path: str) -> None:
     try:
-        tree = open_tree(f"{ROOT}/{path}", recursive=True)
+        tree = open_tree(f"{FRAME}/{path}", recursive=True)
     except FileNotFoundError:  # not on every kernel
         return
     mount_setattr(tree, STRICT | ATTR_RDONLY, recursive=True)
-    move_mount(tree, f"{ROOT}/{path}")
+    move_mount(tree, f"{FRAME}/{path}")
     os.close(tree)
 
 
 def _hide(path: str) -> None:
     """Put an empty directory, or /dev/null, over a path of /proc or /sys (kernel files: no symlinks to fear)."""
     try:
-        kind = os.lstat(f"{ROOT}/{path}").st_mode
+        kind = os.lstat(f"{FRAME}/{path}").st_mode
     except OSError:  # not on every kernel
         return
-    cover = open_tree(EMPTY if stat.S_ISDIR(kind) else f"{ROOT}/dev/null")
-    move_mount(cover, f"{ROOT}/{path}")
+    cover = open_tree(EMPTY if stat.S_ISDIR(kind) else f"{FRAME}/dev/null")
+    move_mount(cover, f"{FRAME}/{path}")
     os.close(cover)

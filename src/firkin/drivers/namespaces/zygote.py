@@ -1,5 +1,9 @@
 """The launcher: a `forge` whose children become the agents of their sandboxes, without a program between.
 
+A child first makes what no request changes: limits, disk, namespaces, devices. Then come the root, the rights
+that are left, the agent. One that was forked ahead of need waits between the two; nothing of a guest's is in
+it yet, and it goes when its server does.
+
 It sees no host path at all. What it becomes is the child of whoever is left when
 the server dies, and answers on its own socket.
 """
@@ -13,7 +17,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from firkin.drivers.boxes import forge, places, storage, volume_mounts
-from firkin.drivers.boxes.orders import DESCRIPTORS, VOLUMES, LaunchOrder
+from firkin.drivers.boxes.orders import PARTS, REST, VOLUMES, LaunchOrder
 from firkin.drivers.namespaces import confinement, view
 from firkin.guest import identity
 from firkin.guest.agent import Agent
@@ -83,6 +87,7 @@ def _launch(channel: socket.socket, order: LaunchOrder, fds: list[int], workshop
         forge.answer(channel, {"id": order.sandbox_id, "failure": failure})
         return
     if pid == 0:
+        channel.close()  # else nobody would see that the launcher has gone
         _become_agent(order, fds, workshop)
     syscalls.setns(workshop.own_pid_namespace, CLONE_NEWPID)
     handle = os.pidfd_open(pid)
@@ -92,36 +97,50 @@ def _launch(channel: socket.socket, order: LaunchOrder, fds: list[int], workshop
 
 def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoReturn:
     """A failure is reported on the report pipe with the step that it happened in."""
-    given = dict(zip(DESCRIPTORS, fds, strict=False))
+    report = fds[0]
     step = forge.steps(traced=order.traced)
     try:
         forge.become_a_child()
-        plan = _set_up(order, given, fds[len(DESCRIPTORS) :], workshop, step)
+        room = _make_room(order, dict(zip(PARTS, fds, strict=False)), workshop, step)
+        beside = fds[len(PARTS) :]
+        if order.waits:
+            order, beside = _rest_of(order, report, room, workshop)
+            step = forge.steps(traced=order.traced)
+        listener, base = beside[: len(REST)]
+        plan = _move_in(order, room, [listener, report], base, beside[len(REST) :], workshop, step)
         step[0] = "identity"
         identity.settle(order.hostname, machine_id=order.machine_id, restored=order.restored)
         step[0] = "agent"
-        report = given["report"]
 
         def ready() -> None:
             os.write(report, forge.all_done(step))  # the server gone by now: BrokenPipeError ends this launch
             os.close(report)
 
-        workshop.agent.serve(given["listener"], spawn=plan, ready=ready)
+        workshop.agent.serve(listener, spawn=plan, ready=ready)
     except BaseException as error:  # noqa: BLE001 — the root of this process: report and end
         with suppress(OSError):
-            os.write(given["report"], forge.explained(step[0], error).encode())
+            os.write(report, forge.explained(step[0], error).encode())
     os._exit(7)
 
 
-def _set_up(
-    order: LaunchOrder, given: dict[str, int], beside: list[int], workshop: Workshop, step: list[str]
-) -> SpawnPlan:
-    """The whole road from host root to an empty room, in order; `step` names where we are."""
+class _Room:
+    """What was made before it was known for whom: the mounted disk, the ways into and out of the users' group."""
+
+    __slots__ = ("disk", "doors", "idmap", "limits", "user")
+
+    def __init__(self, given: dict[str, int], limits: cgroups.Limits, disk: int, doors: cgroups.Doors) -> None:
+        self.user, self.idmap = given["user_namespace"], given["idmap_namespace"]
+        self.limits = limits
+        self.disk = disk
+        self.doors = doors
+
+
+def _make_room(order: LaunchOrder, given: dict[str, int], workshop: Workshop, step: list[str]) -> _Room:
+    """As host root; `step` names where we are."""
     trees = workshop.trees
-    first_volume = order.layers + len(order.shared)
-    layers, shared, volumes = beside[: order.layers], beside[order.layers : first_volume], beside[first_volume:]
     step[0] = "limits"
-    trees.make(order.sandbox_id, cgroups.Limits(order.memory_bytes, order.pids, order.vcpus))
+    limits = _limits(order)
+    trees.make(order.sandbox_id, limits)
     trees.join_box(order.sandbox_id)
     step[0] = "disk"
     disk = storage.make_disk(order, given["image"], workshop.disks)
@@ -129,28 +148,65 @@ def _set_up(
     syscalls.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
     syscalls.setns(given["network_namespace"], CLONE_NEWNET)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
-    syscalls.sethostname(order.hostname)
+    step[0] = "devices"
+    view.prepare(order.first_uid)
+    step[0] = "agent's group"
+    trees.join_agent(order.sandbox_id)
+    return _Room(given, limits, disk, trees.doors(order.sandbox_id))
+
+
+def _limits(order: LaunchOrder) -> cgroups.Limits:
+    return cgroups.Limits(order.memory_bytes, order.pids, order.vcpus)
+
+
+def _rest_of(order: LaunchOrder, report: int, room: _Room, workshop: Workshop) -> tuple[LaunchOrder, list[int]]:
+    """Say that there is a room, and wait for who is to move in. Leaves the host as it was when nobody comes."""
+    channel = socket.socket(fileno=report)
+    channel.send(b"+")
+    rest = forge.receive(channel)
+    if rest is None:
+        os.close(room.disk)
+        with suppress(OSError):
+            os.unlink(f"{order.sandbox_id}.img", dir_fd=workshop.disks)
+        workshop.trees.leave(order.sandbox_id)
+        os._exit(0)
+    channel.detach()
+    wanted = _limits(rest[0])
+    if wanted != room.limits and (unmet := workshop.trees.resize(order.sandbox_id, wanted)):
+        raise OSError("; ".join(unmet))
+    return rest
+
+
+def _move_in(
+    order: LaunchOrder,
+    room: _Room,
+    keep: list[int],
+    base: int,
+    beside: list[int],
+    workshop: Workshop,
+    step: list[str],
+) -> SpawnPlan:
+    """From there to a root of its own without a right on the host; the descriptors `keep` stay open."""
+    first_volume = order.layers + len(order.shared)
+    layers, shared, volumes = beside[: order.layers], beside[order.layers : first_volume], beside[first_volume:]
     step[0] = "overlay"
-    lowers = [given["base"], *layers]
-    root = storage.overlay(lowers, disk, given["idmap_namespace"], detached=workshop.detached)
+    syscalls.sethostname(order.hostname)
+    root = storage.overlay([base, *layers], room.disk, room.idmap, detached=workshop.detached)
     step[0] = "mounts"
-    view.assemble(root, order.first_uid)
+    view.assemble(root)
     for tree, path in zip(shared, order.shared, strict=True):
-        places.share(storage.idmapped(tree, given["idmap_namespace"]), path)
+        places.share(storage.idmapped(tree, room.idmap), path)
     for path in order.hidden:
         places.empty(path)
     step[0] = VOLUMES
     for tree, (path, read_only) in zip(volumes, order.volumes, strict=True):
-        volume_mounts.attach(tree, path, given["idmap_namespace"], read_only=read_only)
-    step[0] = "agent's group"
-    trees.join_agent(order.sandbox_id)
-    enter, leave = trees.doors(order.sandbox_id)
+        volume_mounts.attach(tree, path, room.idmap, read_only=read_only)
     step[0] = "pivot"
     os.chdir(places.ROOT)
     syscalls.pivot_into_cwd()
     step[0] = "confinement"
-    keep = (given["listener"], given["report"], *enter, *leave)
-    confinement.confine(order, given["user_namespace"], keep, workshop.program, workshop.last_capability)
+    enter, leave = room.doors
+    confinement.confine(order, room.user, (*keep, *enter, *leave), workshop.program, workshop.last_capability)
     return SpawnPlan(enter=enter, leave=leave, nofile=order.nofile, hardened=order.hardened)
 
 

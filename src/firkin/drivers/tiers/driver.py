@@ -18,7 +18,7 @@ from typing import Protocol
 from firkin.drivers.tiers.tier import Tier, TierPlan
 from firkin.law.backend import Preflight, TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
-from firkin.law.driver import BootPlan, Driver, EgressKeeper, Instance, InstanceRef
+from firkin.law.driver import BootPlan, Driver, EgressKeeper, Instance, InstanceRef, PreparesInstances
 from firkin.law.errors import BackendFailure, FirkinError, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import STRENGTH, Isolation
@@ -133,6 +133,17 @@ class TiersDriver:
                 detail = f"its sandboxes live, but it cannot be started: {error}; mend that, or end their processes"
                 raise BackendFailure("start", tier.plan.driver, detail) from error
             _log.error("tier not started isolation=%s error=%s", tier.plan.isolation, error)
+
+    def prepared(self, isolation: str, disk_bytes: int) -> SandboxId | None:
+        """See `PreparesInstances`: the tier's own driver's."""
+        tier = self._named(Isolation.parse(isolation) if isolation else None)
+        driver = tier.running
+        if not isinstance(driver, PreparesInstances):
+            return None
+        name = driver.prepared(isolation, disk_bytes)
+        if name is not None:
+            self._homes[name] = tier
+        return name
 
     async def boot(self, plan: BootPlan) -> Instance:
         tier = self._named(Isolation.parse(plan.isolation) if plan.isolation else None)

@@ -1,0 +1,203 @@
+"""Launching one box: what its process is told and given, and what is undone when that does not end well."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from firkin.drivers.boxes.captures import IMAGE
+from firkin.drivers.boxes.launcher import Launcher, read_report, settled
+from firkin.drivers.boxes.links import AgentLink
+from firkin.drivers.boxes.orders import LaunchOrder
+from firkin.drivers.boxes.preforks import Prefork
+from firkin.drivers.boxes.tier import Tier
+from firkin.drivers.ground.launch_helper import Launched
+from firkin.drivers.ground.process_table import start_time
+from firkin.drivers.ground.slots import Slot
+from firkin.host.base_disks import BaseDisks, repair
+from firkin.host.cgroups import Layout
+from firkin.host.superblocks import is_clean
+from firkin.host.syscalls import kill_pidfd, open_tree
+from firkin.law.driver import BootPlan, RootFilesystem
+from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec
+from firkin.law.ids import SandboxId
+from firkin.law.resources import SandboxResources
+from firkin.lifetimes import finish
+from firkin.phases import current, mark
+
+BOOT_WITHIN_S = 30.0
+COPY_WITHIN_S = 600.0
+_UNDO_WITHIN_S = 30.0
+_NO_ROOT = RootFilesystem(base="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Born:
+    """A process that is an agent now: when it began by the kernel's count, and the way to it."""
+
+    launched: Launched
+    began: int
+    link: AgentLink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launches:
+    """Of one driver. `disks` and `sockets` are its folders, `open_files` is RLIMIT_NOFILE inside."""
+
+    tier: Tier
+    launcher: Launcher
+    layout: Layout
+    disks: Path
+    sockets: Path
+    bases: BaseDisks
+    open_files: int
+
+    async def launch(self, plan: BootPlan, slot: Slot, volumes: list[int], waiting: Prefork | None) -> Born:
+        """A whole box in `slot`, or the rest of one that is `waiting` there. `HelperDied` when the launcher or that
+        has died meanwhile, `TimeoutError`, and what `read_report` raises."""
+        given: list[int] = []
+        begun: tuple[Launched, int] | None = None
+        report = -1
+        link: AgentLink | None = None
+        try:
+            if waiting is None:
+                report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                given += [said, slot.user, slot.idmap, slot.network, await self._image(plan)]
+            else:
+                report, begun = waiting.take_over()
+            first, link = self.tier.listen(str(self.sockets / plan.sandbox_id))
+            given += [first, open_tree(plan.root.base)]
+            given += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
+            async with asyncio.timeout(COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S):
+                order = self._order(plan, slot)
+                if waiting is None:
+                    launched = await self.launcher.fork(order, [*given, *volumes])
+                    mark("fork")
+                    begun = launched, start_time(launched.pid) or 0  # now, for it has something to do meanwhile
+                else:
+                    waiting.give(order, [*given, *volumes])
+                _close(given, slot)
+                await read_report(report, forked=waiting is None)
+                mark("set-up")
+                await link.ready()
+        except BaseException as error:
+            _close(given, slot)
+            if begun is not None:
+                # Nobody else ends an agent that hangs, or a process that goes on waiting.
+                if waiting is not None or isinstance(error, TimeoutError):
+                    kill_pidfd(begun[0].pidfd, signal.SIGKILL)
+                os.close(begun[0].pidfd)
+            if link is not None:
+                link.close()
+            if report >= 0:
+                await finish(settled(report), within_s=_UNDO_WITHIN_S)
+            raise
+        finally:
+            if report >= 0:
+                os.close(report)
+        assert begun is not None
+        return Born(launched=begun[0], began=begun[1], link=link)
+
+    async def prefork(self, sandbox_id: SandboxId, shape: SandboxResources, slot: Slot) -> Prefork:
+        """A box in `slot` that waits for the rest of its order. Raises as `launch`."""
+        plan = BootPlan(sandbox_id=sandbox_id, root=_NO_ROOT, resources=shape)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        given = [theirs.detach(), slot.user, slot.idmap, slot.network]
+        launched: Launched | None = None
+        try:
+            async with asyncio.timeout(BOOT_WITHIN_S):
+                given.append(await self._image(plan))
+                launched = await self.launcher.fork(self._order(plan, slot, waits=True), given)
+                began = start_time(launched.pid) or 0
+                _close(given, slot)
+                await read_report(ours.fileno())
+        except BaseException:
+            _close(given, slot)
+            if launched is not None:
+                kill_pidfd(launched.pidfd, signal.SIGKILL)
+                os.close(launched.pidfd)
+            await finish(settled(ours.fileno()), within_s=_UNDO_WITHIN_S)
+            ours.close()
+            raise
+        return Prefork(sandbox_id, shape, slot, launched, began, ours)
+
+    async def _image(self, plan: BootPlan) -> int:
+        """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""
+        if plan.continues:
+            own = str(self.disks / f"{plan.sandbox_id}.img")
+            return await asyncio.to_thread(_own_image, own, plan.resources.disk_bytes)
+        if not plan.captured:
+            base = await self.bases.image(plan.resources.disk_bytes)
+            return os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            image = os.open(Path(plan.captured) / IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            detail = f"the captured disk cannot be read: {error}"
+            raise BackendFailure("create sandbox", self.tier.name, detail) from error
+        try:
+            _require_size(image, plan.resources.disk_bytes)
+        except BaseException:
+            os.close(image)
+            raise
+        return image
+
+    def _order(self, plan: BootPlan, slot: Slot, *, waits: bool = False) -> LaunchOrder:
+        return LaunchOrder(
+            sandbox_id=str(plan.sandbox_id),
+            slot=slot.numbers.slot,
+            first_uid=slot.numbers.first_uid,
+            loop=list(slot.loop),
+            continues=plan.continues,
+            restored=bool(plan.captured),
+            machine_id=plan.machine_id,
+            disk_bytes=plan.resources.disk_bytes,
+            memory_bytes=plan.resources.memory_bytes,
+            pids=plan.resources.pids,
+            vcpus=plan.resources.vcpus,
+            weighed="cpu" in self.layout.controllers,
+            layers=len(plan.root.layers),
+            nofile=self.open_files,
+            hostname=plan.hostname,
+            hardened=plan.hardened,
+            shared=list(plan.root.shared),
+            hidden=list(plan.root.hidden),
+            volumes=[(volume.path, volume.read_only) for volume in plan.volumes],
+            traced=current() is not None,
+            waits=waits,
+        )
+
+
+def _require_size(image: int, wanted: int) -> None:
+    size = os.fstat(image).st_size
+    if size != wanted:
+        detail = f"disk_bytes is {wanted}, but the files are on a disk of {size} bytes, which keeps its size"
+        raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
+
+
+def _own_image(path: str, wanted: int) -> int:
+    """The disk that the sandbox's last run left, put in order if that ended with the host."""
+    try:
+        image = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise BackendFailure("resume sandbox", "the disk", f"its disk cannot be opened: {error}") from error
+    try:
+        _require_size(image, wanted)
+        if not is_clean(image):
+            repair(path)
+    except BaseException:
+        os.close(image)
+        raise
+    return image
+
+
+def _close(fds: list[int], slot: Slot) -> None:
+    """All but the slot's own."""
+    while fds:
+        fd = fds.pop()
+        if fd not in (slot.user, slot.network, slot.idmap):
+            os.close(fd)
