@@ -43,7 +43,9 @@ def _split(message: str) -> tuple[str, list[str]]:
     match = _FACTS.search(message)
     if match is None:
         return message, []
-    told = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in match[0].strip())
+    told = match[0].strip()
+    if not told.isprintable():
+        told = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in told)
     return message[: match.start()].strip(), [told]
 
 

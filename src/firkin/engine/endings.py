@@ -21,6 +21,7 @@ from firkin.law.processes import ById, Signal, signal_number
 from firkin.law.sandboxes import KillSignal
 from firkin.law.states import Act, EndCause, SandboxState, allows, next_state
 from firkin.lifetimes import children
+from firkin.phases import mark
 
 DESTROY_WITHIN_S = 30.0
 OBEY_WITHIN_S = 2.0
@@ -31,6 +32,7 @@ async def destroy(node: Node, resident: Resident) -> None:
     """Leave nothing running and give back what it held. Raises with the resident FAILED."""
     await node.exposures.drop(resident.id)
     await node.links.drop(resident)
+    mark("hang up")
     try:
         if resident.instance is not None:
             async with substrate(
@@ -87,13 +89,24 @@ async def delete(node: Node, resident: Resident, why: Why, *, force: bool) -> No
     if not (force and alive):
         next_state(resident.id, resident.info.state, Act.DELETE)
     await destroy(node, resident)
-    if alive:
-        await node.ledger.note(resident, Act.KILL, why=why)
-        _count(node, why)
-    async with substrate("delete the sandbox", resident.info.driver, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id):
-        await node.driver.discard(resident.id)
+    try:
+        async with substrate(
+            "delete the sandbox", resident.info.driver, within_s=DESTROY_WITHIN_S, sandbox_id=resident.id
+        ):
+            await node.driver.discard(resident.id)
+    except FirkinError:
+        if alive:
+            await node.ledger.note(resident, Act.KILL, why=why)
+            _count(node, why)
+        raise
+    mark("discard")
     leave(node, resident)  # before the commit: whoever sees the files gone must not meet the sandbox any more
-    await node.ledger.note(resident, Act.DELETE, why=Why(cause=why.cause, actor=why.actor))
+    if alive:
+        await node.ledger.note(resident, Act.KILL, Act.DELETE, why=why)
+        _count(node, why)
+    else:
+        await node.ledger.note(resident, Act.DELETE, why=Why(cause=why.cause, actor=why.actor))
+    mark("record")
 
 
 def leave(node: Node, resident: Resident) -> None:

@@ -40,6 +40,7 @@ from firkin.law.isolation import IsolationReport
 from firkin.law.ports import ByteChannel
 from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
+from firkin.phases import mark
 
 _CAPTURE = "capture a snapshot"
 _KEPT = Permanent("a sandbox of this tier keeps the limits that it was booted with")
@@ -236,10 +237,13 @@ class BoxInstance(HeldInstance):
 
     async def _take_apart(self) -> None:
         await self._remove_box()
+        mark("groups removed")
         await self._disk_let_go()
+        mark("disk let go")
         self._link.close()
         remove_place(self.socket_path)
         await self._around.released(self)
+        mark("slot given back")
 
     async def _remove_box(self) -> None:
         """The kernel lets a box go shortly after its last process; the last tries end what was moved into it."""

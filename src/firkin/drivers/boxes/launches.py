@@ -66,7 +66,8 @@ class Launches:
         try:
             if waiting is None:
                 report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-                given += [said, slot.user, slot.idmap, slot.network, await self._image(plan)]
+                given += [said, slot.user, slot.idmap, slot.network]
+                given.append(await self._image(plan))
             else:
                 report, begun = waiting.take_over()
             first, link = self.tier.listen(str(self.sockets / plan.sandbox_id))

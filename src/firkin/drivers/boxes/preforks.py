@@ -106,6 +106,8 @@ class Preforks:
         self._peak = 0
         self._peak_at = 0.0
         self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._tasks = Children()
 
     @property
@@ -152,6 +154,7 @@ class Preforks:
             self._shapes.append(shape)
         self._online = online
         self._under_way += 1
+        self._idle.clear()
         if self._under_way >= self._peak or _now() - self._peak_at > _DEMAND_LASTS_S:
             self._peak, self._peak_at = self._under_way, _now()
         try:
@@ -159,6 +162,8 @@ class Preforks:
         finally:
             self._under_way -= 1
             self._launched_at = _now()
+            if not self._under_way:
+                self._idle.set()
             self._wanted.set()
 
     async def aclose(self) -> None:
@@ -190,7 +195,8 @@ class Preforks:
 
     async def _calm(self) -> None:
         """Until no launch is under way, nor one's last steps: its caller is being answered yet."""
-        while self._under_way or _now() < self._launched_at + _LAST_STEPS_S:
+        while self._under_way or self._launched_at + _LAST_STEPS_S > _now():
+            await self._idle.wait()
             await asyncio.sleep(_LAST_STEPS_S)
 
     async def _make_one(self, shape: SandboxResources) -> None:

@@ -20,6 +20,7 @@ from firkin.law.network import NetworkPolicy
 from firkin.law.network_use import NetworkUse, RefusedFlow
 from firkin.law.states import EndCause
 from firkin.lifetimes import Children
+from firkin.phases import mark
 
 _END_WITHIN_S = 20.0
 
@@ -78,6 +79,7 @@ class HeldInstance:
             try:
                 async with asyncio.timeout(_END_WITHIN_S):
                     await asyncio.shield(self._end)
+                mark("process ended")
             except TimeoutError:  # the kernel is still at it: what is left is removed when it is done
                 self._background.start(self._clean_later(), name=f"clean {self._id}")
                 raise

@@ -26,6 +26,7 @@ from firkin.lifetimes import Children
 
 _LOOP_FREE_WITHIN_S = 10.0
 _QUIET_S = 0.2
+_LAST_STEPS_S = 0.01  # of a delete: its caller is being answered yet
 _MAKER = "firkin.drivers.ground.slot_maker"
 
 
@@ -113,6 +114,8 @@ class SlotPool:
         self._tasks.start(self._recycle(slot), name=f"recycle {slot.numbers.interface}")
 
     async def _recycle(self, slot: Slot) -> None:
+        if self._ready:  # else somebody may want it at once
+            await asyncio.sleep(_LAST_STEPS_S)
         if not await _loop_free(slot.numbers.loop):
             return  # leaked by the kernel's measure: the number stays out of use while this server lives
         clean = await self._cleaned(slot)

@@ -1,0 +1,193 @@
+"""Boxes that are half made ahead of need: what they become, and what is left of those that become nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firkin.drivers.boxes.preforks import Prefork
+from firkin.drivers.namespaces.driver import NamespacesDriver
+from firkin.host.roots import HostRootPreparer
+from firkin.law.driver import BootPlan
+from firkin.law.ids import SandboxId
+from firkin.law.resources import MIB, SandboxResources
+from firkin.law.templates import TemplateSpec
+from firkin.testing.conversation import Conversation
+
+pytestmark = pytest.mark.asyncio
+USUAL = SandboxResources()
+
+
+class Ahead:
+    """A driver that makes boxes ahead, and plans for it."""
+
+    def __init__(self, driver: NamespacesDriver, usual: BootPlan, state: Path) -> None:
+        self.driver = driver
+        self.usual = usual
+        self.state = state
+
+    async def promised(self, disk_bytes: int = USUAL.disk_bytes) -> SandboxId:
+        async with asyncio.timeout(20):
+            while (name := self.driver.prepared("", disk_bytes)) is None:  # noqa: ASYNC110 — nobody tells
+                await asyncio.sleep(0.01)
+        return name
+
+    def plan(self, name: SandboxId, resources: SandboxResources = USUAL) -> BootPlan:
+        return replace(self.usual, sandbox_id=name, resources=resources, hostname=str(name))
+
+    def held(self, name: SandboxId) -> Prefork:
+        return self.driver._preforks._ready[name]
+
+    def traces(self, name: SandboxId) -> list[str]:
+        """What the host has of a box of that name."""
+        boxes = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/firkin/*/{name}")]
+        return boxes + [str(path) for path in (self.state / "disks").glob(f"{name}*")]
+
+
+@asynccontextmanager
+async def making_ahead(state: Path, **options: str) -> AsyncIterator[Ahead]:
+    into = state / "template"
+    into.mkdir()
+    prepared = await HostRootPreparer().prepare(TemplateSpec.host(), into, lambda _: None)
+    driver = NamespacesDriver.from_settings(state, {"ready_slots": "2", **options})
+    await driver.start()
+    await driver.sweep([])
+    try:
+        yield Ahead(driver, BootPlan(sandbox_id=SandboxId("unused"), root=prepared.root, resources=USUAL), state)
+    finally:
+        await driver.aclose()
+    assert list((state / "disks").glob("i*.img")) == []
+
+
+async def gone(ahead: Ahead, name: SandboxId) -> None:
+    async with asyncio.timeout(10):
+        while ahead.traces(name):  # noqa: ASYNC110 — the kernel tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_box_made_ahead_becomes_a_sandbox_with_the_limits_that_were_asked_for(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path) as ahead:
+        name = await ahead.promised()
+        waiting = ahead.held(name).launched.pid
+        wanted = SandboxResources(vcpus=1, memory_bytes=192 * MIB, pids=77)
+        instance = await ahead.driver.boot(ahead.plan(name, wanted))
+        assert instance.sandbox_id == name
+        assert instance.ref.facts["pid"] == waiting
+        report = await instance.isolation()
+        limits = dict(report.limits or {})
+        assert limits.get("user/pids.max") == "77"
+        memory = limits.get("user/memory.limit_in_bytes") or limits.get("user/memory.max")
+        assert memory == str(192 * MIB)
+        async with await Conversation.open(await instance.dial()) as talk:
+            answer = await talk.run("/bin/sh", "-c", "hostname; cat /etc/hostname; df -m / | tail -n 1")
+            assert answer.stdout.decode().splitlines()[:2] == [str(name), str(name)]
+        await instance.destroy()
+        await ahead.driver.discard(name)
+        assert ahead.traces(name) == []
+
+
+async def test_what_waits_is_no_sandbox_and_no_leftover(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path) as ahead:
+        name = await ahead.promised()
+        assert await ahead.driver.live() == []
+        assert await ahead.driver.sweep([]) == []
+        assert ahead.traces(name) != []
+
+
+async def test_a_box_that_dies_while_it_waits_is_removed_and_made_again(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path) as ahead:
+        name = await ahead.promised()
+        os.kill(ahead.held(name).launched.pid, signal.SIGKILL)
+        await gone(ahead, name)
+        other = await ahead.promised()
+        assert other != name
+
+
+async def test_a_box_that_dies_when_it_is_wanted_is_made_anew_under_its_name(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path) as ahead:
+        for number in range(8):
+            name = await ahead.promised()
+            pid = ahead.held(name).launched.pid
+            booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — awaited below
+            await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
+            if not booting.done():
+                os.kill(pid, signal.SIGKILL)
+            instance = await booting
+            await instance.destroy()
+            await ahead.driver.discard(name)
+            assert ahead.traces(name) == []
+
+
+async def test_a_caller_who_goes_away_leaves_nothing_of_it(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path) as ahead:
+        for number in range(10):
+            name = await ahead.promised()
+            booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — cancelled below
+            await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
+            booting.cancel()
+            try:
+                instance = await booting
+            except asyncio.CancelledError:
+                assert ahead.traces(name) == []
+                continue
+            await instance.destroy()
+            await ahead.driver.discard(name)
+        assert await ahead.driver.live() == []
+
+
+async def test_a_promise_that_is_not_kept_is_discarded(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path) as ahead:
+        name = await ahead.promised()
+        await ahead.driver.discard(name)
+        assert ahead.traces(name) == []
+        assert await ahead.promised() != name
+
+
+async def test_another_size_of_disk_is_made_at_once_and_ahead_from_then_on(tmp_path: Path) -> None:
+    other = replace(USUAL, disk_bytes=300 * MIB)
+    async with making_ahead(tmp_path) as ahead:
+        name = await ahead.promised()
+        assert ahead.driver.prepared("", other.disk_bytes) is None
+        instance = await ahead.driver.boot(ahead.plan(name, other))  # a promise for a box that does not fit
+        assert (tmp_path / "disks" / f"{name}.img").stat().st_size == other.disk_bytes
+        await instance.destroy()
+        await ahead.driver.discard(name)
+        assert await ahead.promised(other.disk_bytes)
+
+
+async def test_boxes_without_a_server_remove_themselves(tmp_path: Path) -> None:
+    """As when it was killed: nobody is at the other end of their channels any more."""
+    async with making_ahead(tmp_path) as ahead:
+        name = await ahead.promised()
+        prefork = ahead.driver._preforks.take(name)
+        assert prefork is not None
+        prefork.channel.close()
+        if ahead.driver._trees.layout.version == 1:  # a process cannot leave its group where groups have no members
+            await gone(ahead, name)
+        await ahead.driver._end_prefork(prefork)
+
+
+async def test_a_killed_launcher_takes_no_waiting_box_with_it(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path) as ahead:
+        name = await ahead.promised()
+        assert ahead.driver.launcher_pid is not None
+        os.kill(ahead.driver.launcher_pid, signal.SIGKILL)
+        instance = await ahead.driver.boot(ahead.plan(name))
+        await instance.destroy()
+        await ahead.driver.discard(name)
+
+
+async def test_none_is_made_where_none_is_wanted(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path, ready_boxes="0") as ahead:
+        instance = await ahead.driver.boot(ahead.plan(SandboxId("plain")))
+        assert ahead.driver.prepared("", USUAL.disk_bytes) is None
+        assert ahead.driver._preforks.names == set()
+        await instance.destroy()
+        await ahead.driver.discard(SandboxId("plain"))
