@@ -9,34 +9,6 @@ from contextlib import suppress
 from typing import cast
 
 
-class StreamChannel:
-    """A `ByteChannel` over a pair of asyncio streams."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def read(self, limit: int = 65536) -> bytes:
-        try:
-            return await self._reader.read(limit)
-        except ConnectionError:
-            return b""
-
-    async def write(self, data: bytes) -> None:
-        self._writer.write(data)
-        await self._writer.drain()
-
-    async def end(self) -> None:
-        if self._writer.can_write_eof():
-            with suppress(OSError):
-                self._writer.write_eof()
-
-    async def aclose(self) -> None:
-        self._writer.close()
-        with suppress(OSError, asyncio.CancelledError):
-            self._writer.transport.abort()
-
-
 class SocketChannel(asyncio.Protocol):
     """A `ByteChannel` over a connected socket that hands on each piece as the kernel gave it, without a copy.
 
@@ -144,14 +116,16 @@ async def over_socket(connected: socket.socket, *, limit: int = 256 * 1024) -> S
     return channel
 
 
-async def over_unix(path: str, *, within_s: float) -> StreamChannel:
+async def over_unix(path: str, *, within_s: float, limit: int = 256 * 1024) -> SocketChannel:
     """Connect to the Unix socket at `path`; OSError or TimeoutError when nobody answers."""
     async with asyncio.timeout(within_s):
-        reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
-    return StreamChannel(reader, writer)
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.create_unix_connection(lambda: SocketChannel(limit), path)
+    return channel
 
 
-async def over_connected(connected: socket.socket) -> StreamChannel:
+async def over_connected(connected: socket.socket, *, limit: int = 256 * 1024) -> SocketChannel:
     """As `over_unix`, for a Unix socket that is connected already; takes it over."""
-    reader, writer = await asyncio.open_unix_connection(sock=connected, limit=1 << 20)
-    return StreamChannel(reader, writer)
+    loop = asyncio.get_running_loop()
+    _, channel = await loop.create_unix_connection(lambda: SocketChannel(limit), sock=connected)
+    return channel

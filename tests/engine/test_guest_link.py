@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firkin.channels import StreamChannel, over_socket
+from firkin.channels import SocketChannel, over_socket
 from firkin.engine.guest_copies import GuestCopies
 from firkin.engine.guest_faults import GuestRefused
 from firkin.engine.guest_files import GuestFiles
@@ -45,7 +45,7 @@ GREETING = frame(HELLO, 0, b'{"protocol":1,"boot":"00"}')
 class FakeAgent:
     """The other end of a link, played by the test."""
 
-    def __init__(self, channel: StreamChannel) -> None:
+    def __init__(self, channel: SocketChannel) -> None:
         self.channel = channel
         self._frames = FrameReader()
         self._seen: list[tuple[int, int, bytes]] = []

@@ -124,7 +124,12 @@ class EnvelopeReader:
 
 
 def envelope(payload: bytes, flags: int = 0) -> bytes:
-    return _HEADER.pack(flags, len(payload)) + payload
+    return envelope_head(len(payload), flags) + payload
+
+
+def envelope_head(length: int, flags: int = 0) -> bytes:
+    """What comes before a payload of `length` bytes."""
+    return _HEADER.pack(flags, length)
 
 
 def end_of_stream(error: RpcError | None = None) -> bytes:

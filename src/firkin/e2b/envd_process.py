@@ -5,7 +5,7 @@ from __future__ import annotations
 import pybase64
 
 from firkin.e2b.calls import STREAM_HEADERS, RpcCall
-from firkin.e2b.connect_codec import Code, RpcError, end_of_stream, envelope
+from firkin.e2b.connect_codec import Code, RpcError, end_of_stream, envelope, envelope_head
 from firkin.e2b.event_streams import EventStream
 from firkin.e2b.guest_paths import needs_home, resolve
 from firkin.e2b.json_text import encode
@@ -180,8 +180,12 @@ def encode_event(event: ProcessEvent) -> bytes | None:
 def _data(field: bytes, data: bytes, most: int) -> bytes:
     """Messages of at most `most` bytes of output each, as E2B's own service sends them."""
     head = b'{"event":{"data":{"' + field + b'":"'
-    pieces = (data[at : at + most] for at in range(0, len(data), most))
-    return b"".join([envelope(head + pybase64.b64encode(piece) + _DATA_END) for piece in pieces])
+    parts: list[bytes] = []
+    view = memoryview(data)
+    for at in range(0, len(data), most):
+        text = pybase64.b64encode(view[at : at + most])
+        parts += (envelope_head(len(head) + len(text) + len(_DATA_END)), head, text, _DATA_END)
+    return b"".join(parts)
 
 
 def _end_event(event: Ended) -> bytes:

@@ -117,12 +117,24 @@ class LinkStream:
             await self._wait(self._reader, within_s)
         kind, payload = self._items.popleft()
         if kind in (DATA, DATA_ERR):
+            payload = self._with_more(kind, payload)
             await self._acknowledge(len(payload))
             return kind, payload
         if kind == EOF:
             return kind, payload
         self._event_bytes -= len(payload)
         return kind, self._decoded(kind, payload)
+
+    def _with_more(self, kind: int, payload: bytes) -> bytes:
+        """`payload` and what has come behind it, up to a chunk: each piece has a price at everybody who carries it."""
+        items = self._items
+        if not items or items[0][0] != kind or len(payload) >= CHUNK:
+            return payload
+        pieces, size = [payload], len(payload)
+        while items and items[0][0] == kind and size + len(items[0][1]) <= CHUNK:
+            pieces.append(items.popleft()[1])
+            size += len(pieces[-1])
+        return b"".join(pieces)
 
     def take_ready(self) -> list[Object]:
         """Every EVENT that has arrived, without waiting; for streams that carry nothing else."""
@@ -189,11 +201,14 @@ class LinkStream:
         return self._final or self._failure is not None
 
     async def _wait(self, event: asyncio.Future[None], within_s: float | None) -> None:
+        if within_s is None:
+            await event
+            return
         try:
             async with asyncio.timeout(within_s):
                 await event
         except TimeoutError:
-            raise DeadlineExceeded(self.operation, within_s or 0, sandbox_id=self._link.sandbox_id) from None
+            raise DeadlineExceeded(self.operation, within_s, sandbox_id=self._link.sandbox_id) from None
 
     async def _acknowledge(self, size: int) -> None:
         self._unacknowledged += size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import suppress
+from fcntl import F_SETPIPE_SZ, fcntl
 
 from firkin.guest.loop import READ
 from firkin.wire.frames import CHUNK
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 _MERGE_BELOW = 8 * 1024
 _MOST_PIECES = 4096
 _MOST_AFTER_DEADLINE = 1 << 20
+_FLOWING = 32 * 1024  # half of what a pipe holds
+_LONG_PIPE = 1 << 20
 
 
 class Retained:
@@ -55,7 +59,7 @@ class Retained:
 class Output:
     """One pipe or terminal that a program writes to. `kind` is the frame kind its bytes travel as."""
 
-    __slots__ = ("_budget", "_fd", "_loop", "_process", "kind")
+    __slots__ = ("_budget", "_fd", "_loop", "_process", "_stretched", "kind")
 
     def __init__(self, loop: Loop, process: Process, fd: int, kind: int) -> None:
         os.set_blocking(fd, False)
@@ -64,6 +68,7 @@ class Output:
         self._fd = fd
         self.kind = kind
         self._budget = _MOST_AFTER_DEADLINE
+        self._stretched = False
 
     def listen(self) -> None:
         """Read when there is something to read and room for it."""
@@ -71,25 +76,39 @@ class Output:
             self._loop.watch(self._fd, READ if self._process.room() else 0, self._ready)
 
     def _ready(self, _events: int) -> None:
-        self.read_once()
+        size = self.read_once()
+        if not self._stretched and size >= _FLOWING:
+            self._stretch()
 
-    def read_once(self) -> bool:
-        """Take one chunk; False when there is nothing to read or no room for it."""
+    def _stretch(self) -> None:
+        """A program that writes much gets a longer pipe: each look then finds more, and costs all who carry it less."""
+        self._stretched = True
+        with suppress(OSError):  # a terminal, or this user has too many long ones
+            fcntl(self._fd, F_SETPIPE_SZ, _LONG_PIPE)
+
+    def read_once(self) -> int:
+        """Take one chunk; 0 when there is nothing to read or no room for it."""
         room = self._process.room()
         if not room or self._fd < 0:
             self.listen()
-            return False
+            return 0
         try:
             data = os.read(self._fd, min(room, CHUNK))
         except BlockingIOError:
-            return False
+            return 0
         except OSError:  # EIO: the last program left the terminal
             data = b""
         if not data:
             self.close()
-            return False
+            return 0
         self._process.took(self.kind, data)
-        return True
+        return len(data)
+
+    def empty(self) -> None:
+        """Take what a long pipe holds of a program that has ended: who asks for it now gets no more than is kept."""
+        for _ in range(_LONG_PIPE // CHUNK if self._stretched else 0):
+            if not self.read_once():
+                return
 
     def wind_up(self) -> None:
         """The deadline killed the program: take what is there and close, though others may hold the other end."""

@@ -201,6 +201,8 @@ class Process:
             self._result["timed_out"] = True
         if self.stdin is not None:
             self.stdin.close()
+        for output in list(self._outputs):
+            output.empty()
         if self.timed_out or self.terminal:  # whose session ends with it; gVisor's never hangs up by itself
             self._wind_up()
         self._settle()
