@@ -47,6 +47,7 @@ def serve(
     given["api_keys"] = list(api_keys) or None
     given["driver_options"] = pairs(driver_options, "--driver-option") or None
     settings = read_settings(given, config=config)
+    _begin_to_load(settings.driver)
     from firkin.bootstrap import serve as serve_until_signalled  # the engine and the server load only here
     from firkin.cli.event_loops import run_server
 
@@ -54,3 +55,11 @@ def serve(
         click.echo(json.dumps({"url": url}) if as_json else f"firkin ready: {url}")
 
     run_server(serve_until_signalled(settings, announce))
+
+
+def _begin_to_load(driver: str) -> None:
+    """The usual driver's helpers load beside the server, not after it."""
+    if driver == "namespaces":
+        from firkin.drivers.ground.helper_process import spawn_ahead
+
+        spawn_ahead("firkin.drivers.namespaces.zygote", "firkin.drivers.ground.slot_maker")

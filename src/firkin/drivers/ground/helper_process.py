@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from firkin.law.errors import BackendFailure
@@ -40,16 +41,10 @@ class HelperProcess:
 
     async def start(self, *, first: bytes = b"", within_s: float = 15.0) -> None:
         """Start it and wait until it says that it is ready. `first` is sent before."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        code = _START.format(sources=_SOURCES, module=self._module, fd=theirs.fileno(), parent=os.getpid())
-        self._process = subprocess.Popen(  # noqa: ASYNC220 — vfork: a millisecond, and no child watcher to depend on
-            [_interpreter(), "-I", "-S", "-B", "-c", code],
-            env={}, cwd="/", pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        theirs.close()
-        self._socket = ours
+        ahead = _AHEAD.get() or {}
+        spawned = ahead.pop(self._module) if self._module in ahead else _spawn(self._module)
+        process, self._socket = spawned
+        self._process = process
         try:
             if first:
                 await self.send(first, [])
@@ -59,8 +54,8 @@ class HelperProcess:
             complaint = await self._complaint()
             await self.aclose()
             raise BackendFailure("start a helper", self._module, complaint) from None
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        if process.stderr is not None:
+            process.stderr.close()
 
     async def _complaint(self) -> str:
         process = self._process
@@ -124,6 +119,32 @@ class HelperProcess:
             await asyncio.to_thread(process.wait)
             if process.stderr is not None:
                 process.stderr.close()
+
+
+_Spawned = tuple["subprocess.Popen[bytes]", socket.socket]
+_AHEAD: ContextVar[dict[str, _Spawned] | None] = ContextVar("firkin_helpers_ahead", default=None)
+
+
+def spawn_ahead(*modules: str) -> None:
+    """Let helpers load their code on another processor while the caller, who becomes a server, loads its own.
+
+    The first `HelperProcess` of each module in this context takes it. One that nobody takes ends with the caller.
+    """
+    _AHEAD.set({module: _spawn(module) for module in modules})
+
+
+def _spawn(module: str) -> _Spawned:
+    """A vfork: a millisecond, and no child watcher to depend on."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    code = _START.format(sources=_SOURCES, module=module, fd=theirs.fileno(), parent=os.getpid())
+    with theirs:
+        process = subprocess.Popen(
+            [_interpreter(), "-I", "-S", "-B", "-c", code],
+            env={}, cwd="/", pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    return process, ours
 
 
 def _interpreter() -> str:
