@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
+from contextlib import suppress
 from dataclasses import replace
 
 from firkin.engine.admission import Kind, Reservation
@@ -40,6 +41,7 @@ from firkin.law.errors import (
 )
 from firkin.law.ids import SandboxId, SnapshotId, fresh_sandbox_id
 from firkin.law.logs import LogSource
+from firkin.law.processes import Argv, Command
 from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import Act, EndCause, SandboxState
@@ -50,6 +52,8 @@ BOOT_WITHIN_S = 60.0
 COPY_WITHIN_S = 600.0
 UNDO_WITHIN_S = 90.0
 READY_WITHIN_S = 60.0  # of a template that was ready when it was built; somebody waits
+_REHEARSAL_WITHIN_S = 10.0
+_SHELL = Argv("/bin/bash", ("--noprofile", "--norc", "-c", "[ -r /etc/profile ]"))
 _CREATE = "create a sandbox"
 
 
@@ -67,7 +71,19 @@ async def create_spare(node: Node, spec: SandboxSpec) -> Resident:
     assert isinstance(spec.source, FromTemplate)
     foundation, tier = await _on_template(node, spec, spec.source)
     resources = fitting(foundation, None, node.policies.default_resources)
-    return await _made(node, Order(spec, foundation, tier, resources, None, pooled=True))
+    resident = await _made(node, Order(spec, foundation, tier, resources, None, pooled=True))
+    await _rehearse(node, resident)
+    return resident
+
+
+async def _rehearse(node: Node, resident: Resident) -> None:
+    """Have it start a shell once, so that its agent has done that before and its kernel knows where a shell lies.
+
+    Without any profile: what those do may be meant for the caller's variables.
+    """
+    with suppress(FirkinError, TimeoutError):  # an image without bash, or an end that is found out elsewhere
+        inside = await node.links.connect(resident)
+        await inside.processes.run(Command(mode=_SHELL, timeout_s=_REHEARSAL_WITHIN_S))
 
 
 async def checked_out(node: Node, spec: SandboxSpec) -> SandboxInfo | None:

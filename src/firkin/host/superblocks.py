@@ -73,7 +73,14 @@ def _crc32c(data: bytes | bytearray) -> int:
     """As ext4 has it: all ones to begin with, not inverted at the end."""
     register = 0xFFFFFFFF
     for byte in data:
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ (_CASTAGNOLI if register & 1 else 0)
+        register = register >> 8 ^ _REMAINDERS[(register ^ byte) & 0xFF]
     return register
+
+
+def _remainder(register: int) -> int:
+    for _ in range(8):
+        register = register >> 1 ^ (_CASTAGNOLI if register & 1 else 0)
+    return register
+
+
+_REMAINDERS = tuple(map(_remainder, range(256)))
