@@ -166,7 +166,7 @@ async def test_boxes_without_a_server_remove_themselves(tmp_path: Path) -> None:
     """As when it was killed: nobody is at the other end of their channels any more."""
     async with making_ahead(tmp_path) as ahead:
         name = await ahead.promised()
-        prefork = ahead.driver._preforks.take(name)
+        prefork = await ahead.driver._preforks.take(name)
         assert prefork is not None
         prefork.channel.close()
         if ahead.driver._trees.layout.version == 1:  # a process cannot leave its group where groups have no members

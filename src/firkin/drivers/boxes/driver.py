@@ -200,7 +200,7 @@ class BoxDriver:
 
     async def _waiting(self, plan: BootPlan) -> Prefork | None:
         """The box that was made ahead under the plan's name, if it is one that the plan fits."""
-        waiting = self._preforks.take(plan.sandbox_id)
+        waiting = await self._preforks.take(plan.sandbox_id)
         if waiting is None or (_is_fresh(plan) and waiting.shape.disk_bytes == plan.resources.disk_bytes):
             return waiting
         await finish(self._end_prefork(waiting), within_s=_UNDO_WITHIN_S)

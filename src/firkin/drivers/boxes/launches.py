@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,48 @@ class Born:
     link: AgentLink
 
 
+class _Attempt:
+    """What one launch holds: descriptors to be given away, the way its reports come, and what there is of it so far."""
+
+    __slots__ = ("_slots_own", "given", "launched", "link", "report")
+
+    def __init__(self, slot: Slot) -> None:
+        self._slots_own = (slot.user, slot.network, slot.idmap)
+        self.given: list[int] = []
+        self.report = -1
+        self.launched: Launched | None = None
+        self.link: AgentLink | None = None
+
+    def give(self, *fds: int) -> None:
+        self.given += fds
+
+    def close_given(self) -> None:
+        while self.given:
+            fd = self.given.pop()
+            if fd not in self._slots_own:
+                os.close(fd)
+
+    @asynccontextmanager
+    async def undone_on_failure(self, *, waits: bool) -> AsyncIterator[_Attempt]:
+        """`waits`: its process would go on waiting, so it is ended."""
+        try:
+            yield self
+        except BaseException as error:
+            self.close_given()
+            if self.launched is not None:
+                if waits or isinstance(error, TimeoutError):  # nobody else ends an agent that hangs
+                    kill_pidfd(self.launched.pidfd, signal.SIGKILL)
+                os.close(self.launched.pidfd)
+            if self.link is not None:
+                self.link.close()
+            if self.report >= 0:
+                await finish(settled(self.report), within_s=_UNDO_WITHIN_S)
+            raise
+        finally:
+            if self.report >= 0:
+                os.close(self.report)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launches:
     """Of one driver. `disks` and `sockets` are its folders, `open_files` is RLIMIT_NOFILE inside."""
@@ -59,73 +103,52 @@ class Launches:
     async def launch(self, plan: BootPlan, slot: Slot, volumes: list[int], waiting: Prefork | None) -> Born:
         """A whole box in `slot`, or the rest of one that is `waiting` there. `HelperDied` when the launcher or that
         has died meanwhile, `TimeoutError`, and what `read_report` raises."""
-        given: list[int] = []
-        begun: tuple[Launched, int] | None = None
-        report = -1
-        link: AgentLink | None = None
-        try:
+        async with _Attempt(slot).undone_on_failure(waits=waiting is not None) as attempt:
             if waiting is None:
-                report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-                given += [said, slot.user, slot.idmap, slot.network]
-                given.append(await self._image(plan))
+                attempt.report, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                attempt.give(said, slot.user, slot.idmap, slot.network)
+                attempt.give(await self._image(plan))
             else:
-                report, begun = waiting.take_over()
-            first, link = self.tier.listen(str(self.sockets / plan.sandbox_id))
-            given += [first, open_tree(plan.root.base)]
-            given += [open_tree(source) for source in (*plan.root.layers, *plan.root.shared.values())]
+                attempt.report, attempt.launched, began = waiting.take_over()
+                launched = attempt.launched
+            first, attempt.link = self.tier.listen(str(self.sockets / plan.sandbox_id))
+            attempt.give(first)
+            for source in (plan.root.base, *plan.root.layers, *plan.root.shared.values()):
+                attempt.give(open_tree(source))
             async with asyncio.timeout(COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S):
-                order = self._order(plan, slot)
+                order, fds = self._order(plan, slot), [*attempt.given, *volumes]
                 if waiting is None:
-                    launched = await self.launcher.fork(order, [*given, *volumes])
+                    launched = attempt.launched = await self.launcher.fork(order, fds)
                     mark("fork")
-                    begun = launched, start_time(launched.pid) or 0  # now, for it has something to do meanwhile
+                    began = start_time(launched.pid) or 0  # now: it has something to do meanwhile
                 else:
-                    waiting.give(order, [*given, *volumes])
-                _close(given, slot)
-                await read_report(report, forked=waiting is None)
+                    waiting.give(order, fds)
+                attempt.close_given()
+                await read_report(attempt.report, forked=waiting is None)
                 mark("set-up")
-                await link.ready()
-        except BaseException as error:
-            _close(given, slot)
-            if begun is not None:
-                # Nobody else ends an agent that hangs, or a process that goes on waiting.
-                if waiting is not None or isinstance(error, TimeoutError):
-                    kill_pidfd(begun[0].pidfd, signal.SIGKILL)
-                os.close(begun[0].pidfd)
-            if link is not None:
-                link.close()
-            if report >= 0:
-                await finish(settled(report), within_s=_UNDO_WITHIN_S)
-            raise
-        finally:
-            if report >= 0:
-                os.close(report)
-        assert begun is not None
-        return Born(launched=begun[0], began=begun[1], link=link)
+                await attempt.link.ready()
+            return Born(launched=launched, began=began, link=attempt.link)
 
     async def prefork(self, sandbox_id: SandboxId, shape: SandboxResources, slot: Slot) -> Prefork:
         """A box in `slot` that waits for the rest of its order. Raises as `launch`."""
         plan = BootPlan(sandbox_id=sandbox_id, root=_NO_ROOT, resources=shape)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        given = [theirs.detach(), slot.user, slot.idmap, slot.network]
-        launched: Launched | None = None
-        try:
-            async with asyncio.timeout(BOOT_WITHIN_S):
-                given.append(await self._image(plan))
-                launched = await self.launcher.fork(self._order(plan, slot, waits=True), given)
-                began = start_time(launched.pid) or 0
-                _close(given, slot)
-                await read_report(ours.fileno())
-        except BaseException:
-            _close(given, slot)
-            if launched is not None:
-                kill_pidfd(launched.pidfd, signal.SIGKILL)
-                os.close(launched.pidfd)
-            await finish(settled(ours.fileno()), within_s=_UNDO_WITHIN_S)
-            ours.close()
-            raise
-        return Prefork(sandbox_id, shape, slot, launched, began, ours)
+        async with _Attempt(slot).undone_on_failure(waits=True) as attempt:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setblocking(False)
+            attempt.report = os.dup(ours.fileno())
+            attempt.give(theirs.detach(), slot.user, slot.idmap, slot.network)
+            try:
+                async with asyncio.timeout(BOOT_WITHIN_S):
+                    attempt.give(await self._image(plan))
+                    order = self._order(plan, slot, waits=True)
+                    attempt.launched = await self.launcher.fork(order, attempt.given)
+                    began = start_time(attempt.launched.pid) or 0
+                    attempt.close_given()
+                    await read_report(attempt.report)
+            except BaseException:
+                ours.close()
+                raise
+            return Prefork(sandbox_id, shape, slot, attempt.launched, began, ours)
 
     async def _image(self, plan: BootPlan) -> int:
         """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""
@@ -194,11 +217,3 @@ def _own_image(path: str, wanted: int) -> int:
         os.close(image)
         raise
     return image
-
-
-def _close(fds: list[int], slot: Slot) -> None:
-    """All but the slot's own."""
-    while fds:
-        fd = fds.pop()
-        if fd not in (slot.user, slot.network, slot.idmap):
-            os.close(fd)

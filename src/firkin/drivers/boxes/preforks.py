@@ -63,10 +63,10 @@ class Prefork:
         self.promised_at: float | None = None
         self._taken_over = False
 
-    def take_over(self) -> tuple[int, tuple[Launched, int]]:
-        """A descriptor of its reports, and its process with when that began: both are the caller's to close."""
+    def take_over(self) -> tuple[int, Launched, int]:
+        """A descriptor of its reports, its process, and when that began: the caller closes what is to be closed."""
         self._taken_over = True
-        return os.dup(self.channel.fileno()), (self.launched, self.began)
+        return os.dup(self.channel.fileno()), self.launched, self.began
 
     def give(self, order: LaunchOrder, fds: list[int]) -> None:
         """The rest of its order. `HelperDied`."""
@@ -98,6 +98,7 @@ class Preforks:
         self._most = most
         self._ready: dict[SandboxId, Prefork] = {}
         self._making: SandboxId | None = None
+        self._ending: dict[SandboxId, asyncio.Event] = {}
         self._shapes: deque[SandboxResources] = deque([SandboxResources()], maxlen=_SIZES)
         self._online = True
         self._started = False
@@ -113,7 +114,7 @@ class Preforks:
     @property
     def names(self) -> set[str]:
         """Of boxes that are no sandbox's."""
-        return {*self._ready, *([self._making] if self._making else ())}
+        return {*self._ready, *self._ending, *([self._making] if self._making else ())}
 
     def start(self) -> None:
         """Idempotent."""
@@ -130,19 +131,29 @@ class Preforks:
                 return name
         return None
 
-    def take(self, sandbox_id: SandboxId) -> Prefork | None:
-        """The one of that name, which is the caller's from now on."""
+    async def take(self, sandbox_id: SandboxId) -> Prefork | None:
+        """The one of that name, which is the caller's from now on. None: nothing of that name is left, either."""
+        while (ending := self._ending.get(sandbox_id)) is not None:
+            await ending.wait()
+        return self._off_the_shelf(sandbox_id)
+
+    async def end(self, sandbox_id: SandboxId) -> None:
+        """The one of that name is not wanted. Idempotent."""
+        prefork = await self.take(sandbox_id)
+        if prefork is None:
+            return
+        self._ending[sandbox_id] = asyncio.Event()
+        try:
+            await finish(self._end(prefork), within_s=_END_WITHIN_S)
+        finally:
+            self._ending.pop(sandbox_id).set()
+            self._wanted.set()
+
+    def _off_the_shelf(self, sandbox_id: SandboxId) -> Prefork | None:
         prefork = self._ready.pop(sandbox_id, None)
         if prefork is not None:
             asyncio.get_running_loop().remove_reader(prefork.channel.fileno())
         return prefork
-
-    async def end(self, sandbox_id: SandboxId) -> None:
-        """The one of that name is not wanted. Idempotent."""
-        prefork = self.take(sandbox_id)
-        if prefork is not None:
-            await finish(self._end(prefork), within_s=_END_WITHIN_S)
-            self._wanted.set()
 
     @contextmanager
     def launching(self, shape: SandboxResources, *, online: bool) -> Iterator[None]:
@@ -211,10 +222,14 @@ class Preforks:
 
     def _died(self, sandbox_id: SandboxId) -> None:
         """Nobody has ordered anything of it: its channel can only have been closed."""
-        self._tasks.start(self.end(sandbox_id), name=f"end prefork {sandbox_id}")
-        prefork = self._ready.get(sandbox_id)
-        if prefork is not None:
-            asyncio.get_running_loop().remove_reader(prefork.channel.fileno())
+        self._tasks.start(self._bury(sandbox_id), name=f"end prefork {sandbox_id}")
+        asyncio.get_running_loop().remove_reader(self._ready[sandbox_id].channel.fileno())
+
+    async def _bury(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self.end(sandbox_id)
+        except (FirkinError, OSError, TimeoutError) as error:
+            _log.error("what died waiting was not removed sandbox=%s error=%s", sandbox_id, error)
 
     def _missing(self) -> SandboxResources | None:
         for shape in reversed(self._shapes):

@@ -1,0 +1,170 @@
+"""How many boxes are made ahead, of what shape, and whose they are: without any real one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from firkin.drivers.boxes.preforks import LEAST, Prefork, Preforks
+from firkin.drivers.ground.launch_helper import Launched
+from firkin.drivers.ground.slots import Slot
+from firkin.law.errors import BackendFailure
+from firkin.law.ids import SandboxId
+from firkin.law.resources import GIB, SandboxResources
+
+USUAL = SandboxResources()
+SMALL = replace(USUAL, disk_bytes=GIB)
+TINY = replace(USUAL, disk_bytes=GIB // 2)
+
+
+class Maker:
+    """Makes what looks like a box, and remembers which there are."""
+
+    def __init__(self) -> None:
+        self.alive: dict[SandboxId, Prefork] = {}
+        self.theirs: dict[SandboxId, socket.socket] = {}
+        self.failures = 0
+        self.slow_end: asyncio.Event | None = None
+
+    async def make(self, name: SandboxId, shape: SandboxResources, online: bool) -> Prefork:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise BackendFailure("make a box", "a test", "not this time")
+        ours, self.theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        launched = Launched(0, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        self.alive[name] = Prefork(name, shape, Slot(0), launched, 0, ours)
+        return self.alive[name]
+
+    async def end(self, prefork: Prefork) -> None:
+        if self.slow_end is not None:
+            await self.slow_end.wait()
+        prefork.close()
+        self.theirs.pop(prefork.sandbox_id).close()
+        del self.alive[prefork.sandbox_id]
+
+    def sizes(self) -> list[int]:
+        return sorted(prefork.shape.disk_bytes for prefork in self.alive.values())
+
+
+@asynccontextmanager
+async def preforks(most: int = 8, *, failures: int = 0) -> AsyncIterator[tuple[Preforks, Maker]]:
+    maker = Maker()
+    maker.failures = failures
+    kept = Preforks(maker.make, maker.end, most=most)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(kept.aclose)
+        yield kept, maker
+    assert maker.alive == {}
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 — of any state; nobody tells
+            await asyncio.sleep(0.002)
+
+
+async def given_away(kept: Preforks, maker: Maker, disk_bytes: int) -> SandboxId:
+    """As a boot does: promised, taken, and gone."""
+    name = kept.promise(disk_bytes)
+    assert name is not None
+    prefork = await kept.take(name)
+    assert prefork is not None
+    await maker.end(prefork)
+    return name
+
+
+async def test_nothing_is_made_before_the_start_or_where_none_is_wanted() -> None:
+    async with preforks() as (kept, maker):
+        await asyncio.sleep(0.03)
+        assert maker.alive == {}
+    async with preforks(most=0) as (kept, maker):
+        kept.start()
+        await asyncio.sleep(0.03)
+        assert maker.alive == {}
+
+
+async def test_a_few_are_kept_and_each_is_promised_once() -> None:
+    async with preforks() as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        names = {kept.promise(USUAL.disk_bytes) for _ in range(LEAST)}
+        assert names == set(maker.alive) == kept.names
+        assert kept.promise(USUAL.disk_bytes) is None
+        assert kept.promise(SMALL.disk_bytes) is None
+
+
+async def test_what_is_taken_is_made_again_after_the_launch() -> None:
+    async with preforks() as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        with kept.launching(USUAL, online=True):
+            gone = await given_away(kept, maker, USUAL.disk_bytes)
+            await asyncio.sleep(0.03)
+            assert len(maker.alive) == LEAST - 1
+        await until(lambda: len(maker.alive) == LEAST)
+        assert gone not in maker.alive
+
+
+@pytest.mark.parametrize(("most", "at_once", "wanted"), [(8, 5, 5), (4, 6, 4), (8, 1, LEAST), (1, 3, 1)])
+async def test_as_many_are_kept_as_were_wanted_at_once_within_bounds(most: int, at_once: int, wanted: int) -> None:
+    async with preforks(most=most) as (kept, maker):
+        kept.start()
+        with ExitStack() as boots:
+            for _ in range(at_once):
+                boots.enter_context(kept.launching(USUAL, online=True))
+        await until(lambda: len(maker.alive) == wanted)
+        await asyncio.sleep(0.03)
+        assert len(maker.alive) == wanted
+
+
+async def test_the_two_sizes_asked_for_last_are_kept() -> None:
+    async with preforks() as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        with kept.launching(SMALL, online=True):
+            pass
+        await until(lambda: maker.sizes() == [GIB] * LEAST + [USUAL.disk_bytes] * LEAST)
+        with kept.launching(TINY, online=True):
+            pass
+        await until(lambda: maker.sizes() == [GIB // 2] * LEAST + [GIB] * LEAST)
+
+
+async def test_one_that_dies_is_buried_and_replaced() -> None:
+    async with preforks() as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        dead = next(iter(maker.theirs))
+        maker.theirs[dead].shutdown(socket.SHUT_RDWR)
+        await until(lambda: dead not in maker.alive and len(maker.alive) == LEAST)
+
+
+async def test_whoever_wants_one_that_is_being_ended_waits_until_nothing_of_it_is_left() -> None:
+    async with preforks() as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        name = kept.promise(USUAL.disk_bytes)
+        assert name is not None
+        maker.slow_end = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(kept.end(name))
+            await asyncio.sleep(0)
+            taking = tasks.create_task(kept.take(name))
+            await asyncio.sleep(0.01)
+            assert not taking.done()
+            assert name in kept.names
+            maker.slow_end.set()
+        assert taking.result() is None
+        assert name not in maker.alive
+
+
+async def test_a_failure_is_tried_again() -> None:
+    async with preforks(failures=2) as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
