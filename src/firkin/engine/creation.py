@@ -28,7 +28,7 @@ from firkin.engine.waiting_line import Ticket, Wish
 from firkin.engine.watching import watch
 from firkin.law.backend import TierStatus
 from firkin.law.capabilities import CapabilityName
-from firkin.law.driver import BootPlan, PreparesInstances
+from firkin.law.driver import BootPlan
 from firkin.law.errors import (
     AlreadyExists,
     BackendFailure,
@@ -187,8 +187,8 @@ async def _admit(node: Node, order: Order) -> Resident:
 def _named(node: Node, order: Order) -> SandboxId:
     """A fresh name, if possible one under which the driver has made much of it already."""
     prepared = None
-    if isinstance(node.driver, PreparesInstances) and not order.foundation.captured and not order.pooled:
-        prepared = node.driver.prepared(order.tier.isolation or "", order.resources.disk_bytes)
+    if not order.foundation.captured and not order.pooled:
+        prepared = node.tiers.prepared(order.tier, order.resources.disk_bytes)
     return prepared or fresh_sandbox_id()
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from firkin.engine.offer import engine_offer
 from firkin.law.backend import Preflight, TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent, TierGated
-from firkin.law.driver import Driver, TieredDriver
+from firkin.law.driver import Driver, PreparesInstances, TieredDriver
 from firkin.law.errors import BackendFailure, UnsupportedCapability
+from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation
 
 _C = CapabilityName
@@ -21,6 +22,7 @@ class Tiers:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._several = driver if isinstance(driver, TieredDriver) else None
+        self._preparing = driver if isinstance(driver, PreparesInstances) else None
         self._ready: dict[str, tuple[TierStatus, TierStatus]] = {}
 
     @property
@@ -50,6 +52,10 @@ class Tiers:
             gate = TierGated(status.isolation or status.driver, status.preflight.reasons)
             raise UnsupportedCapability(operation, _C.RUNTIME_CREATE, gate)
         return status
+
+    def prepared(self, tier: TierStatus, disk_bytes: int) -> SandboxId | None:
+        """See `PreparesInstances`."""
+        return None if self._preparing is None else self._preparing.prepared(tier.isolation or "", disk_bytes)
 
     async def restoring(self, operation: str, driver: str, wish: Isolation | None) -> TierStatus:
         """The tier for what `driver` captured; there is no other that could take it. `UnsupportedCapability`."""

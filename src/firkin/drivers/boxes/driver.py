@@ -44,7 +44,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.resources import SandboxResources
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.volumes import VolumeKeeper
-from firkin.lifetimes import Children, finish
+from firkin.lifetimes import Children, children, finish
 from firkin.phases import mark
 
 _UNDO_WITHIN_S = 30.0
@@ -169,9 +169,8 @@ class BoxDriver:
             slot = waiting.slot if waiting is not None else await slots.take(online=_is_online(plan))
             try:
                 mark("slot")
-                before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
                 async with self._volumes.mounted(plan.volumes) as mounts:
-                    return await self._boot_in(plan, slot, mounts, before, waiting)
+                    return await self._boot_in(plan, slot, mounts, waiting)
             except BaseException as error:
                 if waiting is not None:
                     waiting.close()
@@ -185,12 +184,18 @@ class BoxDriver:
                 raise
         raise AssertionError("the loop returns or raises")
 
-    async def _boot_in(
-        self, plan: BootPlan, slot: Slot, volumes: list[int], before: Traffic, waiting: Prefork | None
-    ) -> BoxInstance:
+    async def _boot_in(self, plan: BootPlan, slot: Slot, volumes: list[int], waiting: Prefork | None) -> BoxInstance:
         assert self._launches is not None, "start() comes first"
+        connect = self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
+        async with children() as beside:  # an agent does nothing before it is asked to, which is after both
+            connecting = beside.start(connect, name=f"connect {plan.sandbox_id}")
+            born = await self._launches.launch(plan, slot, volumes, waiting)
+            try:
+                before = await connecting
+            except BaseException:
+                born.end()
+                raise
         mark("network")
-        born = await self._launches.launch(plan, slot, volumes, waiting)
         ref = self._ref(plan.sandbox_id, born.launched.pid, born.began, slot, before)
         return self._instance(plan.sandbox_id, ref, born.launched.pidfd, slot, born.link)
 

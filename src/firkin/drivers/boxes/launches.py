@@ -45,6 +45,12 @@ class Born:
     began: int
     link: AgentLink
 
+    def end(self) -> None:
+        """It is not wanted after all. What it had is the caller's to remove."""
+        kill_pidfd(self.launched.pidfd, signal.SIGKILL)
+        os.close(self.launched.pidfd)
+        self.link.close()
+
 
 class _Attempt:
     """What one launch holds: descriptors to be given away, the way its reports come, and what there is of it so far."""
