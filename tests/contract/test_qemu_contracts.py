@@ -19,11 +19,8 @@ from firkin.law.policies import Policies
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.templates import ImageConfig, TemplateSpec
-from firkin.testing import DriverContract
-from firkin.testing.archive_obligations import ArchiveObligations
+from firkin.testing import BackendContract, DriverContract
 from firkin.testing.backend_suite import MakeBackend
-from firkin.testing.fork_obligations import ForkObligations
-from firkin.testing.snapshot_obligations import CaptureObligations, RestoreObligations
 from tests.qemu.homes import Home, qemu_home
 
 _READINESS = check(Path("/var/tmp"), "")
@@ -69,8 +66,8 @@ class OneRoot:
 
 
 @pytest.mark.slow
-class TestQemuBackend(ArchiveObligations, CaptureObligations, RestoreObligations, ForkObligations):
-    """Under the engine: what machines do otherwise than boxes. All of `BackendContract` takes a quarter of an hour.
+class TestQemuBackend(BackendContract):
+    """Under the engine, all of it: a quarter of an hour where machines are emulated.
 
     The driver's folder is the module's, the engine's each test's own.
     """

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 
 from firkin.drivers.qemu.machines import Shape, command_line
-from firkin.law.resources import MIB
+from firkin.law.errors import InvalidSpec
+from firkin.law.resources import MIB, SandboxResources
 
 
 def _told(machine: str, accelerator: str, *, waking: bool = False) -> dict[str, str]:
@@ -55,3 +56,9 @@ def test_a_machine_that_is_woken_has_the_same_parts(machine: str) -> None:
     assert woken.pop("-incoming").startswith("fd:")
     assert woken == born
     assert born["-global"] == "migration.send-configuration=off"
+
+
+def test_less_memory_than_a_kernel_starts_with_is_refused_before_anything_boots() -> None:
+    with pytest.raises(InvalidSpec, match="at least 100663296"):
+        Shape.of(SandboxResources(memory_bytes=64 * MIB), "tcg")
+    assert Shape.of(SandboxResources(memory_bytes=96 * MIB), "tcg").memory_mib == 96

@@ -30,7 +30,7 @@ from firkin.law.templates import TemplateInfo
 from firkin.testing.backend_suite import FREE, PATIENCE_S, BackendSuite, MakeBackend, eventually
 
 _PORT = Port(18080)
-_SMALL = SandboxResources(vcpus=1, memory_bytes=64 * MIB, disk_bytes=64 * MIB)
+_SMALL = SandboxResources(vcpus=1, memory_bytes=128 * MIB, disk_bytes=64 * MIB)
 
 
 def _limited(**limits: int) -> Policies:
@@ -54,7 +54,7 @@ class CapacityObligations(BackendSuite):
             await backend.aclose(kill_all=True)
 
     async def test_cpus_and_memory_are_counted_too(self, make_backend: MakeBackend) -> None:
-        backend = await make_backend(_limited(max_vcpus=1, max_memory_bytes=100 * MIB))
+        backend = await make_backend(_limited(max_vcpus=1, max_memory_bytes=200 * MIB))
         try:
             template = await backend.templates.prepare(self.template_spec)
             await backend.sandboxes.create(self.spec(template, resources=_SMALL))

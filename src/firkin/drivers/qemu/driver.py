@@ -191,7 +191,7 @@ class QemuDriver:
         kit = await self._kits.kit()
         root = await self._roots.image(plan.root, lambda line: None)
         accelerator = await self._accelerators.choose(lambda accelerator: self._probe(plan, kit, root, accelerator))
-        shape = Shape(memory_bytes=plan.resources.memory_bytes, vcpus=plan.resources.vcpus, accelerator=accelerator)
+        shape = Shape.of(plan.resources, accelerator)
         fit = self._fit(kit, shape, root)
         own_files = plan.captured or plan.continues
         return kit, fit, root, None if own_files else await self._seeds.seed(plan, kit, fit, root)

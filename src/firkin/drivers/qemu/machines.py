@@ -12,11 +12,14 @@ from pathlib import Path
 
 from firkin.drivers.qemu.inside import RESET, TRUNK
 from firkin.host.agent_bundle import PLACE
+from firkin.law.errors import InvalidReason, InvalidSpec
+from firkin.law.resources import SandboxResources
 
 # Descriptors as the launched process has them.
 FD_TRUNK, FD_RESET, FD_CONTROL, FD_ROOT, FD_DISK, FD_MEMORY, FD_STATE, FD_TAP, FD_KERNEL, FD_INITRAMFS = range(10, 20)
 PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 MIB = 1 << 20
+_LEAST_MEMORY = 96 * MIB  # below, Debian's kernel and the agent's initramfs do not fit (88 are too little)
 _SERIAL_PORTS = 4
 _MAC = "02:fc:00:00:00:01"  # the same in all: each is alone on its wire
 
@@ -29,6 +32,17 @@ class Shape:
     vcpus: int
     accelerator: str
     machine: str = os.uname().machine
+
+    @classmethod
+    def of(cls, resources: SandboxResources, accelerator: str) -> Shape:
+        """`InvalidSpec` for less memory than a kernel of its own starts with."""
+        if resources.memory_bytes < _LEAST_MEMORY:
+            detail = (
+                f"memory_bytes is {resources.memory_bytes}, but a microVM has a kernel of its own and needs at least"
+                f" {_LEAST_MEMORY}; ask for more memory or for another isolation"
+            )
+            raise InvalidSpec("create sandbox", InvalidReason.INVALID_RESOURCES, detail)
+        return cls(memory_bytes=resources.memory_bytes, vcpus=resources.vcpus, accelerator=accelerator)
 
     @property
     def memory_mib(self) -> int:
