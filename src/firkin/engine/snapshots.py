@@ -49,6 +49,7 @@ from firkin.law.snapshots import (
 )
 from firkin.law.states import SandboxState
 from firkin.lifetimes import children
+from firkin.phases import mark
 
 CAPTURE_WITHIN_S = 600.0
 MOST_FORKS = 100
@@ -143,9 +144,12 @@ class LocalSnapshots:
                 info = await _captured(node, resident, aside, _CAPTURE, also_paused=True)
                 kind = (await node.tiers.of(info.driver)).captures
                 record = _record(node, resident, info, options, kind, await store.settled(aside))
+                mark("settled")
                 old = store.named(options.owner, options.name) if options.name else None
                 await store.keep(record, aside)
+                mark("kept")
             await _remark(node, resident, record.info)
+            mark("remarked")
             node.events.publish(SnapshotChanged(sandbox_id, record.info.id))
             if old is not None:
                 await delete(node, old.info.id)

@@ -128,10 +128,12 @@ class BoxInstance(HeldInstance):
         try:
             async with threads.turn():
                 await threads.run(work.prepare, work.stop)
+                mark("written out")
                 _require_room(Path(str(self._ref.facts["disk"])), room_bytes)
                 async with self._freezer.held():
                     await threads.run(work.copy, work.stop)
                     self._require_alive("capture")  # killed during the copy: it may hold the disk of another instant
+                mark("copied")
         except OSError as error:
             self._require_alive("capture")
             if HostDiskFull.explains(error):
