@@ -126,12 +126,12 @@ class LinkStream:
         return kind, self._decoded(kind, payload)
 
     def _with_more(self, kind: int, payload: bytes) -> bytes:
-        """`payload` and what has come behind it, up to a window: each piece has a price at everybody who carries it."""
+        """`payload` and what has come behind it, up to what is granted at once: a piece has its price at everybody who carries it."""
         items = self._items
         if not items or items[0][0] != kind:
             return payload
         pieces, size = [payload], len(payload)
-        while items and items[0][0] == kind and size + len(items[0][1]) <= WINDOW:
+        while items and items[0][0] == kind and size + len(items[0][1]) <= GRANT_AT:
             pieces.append(items.popleft()[1])
             size += len(pieces[-1])
         return b"".join(pieces)
