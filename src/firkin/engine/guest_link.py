@@ -126,7 +126,7 @@ class LinkStream:
         return kind, self._decoded(kind, payload)
 
     def _with_more(self, kind: int, payload: bytes) -> bytes:
-        """`payload` and what has come behind it, up to what is granted at once: a piece has its price at everybody who carries it."""
+        """`payload` and what has come behind it, up to what is granted at once: each piece costs all who carry it."""
         items = self._items
         if not items or items[0][0] != kind:
             return payload
