@@ -14,7 +14,7 @@ _KNOWN = ("ready_slots", "ready_boxes", "open_files", "attached_layers", "egress
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxOptions:
     """`ready_slots`: slots kept ready for bursts (0.5 MB of kernel memory each). `ready_boxes`: up to how many
-    boxes are half made ahead of need (1.5 MB each); 0 makes none. `open_files`: RLIMIT_NOFILE inside,
+    boxes are half made ahead of need (2 MB each); 0 makes none. `open_files`: RLIMIT_NOFILE inside,
     never above the host's own. `attached_layers`: use the way of kernels before 6.13 although this one is newer.
     `egress_trust`: a file of authorities (PEM) that egress gateways trust servers by, beside the system's.
     `more`: what only one driver knows, as it was written."""
