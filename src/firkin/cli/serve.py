@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ def serve(
 
 def _begin_to_load(driver: str) -> None:
     """The usual driver's helpers load beside the server, not after it."""
-    if driver == "namespaces":
+    if driver == "namespaces" and sys.platform == "linux":
         from firkin.drivers.ground.helper_process import spawn_ahead
 
-        spawn_ahead("firkin.drivers.namespaces.zygote", "firkin.drivers.ground.slot_maker")
+        with suppress(OSError):  # whatever it is, the driver's start says it better
+            spawn_ahead("firkin.drivers.namespaces.zygote", "firkin.drivers.ground.slot_maker")
