@@ -57,7 +57,7 @@ class Maker:
 async def preforks(most: int = 8, *, failures: int = 0) -> AsyncIterator[tuple[Preforks, Maker]]:
     maker = Maker()
     maker.failures = failures
-    kept = Preforks(maker.make, maker.end, most=most)
+    kept = Preforks(maker.make, maker.end, most=most, after_s=0)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(kept.aclose)
         yield kept, maker

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from firkin.drivers.boxes import driver as box_driver
+from firkin.drivers.boxes import launches
 from firkin.drivers.boxes.launcher import LaunchFailed
 from firkin.drivers.boxes.options import BoxOptions
 from firkin.drivers.oci import driver as oci_driver
@@ -135,7 +136,7 @@ async def test_an_agent_that_never_answers_is_given_up(
     tmp_path: Path, root: RootFilesystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = await _with_runtime(tmp_path, _NEVER_ANSWERS)
-    monkeypatch.setattr(box_driver, "_BOOT_WITHIN_S", 2.0)
+    monkeypatch.setattr(launches, "BOOT_WITHIN_S", 2.0)
     async with asyncio.timeout(20):
         with pytest.raises(DeadlineExceeded):
             await driver.boot(plan("silent", root))

@@ -31,6 +31,7 @@ from firkin.law.resources import SandboxResources
 from firkin.lifetimes import Children, finish
 
 LEAST, MOST = 2, 8
+AFTER_S = 1.0  # whoever is gone again by then, after one command, has no use for any
 _DEMAND_LASTS_S = 60.0
 _PROMISE_LASTS_S = 120.0
 _SIZES = 2
@@ -91,11 +92,12 @@ End = Callable[[Prefork], Coroutine[Any, Any, None]]
 class Preforks:
     """Those of one driver. Use from one event loop; nothing is made before `start`."""
 
-    def __init__(self, make: Make, end: End, *, most: int = MOST) -> None:
-        """`make` is told whether it should be online. `most` 0 makes none at all."""
+    def __init__(self, make: Make, end: End, *, most: int = MOST, after_s: float = AFTER_S) -> None:
+        """`make` is told whether it should be online. `most` 0 makes none at all; none is made before `after_s`."""
         self._make = make
         self._end = end
         self._most = most
+        self._after_s = after_s
         self._ready: dict[SandboxId, Prefork] = {}
         self._making: SandboxId | None = None
         self._ending: dict[SandboxId, asyncio.Event] = {}
@@ -184,6 +186,7 @@ class Preforks:
 
     async def _keep(self) -> None:
         patience_s = 0.1
+        await asyncio.sleep(self._after_s)
         while True:
             self._wanted.clear()
             try:
