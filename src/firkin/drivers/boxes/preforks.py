@@ -31,7 +31,7 @@ from firkin.law.resources import SandboxResources
 from firkin.lifetimes import Children, finish
 
 LEAST, MOST = 2, 8
-AFTER_S = 1.0  # whoever is gone again by then, after one command, has no use for any
+AFTER_S = 0.25  # whoever is gone again by then, after one command, has no use for any
 _DEMAND_LASTS_S = 60.0
 _PROMISE_LASTS_S = 120.0
 _SIZES = 2
