@@ -52,7 +52,7 @@ BUSY = """
 exec 9> /root/deleted; echo kept open >&9; rm /root/deleted
 while true; do
     mkdir -p /root/d/$((i % 7)); head -c $((RANDOM * 9)) /dev/urandom > /root/d/$((i % 7))/$((i % 31))
-    ln -sf target /root/d/link$((i % 5)); rm -rf /root/d/$(((i + 3) % 7)); i=$((i + 1)); echo $i > /root/i
+    ln -sf target /root/d/link$((i % 5)); rm -rf /root/d/$(((i + 3) % 7)); i=$((i + 1)); echo $i >> /root/i
 done
 """
 
@@ -67,7 +67,7 @@ async def test_the_disk_of_a_busy_sandbox_is_captured_in_order(alone: Alone) -> 
         outcome = checked(into / IMAGE)
         assert outcome.returncode == 0 or _only_what_was_deleted_open(outcome.stdout), outcome.stdout
         twin = await alone.fork(f"busytwin{number}", into)
-        assert int(await said(twin, "cat /root/i; rm -rf /root/d; sync"))
+        assert int(await said(twin, "tail -n 1 /root/i; rm -rf /root/d; sync"))
         await twin.destroy()
     await source.destroy()
 
