@@ -40,7 +40,7 @@ class TestLayersByPath(BoxSuite, LayerObligations):
 
     kind = NamespacesDriver
     tier = NamespacesTier()
-    options = {"ready_slots": "3", "attached_layers": "true"}  # noqa: RUF012 — a ClassVar of its base
+    options = {"ready_slots": "3", "ready_boxes": "0", "attached_layers": "true"}  # noqa: RUF012 — a ClassVar of its base
 
 
 class TestNamespacesBackend(BoxBackendSuite, BackendContract):

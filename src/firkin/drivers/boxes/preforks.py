@@ -181,8 +181,7 @@ class Preforks:
 
     async def aclose(self) -> None:
         await self._tasks.aclose()
-        for name in list(self._ready):
-            await self.end(name)
+        await asyncio.gather(*map(self.end, list(self._ready)))
 
     async def _keep(self) -> None:
         patience_s = 0.1
