@@ -136,6 +136,15 @@ async def test_the_two_sizes_asked_for_last_are_kept() -> None:
         await until(lambda: maker.sizes() == [GIB // 2] * LEAST + [GIB] * LEAST)
 
 
+async def test_a_size_that_is_asked_for_again_stays_before_one_that_is_not() -> None:
+    async with preforks() as (kept, maker):
+        for shape in (USUAL, SMALL, USUAL, TINY):
+            with kept.launching(shape, online=True):
+                pass
+        kept.start()
+        await until(lambda: maker.sizes() == [GIB // 2] * LEAST + [USUAL.disk_bytes] * LEAST)
+
+
 async def test_one_that_dies_is_buried_and_replaced() -> None:
     async with preforks() as (kept, maker):
         kept.start()

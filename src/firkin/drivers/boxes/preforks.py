@@ -160,11 +160,10 @@ class Preforks:
     @contextmanager
     def launching(self, shape: SandboxResources, *, online: bool) -> Iterator[None]:
         """Around each boot that one of these could have served, whether it did or not."""
-        if shape not in self._shapes:
-            same_size = next((other for other in self._shapes if other.disk_bytes == shape.disk_bytes), None)
-            if same_size is not None:
-                self._shapes.remove(same_size)
-            self._shapes.append(shape)
+        same_size = next((other for other in self._shapes if other.disk_bytes == shape.disk_bytes), None)
+        if same_size is not None:
+            self._shapes.remove(same_size)
+        self._shapes.append(shape)  # the one asked for last is the last that gives way
         self._online = online
         self._under_way += 1
         self._idle.clear()
