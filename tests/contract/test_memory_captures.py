@@ -69,6 +69,7 @@ def test_everything_about_a_file_comes_back(tmp_path: Path) -> None:
     assert back.used == tree.used
 
 
+@pytest.mark.thorough
 def test_the_depth_of_directories_is_the_guests_own_affair(tmp_path: Path) -> None:
     tree = Tree(DISK)
     node = tree.root

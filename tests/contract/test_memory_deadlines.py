@@ -66,6 +66,7 @@ async def bench(clock: VirtualClock, tmp_path: Path) -> AsyncIterator[Bench]:
     await backend.aclose(kill_all=True)
 
 
+@pytest.mark.thorough
 async def test_a_sandbox_lives_until_its_deadline_and_not_longer(bench: Bench) -> None:
     info = await bench.create(Timeout(100))
     await bench.clock.advance(99.9)
@@ -74,6 +75,7 @@ async def test_a_sandbox_lives_until_its_deadline_and_not_longer(bench: Bench) -
     assert "deadline" in await bench.ended(info)
 
 
+@pytest.mark.thorough
 async def test_a_deadline_at_an_instant_is_that_instant(bench: Bench) -> None:
     info = await bench.create(At(bench.clock.now() + timedelta(hours=1)))
     await bench.clock.advance(3599)
@@ -82,6 +84,7 @@ async def test_a_deadline_at_an_instant_is_that_instant(bench: Bench) -> None:
     assert "deadline" in await bench.ended(info)
 
 
+@pytest.mark.thorough
 async def test_without_a_wish_the_runtimes_default_applies(bench: Bench) -> None:
     info = await bench.create(None)
     await bench.clock.advance(299)
@@ -90,6 +93,7 @@ async def test_without_a_wish_the_runtimes_default_applies(bench: Bench) -> None
     assert "deadline" in await bench.ended(info)
 
 
+@pytest.mark.thorough
 async def test_never_is_never(bench: Bench) -> None:
     info = await bench.create(Never())
     await bench.clock.advance(10 * 365 * 24 * 3600.0)

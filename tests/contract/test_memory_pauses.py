@@ -70,6 +70,7 @@ async def bench(clock: VirtualClock, tmp_path: Path) -> AsyncIterator[Bench]:
     await backend.aclose(kill_all=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep_memory", [True, False])
 async def test_years_pass_over_a_paused_sandbox(bench: Bench, keep_memory: bool) -> None:
     info = await bench.create(Timeout(100))
@@ -78,6 +79,7 @@ async def test_years_pass_over_a_paused_sandbox(bench: Bench, keep_memory: bool)
     assert await bench.state(info.id) is SandboxState.PAUSED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep_memory", [True, False])
 async def test_a_resumed_sandbox_lives_as_long_as_the_resume_says(bench: Bench, keep_memory: bool) -> None:
     info = await bench.create(Timeout(100), pauses=True)

@@ -72,6 +72,7 @@ async def talk() -> AsyncIterator[Conversation]:
     await instance.destroy()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("text", "stdout", "code"), CASES)
 async def test_shell_text_does_what_sh_does(talk: Conversation, text: str, stdout: str, code: int) -> None:
     answer = await talk.run("sh", "-c", text)

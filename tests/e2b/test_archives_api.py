@@ -40,6 +40,7 @@ def _import(client: RawClient, archive: httpx.Response, snapshot_id: str, **quer
     return client.api("PUT", f"{SNAPSHOTS}/{snapshot_id}/archive", archive.content, headers=headers, params=query)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "stored"), [("imp", "imp:default"), ("alice/Imp:V1", "imp:V1"), ("imp:v2", "imp:v2")])
 def test_an_imported_name_is_found_by_its_owner(
     client: RawClient, archive: httpx.Response, name: str, stored: str

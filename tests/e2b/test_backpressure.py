@@ -76,6 +76,7 @@ def _eventually(holds: Any, within_s: float = 5.0) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.thorough
 def test_a_hundred_creates_at_a_limit_of_ten_make_ten_and_tell_the_rest(alice: httpx.Client) -> None:
     with ThreadPoolExecutor(100) as pool:
         answers = list(pool.map(lambda _: _create(alice), range(100)))
@@ -94,6 +95,7 @@ def test_a_hundred_creates_at_a_limit_of_ten_make_ten_and_tell_the_rest(alice: h
     assert all(each["waitedMs"] >= WAIT_S * 900 for each in queued)
 
 
+@pytest.mark.thorough
 def test_who_waits_is_served_as_soon_as_a_sandbox_ends(alice: httpx.Client, small: RunningServer) -> None:
     made = [_create(alice).json()["sandboxID"] for _ in range(LIMIT)]
     with ThreadPoolExecutor(1) as pool:
@@ -103,6 +105,7 @@ def test_who_waits_is_served_as_soon_as_a_sandbox_ends(alice: httpx.Client, smal
         assert waiting.result(5).status_code == 201
 
 
+@pytest.mark.thorough
 def test_a_client_that_gives_up_leaves_the_line_and_gets_no_sandbox(alice: httpx.Client, small: RunningServer) -> None:
     made = [_create(alice).json()["sandboxID"] for _ in range(LIMIT)]
     hasty = httpx.Client(base_url=small.url, headers={"X-API-Key": ALICE}, timeout=0.2)
@@ -114,6 +117,7 @@ def test_a_client_that_gives_up_leaves_the_line_and_gets_no_sandbox(alice: httpx
     assert len(_running(alice)) == LIMIT - 1
 
 
+@pytest.mark.thorough
 def test_what_is_larger_than_the_whole_limit_is_refused_at_once(alice: httpx.Client, small: RunningServer) -> None:
     assert small.backend is not None
     admission = small.backend._started().admission
@@ -126,6 +130,7 @@ def test_what_is_larger_than_the_whole_limit_is_refused_at_once(alice: httpx.Cli
     assert (answer.headers["should-retry"], "retry-after" in answer.headers) == ("false", False)
 
 
+@pytest.mark.thorough
 def test_a_raised_limit_serves_those_who_wait(alice: httpx.Client, small: RunningServer) -> None:
     for _ in range(LIMIT):
         _create(alice)
@@ -140,6 +145,7 @@ def test_a_raised_limit_serves_those_who_wait(alice: httpx.Client, small: Runnin
         assert {each.result(5).status_code for each in waiting} == {201}
 
 
+@pytest.mark.thorough
 def test_a_paused_sandbox_is_resumed_at_the_limit_when_another_ends(alice: httpx.Client, small: RunningServer) -> None:
     paused = _create(alice).json()["sandboxID"]
     assert alice.post(f"/sandboxes/{paused}/pause", json={}).status_code == 204
@@ -154,6 +160,7 @@ def test_a_paused_sandbox_is_resumed_at_the_limit_when_another_ends(alice: httpx
         assert waiting.result(5).status_code == 201
 
 
+@pytest.mark.thorough
 def test_a_sandbox_whose_resumption_waits_is_killed_without_a_wait(alice: httpx.Client, small: RunningServer) -> None:
     paused = _create(alice).json()["sandboxID"]
     assert alice.post(f"/sandboxes/{paused}/pause", json={}).status_code == 204
@@ -169,6 +176,7 @@ def test_a_sandbox_whose_resumption_waits_is_killed_without_a_wait(alice: httpx.
     assert _line(small) == 0
 
 
+@pytest.mark.thorough
 def test_traffic_that_finds_no_room_to_wake_a_sandbox_is_told_together(
     alice: httpx.Client, small: RunningServer
 ) -> None:
@@ -188,6 +196,7 @@ def test_traffic_that_finds_no_room_to_wake_a_sandbox_is_told_together(
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
 
 
+@pytest.mark.thorough
 def test_the_node_says_how_it_is_and_an_operator_changes_its_limits(alice: httpx.Client, small: RunningServer) -> None:
     for _ in range(LIMIT):
         _create(alice)

@@ -23,6 +23,7 @@ def new(**fields: object) -> dict[str, object]:
     return {"templateID": "base", **fields}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
@@ -85,6 +86,7 @@ def test_a_create_that_cannot_be_is_refused(client: RawClient, body: object, sta
     assert client.api("GET", "/sandboxes").json() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
@@ -396,6 +398,7 @@ def test_a_preflight_is_answered_on_both_planes(client: RawClient) -> None:
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "*")
 
 
+@pytest.mark.thorough
 def test_a_deadline_kills_the_program_and_says_so(client: RawClient) -> None:
     events = client.run("sleep 60", **{"connect-timeout-ms": "300"})
     assert "start" in events[0]["event"]

@@ -44,6 +44,7 @@ def said(to: dict[str, str], template: str, command: str) -> str:
         sandbox.kill()
 
 
+@pytest.mark.thorough
 def test_a_template_is_built_and_sandboxes_are_made_from_it(to: dict[str, str]) -> None:
     heard: list[str] = []
     template = Template().from_template("base").set_envs({"FOO": "bar"}).run_cmd("echo $FOO; echo $FOO > ~/foo")
@@ -58,6 +59,7 @@ def test_a_template_is_built_and_sandboxes_are_made_from_it(to: dict[str, str]) 
     sandbox.kill()
 
 
+@pytest.mark.thorough
 def test_names_tags_and_another_build(to: dict[str, str]) -> None:
     first = build(to, "named:v1", "echo 1 > ~/n")
     second = build(to, "named:v2", "echo 2 > ~/n", tags=["latest"])
@@ -78,6 +80,7 @@ def test_a_target_without_name_or_tag_is_refused(to: dict[str, str], target: str
         Template.assign_tags(target, ["x"], **to)  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("commands", "user", "says"),
     [
@@ -98,6 +101,7 @@ def test_a_step_that_fails_is_told_as_e2b_tells_it(
     assert str(caught.value) == says
 
 
+@pytest.mark.thorough
 def test_a_name_exists_once_it_is_asked_for(to: dict[str, str], server: RunningServer) -> None:
     build(to, "existing", "true")
     assert Template.exists("existing", **to)  # type: ignore[arg-type]
@@ -105,6 +109,7 @@ def test_a_name_exists_once_it_is_asked_for(to: dict[str, str], server: RunningS
     assert not Template.exists("existing", **server.sdk(BOB)), "another tenant's name says nothing"  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 def test_a_build_goes_on_in_the_background(to: dict[str, str]) -> None:
     info = Template.build_in_background(Template().from_template("base").run_cmd("sleep 1"), "slow", **to)  # type: ignore[arg-type]
     seen = {Template.get_build_status(info, **to).status.value}  # type: ignore[arg-type]
@@ -115,6 +120,7 @@ def test_a_build_goes_on_in_the_background(to: dict[str, str]) -> None:
     assert seen == {"building"}
 
 
+@pytest.mark.thorough
 def test_a_tenants_base_hides_the_servers_once_it_is_built_and_never_behind_e2bs_image(
     client: RawClient, to: dict[str, str]
 ) -> None:
@@ -159,6 +165,7 @@ def test_the_answers_of_the_flow_have_every_field(client: RawClient) -> None:
     assert (detail["cpuCount"], detail["memoryMB"], detail["buildStatus"]) == (1, 256, "ready")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -190,6 +197,7 @@ def test_a_build_that_cannot_be_is_refused_and_may_be_started_still(client: RawC
     assert status == "waiting"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -288,6 +296,7 @@ def test_a_build_is_listed_and_stopped_by_its_owner_alone(client: RawClient) -> 
     assert client.api("DELETE", f"/firkin/v1/builds/{build_id}").status_code == 204, "as often as one likes"
 
 
+@pytest.mark.thorough
 def test_tags_are_listed_in_every_form(client: RawClient, to: dict[str, str]) -> None:
     build(to, "tagged", "true", tags=["one", "two"])
     assert client.api("GET", "/templates/tagged/tags/exists?tag=one").json() == {"exists": True, "normalizedTag": "one"}
@@ -305,6 +314,7 @@ def test_the_operators_templates_are_listed_and_not_the_tenants_to_delete(client
     assert client.api("DELETE", "/templates/base").status_code == 403
 
 
+@pytest.mark.thorough
 def test_nothing_of_a_build_shows_as_a_template_of_the_operators(client: RawClient, to: dict[str, str]) -> None:
     build(to, "hidden-parts", "true")
     listed = [template["templateID"] for template in client.api("GET", "/templates").json()]

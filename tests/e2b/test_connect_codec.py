@@ -41,6 +41,7 @@ def test_messages_survive_every_single_split() -> None:
         assert [one.payload for one in found] == [*MESSAGES, b"{}"]
 
 
+@pytest.mark.thorough
 @given(st.lists(st.binary(max_size=64)), st.lists(st.integers(1, 50), min_size=1))
 def test_whatever_is_written_is_read(messages: list[bytes], steps: list[int]) -> None:
     data = b"".join(envelope(message) for message in messages)

@@ -74,6 +74,7 @@ def _met_half_way(
         return meeting.result(10)
 
 
+@pytest.mark.thorough
 def test_a_connect_that_meets_a_pause_resumes_it(
     server: RunningServer, driver: MemoryDriver, http: httpx.Client, sandbox: str
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_connect_that_meets_a_pause_resumes_it(
     assert http.get(f"/sandboxes/{sandbox}").json()["state"] == "running"
 
 
+@pytest.mark.thorough
 def test_a_connect_that_meets_a_kill_finds_nothing(
     server: RunningServer, driver: MemoryDriver, http: httpx.Client, sandbox: str
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_connect_that_meets_a_kill_finds_nothing(
     assert answer.status_code == 404
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("call", ["connect", "resume"])
 def test_a_resumption_that_could_not_reach_it_may_be_tried_again(
     driver: MemoryDriver, http: httpx.Client, sandbox: str, call: str
@@ -111,6 +114,7 @@ def test_a_resumption_that_could_not_reach_it_may_be_tried_again(
     assert http.post(f"/sandboxes/{sandbox}/{call}", json={"timeout": 60}).status_code == 201
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "state"), [({}, None), ({"autoPause": True}, "paused"), (_WITHOUT_MEMORY, "paused")]
 )
@@ -176,6 +180,7 @@ def _stop(server: RunningServer, sandbox_id: str) -> None:
     asyncio.run_coroutine_threadsafe(stopping, server.loop).result(10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("lives", "status", "retry"), [(True, 409, "true"), (False, 404, None)])
 def test_only_what_is_gone_is_missing(
     driver: MemoryDriver, http: httpx.Client, sandbox: str, lives: bool, status: int, retry: str | None

@@ -119,6 +119,7 @@ def test_bytes_that_are_no_request_are_answered_too(client: socket.socket) -> No
     assert read_to_end(client).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.thorough
 def test_an_answer_in_two_pieces_does_not_wait_for_an_acknowledgement(client: socket.socket) -> None:
     def asked() -> float:
         began = time.monotonic()

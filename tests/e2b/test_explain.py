@@ -84,6 +84,7 @@ def test_who_ended_it_is_named_once() -> None:
     assert "by the server" in summary(_history(EndCause.REQUESTED, actor="engine"))
 
 
+@pytest.mark.thorough
 def test_an_end_is_explained_to_its_owner_and_to_the_operator(server: RunningServer) -> None:
     with raw_client(server) as client:
         sandbox_id = client.sandbox["sandboxID"]

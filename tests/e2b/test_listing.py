@@ -41,6 +41,7 @@ def test_the_running_are_counted_after_the_filters_and_before_the_page(
     assert (len(answer.json()), answer.headers.get("x-total-running")) == (shown, running)
 
 
+@pytest.mark.thorough
 def test_every_page_tells_the_same_count(client: RawClient) -> None:
     first = client.api("GET", "/v2/sandboxes?limit=3")
     last = client.api("GET", f"/v2/sandboxes?limit=3&nextToken={first.headers['x-next-token']}")

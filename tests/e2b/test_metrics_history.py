@@ -114,6 +114,7 @@ def test_levels_and_words_choose_before_the_limit_cuts(client: RawClient) -> Non
     assert _logs(client, search="nobody says this") == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("query", [{"limit": 0}, {"direction": "up"}, {"level": "loud"}, {"cursor": "x"}, {"what": 1}])
 def test_a_page_that_cannot_be_is_refused(client: RawClient, query: dict[str, object]) -> None:
     path = f"/v2/sandboxes/{client.sandbox['sandboxID']}/logs"
@@ -121,6 +122,7 @@ def test_a_page_that_cannot_be_is_refused(client: RawClient, query: dict[str, ob
     assert answer.status_code == 400
 
 
+@pytest.mark.thorough
 def test_logs_are_there_after_the_end_for_their_owner_alone(server: RunningServer) -> None:
     with raw_client(server) as client:
         client.run("exit 5")

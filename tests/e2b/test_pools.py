@@ -41,6 +41,7 @@ def filled(client: RawClient, name: str) -> Any:
         time.sleep(0.01)
 
 
+@pytest.mark.thorough
 def test_an_sdks_create_is_served_from_the_pool_and_is_the_callers_own(
     server: RunningServer, client: RawClient
 ) -> None:
@@ -72,6 +73,7 @@ def test_what_waits_is_missing_for_everybody(server: RunningServer, client: RawC
     assert client.api("GET", f"/firkin/v1/sandboxes/{waiting}/network", headers=OPERATOR).status_code == 404
 
 
+@pytest.mark.thorough
 def test_a_pool_follows_the_name_to_its_next_build(server: RunningServer, client: RawClient) -> None:
     to = server.sdk()
     Template.build(Template().from_template("base").run_cmd("echo one > ~/which"), "pooled", **to)  # type: ignore[arg-type]
@@ -99,6 +101,7 @@ def test_pools_are_shown_evicted_and_removed(client: RawClient) -> None:
     assert put(client, "base", depth=0).json()["ready"] == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "wish", "status", "says"),
     [
@@ -119,6 +122,7 @@ def test_what_cannot_be_a_pool_is_refused_in_a_sentence(
     assert client.api("GET", POOLS, headers=OPERATOR).json() == []
 
 
+@pytest.mark.thorough
 def test_pools_are_the_operators(client: RawClient) -> None:
     assert client.api("PUT", f"{POOLS}/base", {"depth": 1}).status_code == 403
     assert client.api("GET", POOLS).status_code == 403

@@ -20,6 +20,7 @@ def one_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port_proxy, "MOST_A_SANDBOX", 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_a_sandbox")
 async def test_a_tunnel_whose_client_said_its_last_is_closed(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
@@ -41,6 +42,7 @@ async def test_a_tunnel_whose_client_said_its_last_is_closed(
         silent.set()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_a_sandbox")
 @pytest.mark.parametrize("first", ["CONNECT {host} HTTP/1.1", f"POST / HTTP/1.1\r\nContent-Length: {1 << 30}"])
 async def test_a_client_that_went_while_the_service_took_nothing_is_given_up(
@@ -65,6 +67,7 @@ async def test_a_client_that_went_while_the_service_took_nothing_is_given_up(
         silent.set()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_a_sandbox")
 async def test_one_sandbox_cannot_take_the_connections_of_all(server: RunningServer) -> None:
     gate = asyncio.Event()

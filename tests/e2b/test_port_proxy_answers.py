@@ -148,6 +148,7 @@ def test_a_body_that_ends_early_is_refused() -> None:
             body.end()
 
 
+@pytest.mark.thorough
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.lists(st.integers(1, 200), max_size=30))
 def test_chunks_survive_any_split(chunks: list[bytes], cuts: list[int]) -> None:
     wire = b"".join(b"%X ;x=1\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\nTrailer: dropped\r\n\r\n"

@@ -107,6 +107,7 @@ async def test_pipelined_requests_are_answered_in_turn(server: RunningServer) ->
             assert await client.exactly(len(path)) == path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("again", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nagain"])
 async def test_a_kept_connection_that_closed_costs_no_request(server: RunningServer, again: bytes | None) -> None:
     service = Recorder([_OK, None, again])
@@ -188,6 +189,7 @@ async def test_the_pool_keeps_few_connections_and_not_for_long(monkeypatch: pyte
     assert all(channel.closed for channel in late)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", [("Content-Length: 10",), ("Transfer-Encoding: chunked",)])
 async def test_a_body_waits_for_its_invitation_and_arrives_whole(server: RunningServer, how: tuple[str]) -> None:
     chunked = "chunked" in how[0]
@@ -229,6 +231,7 @@ def _stalled(sizes: list[int], wake: asyncio.Event) -> Handler:
     return handle
 
 
+@pytest.mark.thorough
 async def test_a_service_that_does_not_read_stops_its_client(server: RunningServer) -> None:
     sizes: list[int] = []
     wake = asyncio.Event()
@@ -256,6 +259,7 @@ async def test_a_service_that_does_not_read_stops_its_client(server: RunningServ
         assert (await client.head()).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.thorough
 async def test_a_client_that_vanishes_is_felt_inside(server: RunningServer) -> None:
     gone: asyncio.Queue[str] = asyncio.Queue()
 

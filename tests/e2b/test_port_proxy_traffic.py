@@ -10,6 +10,7 @@ from .conftest import RunningServer
 from .guest_services import PATIENCE_S, listening, sandbox, saying, wire
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("answer", "version", "arrives"),
     [
@@ -47,6 +48,7 @@ async def test_a_head_only_answer_keeps_its_length(server: RunningServer) -> Non
         assert b"\r\ncontent-length: 1234\r\n" in await client.rest()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "answer",
     [
@@ -68,6 +70,7 @@ async def test_an_answer_that_is_not_valid_is_refused(server: RunningServer, ans
         assert f"the service on port {port} gave no valid HTTP answer".encode() in whole
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "answer",
     [
@@ -82,6 +85,7 @@ async def test_an_answer_that_breaks_off_never_looks_whole(server: RunningServer
             await client.rest()
 
 
+@pytest.mark.thorough
 async def test_a_client_that_never_reads_stops_the_service(server: RunningServer) -> None:
     stuck = asyncio.Event()
     sent = 0
@@ -106,6 +110,7 @@ async def test_a_client_that_never_reads_stops_the_service(server: RunningServer
         assert sent < 64 << 20, "kernel buffers and ours, but not the whole body"
 
 
+@pytest.mark.thorough
 async def test_a_half_closed_client_gets_its_answer(server: RunningServer) -> None:
     gate = asyncio.Event()
 
@@ -148,6 +153,7 @@ async def test_connect_is_a_tunnel_to_any_port(server: RunningServer) -> None:
         assert await client.rest() == b"bye", "half-closed, and still open the other way"
 
 
+@pytest.mark.thorough
 async def test_connect_needs_one_name_an_open_port_and_the_token(server: RunningServer) -> None:
     async with sandbox(server) as made, listening(_shout) as port:
         async with wire(server, made, port) as client:
@@ -211,6 +217,7 @@ async def test_a_killed_sandbox_resets_a_download(server: RunningServer) -> None
 _BROWSER = "User-Agent: Mozilla/5.0 (X11; Linux x86_64)"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("accept", "page"),
     [
@@ -248,6 +255,7 @@ async def test_closed_traffic_says_what_is_missing(server: RunningServer) -> Non
                 assert b"<h1>This port is not public</h1>" in await client.rest()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", [b"HTTP/1.1 304 Not Modified\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"])
 async def test_what_follows_an_answer_without_a_body_answers_nobody_else(server: RunningServer, head: bytes) -> None:
     """A service that sends a body where there can be none must not have it read as the next client's answer."""

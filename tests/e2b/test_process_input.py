@@ -42,6 +42,7 @@ def given(kind: str) -> Json:
     return {kind: base64.b64encode(b"hello\n").decode()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("more", "right", "wrong", "says"),
     [
@@ -64,6 +65,7 @@ def test_input_of_the_wrong_kind_is_refused(
         assert said[:1] == b"h"  # a terminal echoes as it is typed into
 
 
+@pytest.mark.thorough
 def test_a_stream_of_input_for_nobody_is_refused_at_its_start(client: RawClient) -> None:
     (end,) = client.stream(STREAM, {"start": {"process": {"pid": 99999}}})
     assert end["error"]["code"] == "not_found"

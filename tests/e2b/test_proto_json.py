@@ -85,6 +85,7 @@ def test_requests_may_be_gzip(client: RawClient) -> None:
     assert output(events) == b"hi\n"
 
 
+@pytest.mark.thorough
 def test_a_bomb_ends_at_the_limit_of_a_message(client: RawClient) -> None:
     bomb = gzip.compress(bytes(200_000_000), 1)
     answer = client.unary(f"{FS}/Stat", bomb, **{"content-encoding": "gzip"})

@@ -33,6 +33,7 @@ def _running(bob: httpx.Client) -> int:
     return len(bob.get("/v2/sandboxes", params={"state": "running"}).json())
 
 
+@pytest.mark.thorough
 def test_creates_forks_resumptions_and_traffic_share_one_quota_of_two(bob: httpx.Client) -> None:
     ids: list[str] = []
     try:
@@ -54,6 +55,7 @@ def test_creates_forks_resumptions_and_traffic_share_one_quota_of_two(bob: httpx
         bob.close()
 
 
+@pytest.mark.thorough
 def test_many_who_knock_at_once_wake_it_once(bob: httpx.Client) -> None:
     sandbox_id, other = _made(bob), _made(bob)
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from firkin.cli.env import env
@@ -20,6 +21,7 @@ def printed(state: Path) -> dict[str, str]:
     return variables
 
 
+@pytest.mark.thorough
 def test_the_sdk_may_hold_as_many_connections_as_it_is_told(tmp_path: Path) -> None:
     code = "import e2b.api; print(e2b.api.max_connections)"
     shown = subprocess.run(

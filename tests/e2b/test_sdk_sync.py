@@ -80,6 +80,7 @@ def test_input_is_streamed_over_one_request(sandbox: Sandbox) -> None:
         sandbox.commands.stream_input(999_999, ["x"])
 
 
+@pytest.mark.thorough
 def test_input_that_nobody_reads_ends_with_the_clients_deadline(sandbox: Sandbox) -> None:
     handle = sandbox.commands.run("sleep 60", background=True, stdin=True)
     with pytest.raises(TimeoutException):
@@ -87,6 +88,7 @@ def test_input_that_nobody_reads_ends_with_the_clients_deadline(sandbox: Sandbox
     assert handle.kill() is True
 
 
+@pytest.mark.thorough
 def test_a_command_that_takes_too_long_is_a_timeout(sandbox: Sandbox) -> None:
     with pytest.raises(TimeoutException):
         sandbox.commands.run("sleep 60", timeout=0.5)
@@ -148,6 +150,7 @@ def test_a_watcher_sees_what_happened_before_the_question(sandbox: Sandbox) -> N
         sandbox.files.watch_dir("/not/there")
 
 
+@pytest.mark.thorough
 def test_signed_links_work_without_naming_the_sandbox(sandbox: Sandbox) -> None:
     up = sandbox.upload_url("linked.txt", use_signature_expiration=60)
     assert httpx.post(up, files={"file": ("whatever", b"by link")}).status_code == 200
@@ -225,6 +228,7 @@ def test_killing_a_sandbox_tells_the_one_who_uploads_to_it(server: RunningServer
         made.files.write("cut", parts())
 
 
+@pytest.mark.thorough
 def test_a_sandbox_whose_time_is_up_tells_the_one_who_waits(server: RunningServer) -> None:
     made = Sandbox.create("base", timeout=1, **server.sdk())
     began = time.monotonic()
@@ -253,6 +257,7 @@ def test_a_wrong_key_is_refused(server: RunningServer) -> None:
         Sandbox.create("base", **server.sdk("e2b_" + "c" * 40))
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_done_yet_is_refused_with_a_reason(server: RunningServer, sandbox: Sandbox) -> None:
     with pytest.raises((SandboxException, InvalidArgumentException), match=r"network\.policy"):
         Sandbox.create("base", network={"allow_out": ["2001:db8::1"]}, **server.sdk())

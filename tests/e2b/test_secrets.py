@@ -63,6 +63,7 @@ def test_a_list_comes_in_pages_newest_first(server: RunningServer) -> None:
         Secret.destroy(secret_id, **sdk)
 
 
+@pytest.mark.thorough
 def test_the_calls_answer_as_the_contract_says(server: RunningServer) -> None:
     name = unique("wire")
     made = api(server, "POST", "/secrets", json={"name": name, "value": VALUE})
@@ -89,6 +90,7 @@ def test_a_name_may_need_escaping(server: RunningServer) -> None:
     assert Secret.destroy(name, **sdk)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "body",
     [

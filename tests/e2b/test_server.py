@@ -26,6 +26,7 @@ async def endless(scope: Message, receive: Receive, send: Send) -> None:
     await exchange.disconnected()
 
 
+@pytest.mark.thorough
 async def test_a_stopped_server_cuts_streams_after_its_grace() -> None:
     async with serving(endless, "127.0.0.1", 0, grace_s=0.1) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -36,6 +37,7 @@ async def test_a_stopped_server_cuts_streams_after_its_grace() -> None:
     writer.close()
 
 
+@pytest.mark.thorough
 async def test_serving_ends_when_it_is_told_to() -> None:
     stop, ports = asyncio.Event(), asyncio.Queue[int]()
     running = asyncio.create_task(serve(endless, "127.0.0.1", 0, announce=ports.put_nowait, stop=stop, grace_s=0.1))

@@ -71,6 +71,7 @@ async def wire(port: int, trust: ssl.SSLContext, sandbox_id: str, inside: int) -
         writer.transport.abort()
 
 
+@pytest.mark.thorough
 async def test_a_service_is_reached_and_told_the_scheme(tmp_path: Path) -> None:
     async def repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -86,6 +87,7 @@ async def test_a_service_is_reached_and_told_the_scheme(tmp_path: Path) -> None:
             assert b"x-forwarded-proto: https\r\n" in await client.rest()
 
 
+@pytest.mark.thorough
 async def test_old_tls_and_plain_http_get_nothing(tmp_path: Path) -> None:
     async with secure(tmp_path) as (port, trust):
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
@@ -99,6 +101,7 @@ async def test_old_tls_and_plain_http_get_nothing(tmp_path: Path) -> None:
         writer.close()
 
 
+@pytest.mark.thorough
 async def test_a_websocket_and_a_tunnel_pass_through(tmp_path: Path) -> None:
     async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write((await reader.readexactly(3)).upper())
@@ -116,6 +119,7 @@ async def test_a_websocket_and_a_tunnel_pass_through(tmp_path: Path) -> None:
             assert await client.rest() == b"ABC", "and what ended inside ends here"
 
 
+@pytest.mark.thorough
 async def test_a_killed_sandbox_resets_its_connections(tmp_path: Path) -> None:
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

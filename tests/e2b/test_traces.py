@@ -60,6 +60,7 @@ def test_a_command_tells_its_phases(client: RawClient) -> None:
     assert found[-1] == "answer"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bad", ["short", "with space in the middle of it", "a" * 65])
 def test_an_id_that_could_be_guessed_is_refused(client: RawClient, bad: str) -> None:
     answer = client.api("POST", "/sandboxes", CREATE, headers={"X-Firkin-Trace": bad})

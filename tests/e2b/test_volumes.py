@@ -47,6 +47,7 @@ def api(server: RunningServer, method: str, path: str, *, key: str | None = ALIC
     return httpx.request(method, server.url + path, headers=headers, timeout=20, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 def test_the_calls_answer_as_the_contract_says(server: RunningServer) -> None:
     name = unique("wire")
     made = api(server, "POST", "/volumes", json={"name": name})
@@ -65,6 +66,7 @@ def test_the_calls_answer_as_the_contract_says(server: RunningServer) -> None:
         assert api(server, method, "/volumes/..").status_code == 404
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "why"),
     [
@@ -83,6 +85,7 @@ def test_an_impossible_volume_is_refused(server: RunningServer, body: object, wh
     assert why in answer.json()["message"]
 
 
+@pytest.mark.thorough
 def test_content_needs_the_volumes_own_token(server: RunningServer, volume: Volume) -> None:
     with made_volume(server, "other") as other:
         for token in (None, "nonsense", other.token, ALICE):
@@ -93,6 +96,7 @@ def test_content_needs_the_volumes_own_token(server: RunningServer, volume: Volu
     assert httpx.get(f"{server.url}/volumecontent/nothing/dir", params={"path": "/"}).status_code == 401
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "place", "params", "status", "code"),
     [
@@ -130,6 +134,7 @@ def test_what_cannot_be_is_refused_by_a_word(
     assert [entry.path for entry in volume.list("/")] == ["/file"]
 
 
+@pytest.mark.thorough
 def test_a_patch_takes_three_fields_and_no_other(server: RunningServer, volume: Volume) -> None:
     volume.write_file("/file", "x")
     for body, why in (('{"owner": 1}', "owner"), ("[]", "object"), ('{"mode": "rw"}', "mode"), ("{", "JSON")):
@@ -152,6 +157,7 @@ def test_a_browser_may_ask(server: RunningServer, volume: Volume) -> None:
     assert "Authorization" in answer.headers["access-control-allow-headers"]
 
 
+@pytest.mark.thorough
 def test_firkins_own_routes_tell_more(server: RunningServer, volume: Volume) -> None:
     volume.write_file("/d/file", "x", force=True)
     route = f"/firkin/v1/volumes/{volume.volume_id}"
@@ -172,6 +178,7 @@ def test_firkins_own_routes_tell_more(server: RunningServer, volume: Volume) -> 
     assert api(server, "PATCH", route).status_code == 404
 
 
+@pytest.mark.thorough
 def test_a_driver_without_volumes_says_so(without_volumes: RunningServer) -> None:
     for method, path in (
         ("GET", "/volumes"),

@@ -46,6 +46,7 @@ def calls_in_progress(server: RunningServer) -> int:
     return asyncio.run_coroutine_threadsafe(count(), server.loop).result(10)
 
 
+@pytest.mark.thorough
 def test_a_call_ends_with_the_deadline_that_its_client_named(
     client: RawClient, deaf: int, server: RunningServer
 ) -> None:
@@ -54,12 +55,14 @@ def test_a_call_ends_with_the_deadline_that_its_client_named(
     assert calls_in_progress(server) == 0
 
 
+@pytest.mark.thorough
 def test_a_streamed_input_ends_with_its_deadline(client: RawClient, deaf: int) -> None:
     body = envelope({"start": {"process": {"pid": deaf}}}) + envelope({"data": {"input": {"stdin": UNREAD}}})
     (end,) = client.stream("process.Process/StreamInput", body, **{"connect-timeout-ms": "200"})
     assert end["error"]["code"] == "deadline_exceeded"
 
 
+@pytest.mark.thorough
 def test_a_client_that_leaves_takes_its_call_with_it(client: RawClient, deaf: int, server: RunningServer) -> None:
     headers = {**client.headers(), "content-type": "application/json"}
     with pytest.raises(httpx.ReadTimeout):

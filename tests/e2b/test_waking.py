@@ -78,6 +78,7 @@ def _refused(sleeper: Sleeper, answer: httpx.Response) -> None:
     assert sleeper.info["state"] == "paused"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("token", [None, "wrong"])
 @pytest.mark.parametrize(
     ("method", "path", "port", "header"),
@@ -110,12 +111,14 @@ def test_a_browser_is_shown_a_page(sleeper: Sleeper) -> None:
     assert sleeper.info["state"] == "paused"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("port", [49983, 0])
 def test_a_signed_link_wakes(sleeper: Sleeper, port: int) -> None:
     assert sleeper.ask("GET", _link(sleeper), port=port).status_code == 200
     assert sleeper.info["state"] == "running"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/health", 204), ("POST", LIST, 200)])
 def test_the_token_wakes(sleeper: Sleeper, method: str, path: str, status: int) -> None:
     token = sleeper.made["envdAccessToken"]
@@ -151,6 +154,7 @@ def test_the_sdk_wakes_by_asking_whether_it_runs(server: RunningServer) -> None:
         sandbox.kill()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("asked_s", "lives_s"), [(30, 300), (900, 900)])
 def test_who_was_woken_lives_for_five_minutes_at_least(server: RunningServer, asked_s: int, lives_s: int) -> None:
     made = Sleeper(server, timeout=asked_s)

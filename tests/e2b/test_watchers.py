@@ -19,6 +19,7 @@ def client(server: RunningServer) -> Iterator[RawClient]:
         yield made
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("entry", [False, True])
 def test_one_answer_has_all_that_happened_however_much_it_is(client: RawClient, entry: bool) -> None:
     folder = f"/tmp/much{entry}"

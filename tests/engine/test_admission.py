@@ -29,6 +29,7 @@ class Gauge(HostGauge):
         return self.room
 
 
+@pytest.mark.thorough
 async def test_two_hundred_parallel_creates_at_a_limit_of_a_hundred_give_exactly_a_hundred(tmp_path: Path) -> None:
     limit = Capacity(max_sandboxes=100, memory_floor_bytes=0, disk_floor_bytes=0)
     async with engine_over(tmp_path / "state", policies=Policies(capacity=limit)) as engine:

@@ -66,6 +66,7 @@ def test_written_zeros_count_as_holes(tmp_path: Path) -> None:
     assert captured_files.integrity(tmp_path / "written") == captured_files.integrity(tmp_path / "hole")
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     data=st.lists(st.tuples(st.integers(0, 6 * BLOCK), st.binary(min_size=1, max_size=300)), max_size=6),
@@ -145,6 +146,7 @@ async def test_an_archive_becomes_a_snapshot_again(engine: Engine) -> None:
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", [0.01, 0.5, 0.9])
 async def test_a_damaged_archive_leaves_nothing(engine: Engine, where: float, tmp_path: Path) -> None:
     source = await engine.backend.sandboxes.create(SPEC)

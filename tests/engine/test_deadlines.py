@@ -85,6 +85,7 @@ async def test_timeout_of_zero_ends_at_once(engine: Engine, clock: VirtualClock)
     await _gone(engine, info.id)
 
 
+@pytest.mark.thorough
 async def test_renewal_moves_the_deadline_and_never_removes_it(engine: Engine, clock: VirtualClock) -> None:
     control = engine.backend.sandboxes
     info = await control.create(_spec(Timeout(10)))
@@ -99,6 +100,7 @@ async def test_renewal_moves_the_deadline_and_never_removes_it(engine: Engine, c
     await _gone(engine, info.id)
 
 
+@pytest.mark.thorough
 async def test_renewal_that_succeeds_against_an_expiry_keeps_the_sandbox(engine: Engine, clock: VirtualClock) -> None:
     """Both at the same instant: whoever is second sees what the first did."""
     for _ in range(20):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from firkin.engine.database import Database
 from firkin.engine.records import Records
 from firkin.law.states import EndCause, SandboxState
@@ -49,6 +51,7 @@ def _answered_before_the_kill(state: Path) -> list[str]:
     return answered
 
 
+@pytest.mark.thorough
 async def test_every_answered_create_is_remembered_after_a_kill(tmp_path: Path) -> None:
     state = tmp_path / "state"
     answered = await asyncio.to_thread(_answered_before_the_kill, state)

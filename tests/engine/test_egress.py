@@ -200,6 +200,7 @@ async def test_without_a_server_secret_no_password_is_taken(tmp_path: Path, driv
         await engine.backend.sandboxes.create(replace(SPEC, network=proxied("")))
 
 
+@pytest.mark.thorough
 async def test_a_password_that_could_look_sealed_is_refused(led: Engine) -> None:
     for password in ("\x01sealed:AAAA", "a\nb", "\0"):
         with pytest.raises((InvalidSpec, IoFailure)):

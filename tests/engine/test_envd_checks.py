@@ -53,6 +53,7 @@ async def test_an_envd_that_is_what_is_asked_for_is_accepted(engine: Engine, tmp
     assert (await engine.backend.templates.get(TemplateId("theirs"))).state is TemplateState.READY
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("content", "wishes", "fault"),
     [

@@ -100,6 +100,7 @@ async def test_kill_cuts_a_graceful_stop_short(engine: Engine) -> None:
         assert (await stopping).state is SandboxState.STOPPED
 
 
+@pytest.mark.thorough
 async def test_walking_away_from_a_stop_does_not_undo_it(engine: Engine) -> None:
     info = await engine.backend.sandboxes.create(SPEC)
     await engine.backend.processes.start(info.id, Command.shell("trap '' TERM; sleep 100"))
@@ -149,6 +150,7 @@ class Hanging(MemoryDriver):
         return instance
 
 
+@pytest.mark.thorough
 async def test_hung_sandbox_holds_up_neither_others_nor_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

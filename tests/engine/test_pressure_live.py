@@ -172,6 +172,7 @@ async def node_in(state_dir: Path, **limits: Any) -> AsyncIterator[Node]:
         yield Node(engine, clock, machine, stalls, own)
 
 
+@pytest.mark.thorough
 async def test_a_steady_load_is_left_alone(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         made = await node.create(5)
@@ -181,6 +182,7 @@ async def test_a_steady_load_is_left_alone(tmp_path: Path) -> None:
         assert node.pool.held is None
 
 
+@pytest.mark.thorough
 async def test_a_burst_takes_the_room_of_what_was_kept_ready_and_the_rest_is_told_in_time(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         await node.live(5)
@@ -206,6 +208,7 @@ async def test_a_burst_takes_the_room_of_what_was_kept_ready_and_the_rest_is_tol
         assert node.state is PressureState.NOMINAL
 
 
+@pytest.mark.thorough
 async def test_pressure_takes_what_is_ready_and_never_what_runs_and_recovery_brings_it_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +259,7 @@ async def test_pressure_takes_what_is_ready_and_never_what_runs_and_recovery_bri
     assert "reasons=memory_floor" in told[0]
 
 
+@pytest.mark.thorough
 async def test_giving_up_what_is_ready_brings_the_floor_back_within_seconds(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         await node.live(5)
@@ -268,6 +272,7 @@ async def test_giving_up_what_is_ready_brings_the_floor_back_within_seconds(tmp_
         assert node.engine.node.pressure.figures.to_safe_floor_ms < 5000
 
 
+@pytest.mark.thorough
 async def test_a_full_disk_is_a_reason_of_its_own(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         await node.live(2)
@@ -280,6 +285,7 @@ async def test_a_full_disk_is_a_reason_of_its_own(tmp_path: Path) -> None:
         assert refused.short == "free disk on the host"
 
 
+@pytest.mark.thorough
 async def test_busy_cpus_stop_refilling_and_nothing_else(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         await node.live(2)
@@ -292,6 +298,7 @@ async def test_busy_cpus_stop_refilling_and_nothing_else(tmp_path: Path) -> None
         assert (node.state, node.pool.held) == (PressureState.NOMINAL, None)
 
 
+@pytest.mark.thorough
 async def test_a_lowered_limit_sends_away_what_is_ready_first(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         await node.create(5)
@@ -336,6 +343,7 @@ async def test_memory_that_a_paused_sandbox_keeps_is_not_given_to_who_waits(tmp_
             assert isinstance(await waiting, SandboxInfo)
 
 
+@pytest.mark.thorough
 async def test_a_build_takes_the_room_of_what_is_kept_ready(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         await node.live(5)
@@ -349,6 +357,7 @@ async def test_a_build_takes_the_room_of_what_is_kept_ready(tmp_path: Path) -> N
         assert node.pool.ready() == 9
 
 
+@pytest.mark.thorough
 async def test_a_real_pool_shrinks_under_pressure_and_is_full_again_soon_after(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         node.pool.depth = 0
@@ -372,6 +381,7 @@ async def test_a_real_pool_shrinks_under_pressure_and_is_full_again_soon_after(t
         assert isinstance((await node.create(1))[0], SandboxInfo)
 
 
+@pytest.mark.thorough
 async def test_a_real_pool_gives_way_to_active_work_at_a_limit(tmp_path: Path) -> None:
     async with node_in(tmp_path / "state") as node:
         node.pool.depth = 0

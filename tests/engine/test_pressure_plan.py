@@ -120,6 +120,7 @@ pasts = st.builds(
 )
 
 
+@pytest.mark.thorough
 @given(worlds, pasts)
 def test_no_more_is_given_up_than_there_is(world: World, past: Past) -> None:
     made, _ = plan(world.scene(), past)
@@ -129,6 +130,7 @@ def test_no_more_is_given_up_than_there_is(world: World, past: Past) -> None:
     assert {AutoscaleDecision.REFILL_HOT, AutoscaleDecision.STOP_REFILL} - set(counts)
 
 
+@pytest.mark.thorough
 @given(worlds, pasts)
 def test_what_is_refilled_leaves_the_refill_floors_free(world: World, past: Past) -> None:
     made, _ = plan(world.scene(), past)
@@ -141,6 +143,7 @@ def test_what_is_refilled_leaves_the_refill_floors_free(world: World, past: Past
         assert world.room is None or after.ready <= world.room
 
 
+@pytest.mark.thorough
 @given(worlds, pasts)
 def test_target_is_the_lesser_of_what_is_wanted_and_what_reserves_leave(world: World, past: Past) -> None:
     made, _ = plan(world.scene(), past)
@@ -148,6 +151,7 @@ def test_target_is_the_lesser_of_what_is_wanted_and_what_reserves_leave(world: W
     assert made.target.affordable >= 0
 
 
+@pytest.mark.thorough
 @given(worlds, pasts)
 def test_new_work_is_refused_only_below_a_floor_and_with_nothing_left_to_give_up(world: World, past: Past) -> None:
     made, _ = plan(world.scene(), past)
@@ -160,6 +164,7 @@ def test_new_work_is_refused_only_below_a_floor_and_with_nothing_left_to_give_up
         assert made.refuses == (world.ready == 0)
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(worlds, pasts)
 def test_a_load_that_does_not_change_is_answered_once(world: World, past: Past) -> None:
@@ -176,6 +181,7 @@ def test_a_load_that_does_not_change_is_answered_once(world: World, past: Past) 
     }
 
 
+@pytest.mark.thorough
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_load_that_swings_about_a_floor_makes_it_swing_ever_more_slowly(data: st.DataObject) -> None:

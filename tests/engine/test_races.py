@@ -48,6 +48,7 @@ async def _one_life(engine: Engine, seed: int) -> SandboxId:
     return info.id
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("round", range(3))
 async def test_acts_at_the_same_time_never_break_the_table(tmp_path: Path, round: int) -> None:
     async with engine_over(tmp_path / "state") as engine:
@@ -63,6 +64,7 @@ async def test_acts_at_the_same_time_never_break_the_table(tmp_path: Path, round
             assert last.end_cause is not None
 
 
+@pytest.mark.thorough
 async def test_cancelled_creates_in_a_storm_leave_nothing(tmp_path: Path) -> None:
     async with engine_over(tmp_path / "state") as engine:
         dice = random.Random(7)

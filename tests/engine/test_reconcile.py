@@ -110,6 +110,7 @@ async def _write(state_dir: Path, *records: SandboxRecord) -> None:
     await database.aclose()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("state", "became", "cause"),
     [
@@ -192,6 +193,7 @@ async def test_kill_on_close_leaves_nothing(tmp_path: Path) -> None:
             await second.backend.sandboxes.inspect(infos[0].id)
 
 
+@pytest.mark.thorough
 async def test_ends_are_forgotten_after_their_time(tmp_path: Path) -> None:
     clock = VirtualClock()
     policies = Policies(capacity=NO_FLOORS, hygiene=HygienePolicy(ended_kept_s=3600))

@@ -126,6 +126,7 @@ async def test_a_reader_takes_nothing_from_the_intervals_of_the_samples(bench: B
     assert [round(usage.cpu_used_pct) for usage in bench.samples.history(resident)] == [50, 50]
 
 
+@pytest.mark.thorough
 async def test_the_time_of_a_pause_is_in_no_interval_and_its_samples_stay(bench: Bench) -> None:
     resident, meter = bench.sandbox()
     await bench.clock.advance(7.0)
@@ -230,6 +231,7 @@ async def _end(engine: Engine, sandbox_id: SandboxId, *, by_caller: bool) -> End
     return ends[0]
 
 
+@pytest.mark.thorough
 async def test_a_program_that_the_kernel_killed_for_memory_says_so(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +271,7 @@ async def test_starts_and_ends_of_programs_are_logged(engine: Engine) -> None:
     assert told[2][1].startswith("a command ended after ")
 
 
+@pytest.mark.thorough
 async def test_a_thousand_commands_do_not_push_out_why_it_lives(engine: Engine) -> None:
     info = await engine.backend.sandboxes.create(SPEC)
     for _ in range(1000):

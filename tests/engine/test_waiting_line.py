@@ -203,6 +203,7 @@ lines = st.builds(
 policies = st.builds(BackpressurePolicy, max_pending=st.integers(0, 300), max_wait_s=st.floats(0, 100))
 
 
+@pytest.mark.thorough
 @given(st.none() | shortages, lines, policies)
 def test_every_wish_is_admitted_queued_within_bounds_or_rejected(
     short: CapacityRejected | None, line: Line, policy: BackpressurePolicy

@@ -158,6 +158,7 @@ async def test_what_no_entry_can_become_is_made_and_counts_as_no_miss_of_theirs(
     assert (status.ready, status.hits, status.misses) == (1, 0, 0)
 
 
+@pytest.mark.thorough
 async def test_nothing_is_made_while_refilling_is_held(timed: Engine, clock: VirtualClock) -> None:
     spare = WarmSpare(timed.node)
     await warm(timed, 2)

@@ -158,6 +158,7 @@ async def _redirect() -> int:
     return 302
 
 
+@pytest.mark.thorough
 async def test_a_failing_receiver_is_tried_again_with_growing_patience(tmp_path: Path, receiver: Receiver) -> None:
     clock = VirtualClock()
     receiver.answer = _refuse

@@ -66,6 +66,7 @@ async def test_a_changed_last_step_repeats_only_itself(engine: Engine) -> None:
     assert await said(engine, "two", "cat ~/a ~/b") == "a\nc\n"
 
 
+@pytest.mark.thorough
 async def test_what_is_forced_is_repeated_with_all_that_follows(engine: Engine) -> None:
     steps = (run("true"), run("echo $RANDOM"), run("true # last"))
     await built(engine, spec("one", *steps))
@@ -114,6 +115,7 @@ async def test_the_start_command_runs_in_every_sandbox_before_it_is_given_out(en
     assert await said(engine, "above", "cat /tmp/up") == "up\n", "a template on another inherits what it starts"
 
 
+@pytest.mark.thorough
 async def test_the_start_command_runs_again_after_a_pause_without_memory(engine: Engine) -> None:
     await built(
         engine, replace(spec("served"), start=Shell("echo up >> ~/ups; sleep 1000"), ready=Shell("test -s ~/ups"))

@@ -190,6 +190,7 @@ def test_what_is_no_report_is_not_believed(body: object) -> None:
         decode_denial(body)
 
 
+@pytest.mark.thorough
 def test_random_names_are_shown_only_as_letters_digits_hyphens_and_dots() -> None:
     chance = random.Random(22)
     for _ in range(20_000):

@@ -39,6 +39,7 @@ def passed(gate: FrameGate, *frames: Frame, now: float = 0.0) -> list[bytes | Go
     return list(gate.passed(b"".join(frame.serialize() for frame in frames), now))
 
 
+@pytest.mark.thorough
 @given(st.lists(st.integers(0, 250), max_size=6))
 def test_what_passes_is_the_same_at_every_split(cuts: list[int]) -> None:
     data = PREFACE + b"".join(frame.serialize() for frame in GOOD)
@@ -79,6 +80,7 @@ def test_nothing_comes_within_a_block_of_headers() -> None:
         wired.raw(HeadersFrame(1, b"").serialize() + PriorityFrame(3).serialize())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "frame",
     [
@@ -116,6 +118,7 @@ def test_an_allowance_fills_again() -> None:
     allowance.take(3.0)
 
 
+@pytest.mark.thorough
 @given(st.binary(max_size=400))
 def test_noise_ends_the_connection_or_waits_for_more(noise: bytes) -> None:
     wired = Wired()
@@ -126,6 +129,7 @@ def test_noise_ends_the_connection_or_waits_for_more(noise: bytes) -> None:
     assert not wired.server_heard or wired.relay.idle
 
 
+@pytest.mark.thorough
 @given(st.data())
 def test_noise_in_frames_reaches_no_server_with_a_secret(data: st.DataObject) -> None:
     wired = Wired()
@@ -137,6 +141,7 @@ def test_noise_in_frames_reaches_no_server_with_a_secret(data: st.DataObject) ->
     assert b"v1" not in wired.relay.server.take()
 
 
+@pytest.mark.thorough
 def test_a_huge_table_that_a_guest_offers_is_not_filled() -> None:
     wired = Wired()
     wired.frame(SettingsFrame(0, {1: 2**32 - 1}))

@@ -123,6 +123,7 @@ def test_what_the_protocol_forbids_ends_the_connection(fields: Fields) -> None:
     assert b"v1" not in wired.relay.guest.take()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "fields",
     [
@@ -275,6 +276,7 @@ def test_an_answer_before_the_whole_request_is_whole_and_the_rest_is_not_wanted(
     assert wired.tenant.held == 0
 
 
+@pytest.mark.thorough
 def test_a_stream_that_nobody_reads_fills_its_own_window_and_stops_no_other() -> None:
     wired = Wired()
     wired.acknowledging = False
@@ -437,6 +439,7 @@ def test_a_body_for_a_stream_that_never_was_ends_the_connection() -> None:
         wired.frame(DataFrame(99, b"x"))
 
 
+@pytest.mark.thorough
 def test_rapid_resets_end_the_connection() -> None:
     wired = Wired()
 

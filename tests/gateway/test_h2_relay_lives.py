@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded, StreamReset
 from hypothesis import given, settings
@@ -105,6 +106,7 @@ def arrived(events: list[Event], stream: int) -> bytes:
     return b"".join(event.data for event in events if isinstance(event, DataReceived) and event.stream_id == stream)
 
 
+@pytest.mark.thorough
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32))
 def test_whatever_happens_what_is_not_reset_arrives_whole(seed: int) -> None:

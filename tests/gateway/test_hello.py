@@ -25,6 +25,7 @@ def hello(name: str | None = "api.test", offered: tuple[str, ...] = ()) -> bytes
     return outgoing.read()
 
 
+@pytest.mark.thorough
 def test_the_name_is_found_at_every_split() -> None:
     data = hello()
     for size in range(len(data)):
@@ -34,6 +35,7 @@ def test_the_name_is_found_at_every_split() -> None:
     assert server_name(hello(None)) is None
 
 
+@pytest.mark.thorough
 def test_the_protocols_are_told_in_their_order() -> None:
     assert protocols(hello()) == ()
     assert protocols(hello(offered=("h2", "http/1.1", "x"))) == (b"h2", b"http/1.1", b"x")

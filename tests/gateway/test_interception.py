@@ -121,6 +121,7 @@ async def test_a_secret_is_taken_as_it_is_at_that_moment(meet: Callable[..., Awa
     assert Refusal.SECRET_MISSING.value.encode() in said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "raw",
     [

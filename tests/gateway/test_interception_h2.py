@@ -176,6 +176,7 @@ async def test_a_guest_that_breaks_the_protocol_hears_so(meet: Callable[..., Awa
         await guest.ended
 
 
+@pytest.mark.thorough
 async def test_a_flood_hears_that_it_is_one(meet: Callable[..., Awaitable[Guest]]) -> None:
     guest = await meet(polite)
     guest.stream.writer.write(guest.machine.data_to_send() + PingFrame(0, bytes(8)).serialize() * 20_000)
@@ -185,6 +186,7 @@ async def test_a_flood_hears_that_it_is_one(meet: Callable[..., Awaitable[Guest]
         await guest.ended
 
 
+@pytest.mark.thorough
 async def test_pings_that_nobody_reads_pile_up_nowhere(
     meet: Callable[..., Awaitable[Guest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +198,7 @@ async def test_pings_that_nobody_reads_pile_up_nowhere(
     assert not guest.tenant.denials.taken()
 
 
+@pytest.mark.thorough
 async def test_an_idle_connection_is_retired_whatever_it_pings(
     meet: Callable[..., Awaitable[Guest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +213,7 @@ async def test_an_idle_connection_is_retired_whatever_it_pings(
     await guest.ended
 
 
+@pytest.mark.thorough
 async def test_nothing_that_moves_for_too_long_is_cut(
     meet: Callable[..., Awaitable[Guest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +261,7 @@ async def test_too_much_held_for_one_sandbox_ends_the_connection(
     assert guest.tenant.held == 0
 
 
+@pytest.mark.thorough
 async def test_a_server_is_offered_what_the_guest_offered_and_no_more() -> None:
     first = ssl.create_default_context()
     upstreams = Upstreams(first)

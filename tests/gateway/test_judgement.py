@@ -53,6 +53,7 @@ def test_private_addresses_need_an_address_in_allow_out(address: str) -> None:
     assert never is (address in NOBODY_S)
 
 
+@pytest.mark.thorough
 @settings(max_examples=80)
 @given(_POLICIES, _ADDRESSES)
 def test_by_address_a_gateway_judges_as_the_law_does(policy: NetworkPolicy, address: str) -> None:

@@ -50,6 +50,7 @@ def test_a_gateway_that_talks_nonsense_is_taken_for_dead(denied: Any) -> None:
     assert heard.denied == []
 
 
+@pytest.mark.thorough
 async def test_those_that_die_young_follow_each_other_ever_later_and_are_told_of_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -32,6 +32,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("what", BROKEN)
 async def test_a_broken_host_loses_only_its_own_connection(agent: RunningAgent, link: GuestLink, what: str) -> None:
     with socket.socket(socket.AF_UNIX) as broken:
@@ -51,6 +52,7 @@ async def test_data_on_streams_that_do_not_exist_is_ignored(agent: RunningAgent,
     assert await link.call("ping") == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("operation", "args", "code"),
     [
@@ -128,6 +130,7 @@ async def test_running_out_of_descriptors_is_told_and_survived(make_agent: Calla
     await link.aclose()
 
 
+@pytest.mark.thorough
 async def test_nothing_stays_open_after_use(agent: RunningAgent, link: GuestLink, processes: GuestProcesses) -> None:
     await processes.run(Command.argv("true"))
     before = len(os.listdir(f"/proc/{agent.pid}/fd"))

@@ -147,6 +147,7 @@ async def test_a_symlink_that_is_listed_is_followed_and_keeps_its_name(files: Gu
     assert [e.path for e in await files.list(box.below("link"), ListOptions())] == [box.below("link/file")]
 
 
+@pytest.mark.thorough
 async def test_ten_thousand_files_are_listed_and_removed(files: GuestFiles, box: SandboxPath) -> None:
     for i in range(100):
         os.mkdir(f"{box}/{i}")
@@ -195,6 +196,7 @@ async def test_special_files_are_told_from_one_another(files: GuestFiles, box: S
     assert (await files.stat(box)).mode == 0o755
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/tty", "/dev/ptmx"])
 async def test_devices_are_not_read(files: GuestFiles, path: str) -> None:
     with pytest.raises((FilesystemFailure, NotFound)) as caught:
@@ -203,6 +205,7 @@ async def test_devices_are_not_read(files: GuestFiles, path: str) -> None:
         assert caught.value.fault is FileFault.NOT_REGULAR
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["self/maps", "1/environ", "self/mem", "thread-self/maps", "self/exe", "self/fd/0"])
 async def test_the_agents_own_memory_and_files_are_not_served(files: GuestFiles, name: str) -> None:
     with pytest.raises(FilesystemFailure) as caught:
@@ -324,6 +327,7 @@ def tree(path: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.thorough
 async def test_a_tree_goes_in_and_comes_out_the_same(files: GuestFiles, box: SandboxPath, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)

@@ -52,6 +52,7 @@ async def test_both_directions_end_by_themselves(ports: GuestPorts, upper: Port)
     await channel.aclose()
 
 
+@pytest.mark.thorough
 async def test_much_flows_both_ways(ports: GuestPorts) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):

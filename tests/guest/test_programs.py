@@ -85,6 +85,7 @@ async def test_a_missing_directory_is_told(processes: GuestProcesses) -> None:
     assert caught.value.fault is ProcessFault.CWD_MISSING
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["not-a-program", "/not/a/program", "/etc/passwd", "/"])
 @pytest.mark.parametrize("pty", [None, PtySize()])
 async def test_what_cannot_be_started_is_told(processes: GuestProcesses, name: str, pty: PtySize | None) -> None:
@@ -104,6 +105,7 @@ async def test_too_long_a_command_is_refused(processes: GuestProcesses) -> None:
         await processes.run(Command.argv("echo", "x" * (1 << 20)))
 
 
+@pytest.mark.thorough
 @needs_root
 @pytest.mark.parametrize("pty", [None, PtySize()])
 async def test_a_user_gets_his_ids_and_no_capabilities(processes: GuestProcesses, pty: PtySize | None) -> None:
@@ -178,6 +180,7 @@ async def test_input_to_a_program_that_ends_is_refused(processes: GuestProcesses
     assert caught.value.fault is ProcessFault.STDIN_CLOSED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("signal", "number"), [(Signal.TERM, 15), (Signal.KILL, 9), (Signal.INTERRUPT, 2), (10, 10)])
 async def test_signals_arrive(processes: GuestProcesses, signal: Signal | int, number: int) -> None:
     info = await processes.start(Command.argv("sleep", "60"))
@@ -193,17 +196,20 @@ async def test_an_ended_program_cannot_be_signalled(processes: GuestProcesses) -
     assert (caught.value.resource, caught.value.id) == (ResourceKind.PROCESS, info.id)
 
 
+@pytest.mark.thorough
 async def test_a_deadline_kills_and_ends_the_stream_though_others_hold_the_pipe(processes: GuestProcesses) -> None:
     stream = await processes.stream(shell("sleep 60 & echo out; exec sleep 60", timeout_s=0.3))
     events = [event async for event in stream]
     assert events[1:] == [Stdout(b"out\n"), Ended(Signaled(9), timed_out=True)]
 
 
+@pytest.mark.thorough
 async def test_a_deadline_ends_the_stream_of_a_program_that_ended_itself(processes: GuestProcesses) -> None:
     stream = await processes.stream(shell("sleep 60 & echo out", timeout_s=0.3))
     assert [event async for event in stream][-1] == Ended(Exited(0))
 
 
+@pytest.mark.thorough
 async def test_run_tells_that_time_was_up(processes: GuestProcesses) -> None:
     with pytest.raises(ProcessFailure) as caught:
         await processes.run(Command(mode=Argv("sleep", ("60",)), timeout_s=0.1))
@@ -222,6 +228,7 @@ async def test_a_cancelled_run_takes_the_program_with_it(processes: GuestProcess
         pass
 
 
+@pytest.mark.thorough
 async def test_a_grandchild_that_holds_the_pipe_delays_the_end(processes: GuestProcesses) -> None:
     output = await processes.run(shell("(sleep 0.2; echo late) & echo early"))
     assert output.stdout == b"early\nlate\n"

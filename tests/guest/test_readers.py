@@ -94,6 +94,7 @@ async def test_an_ended_program_can_be_waited_for_again(processes: GuestProcesse
     assert (once.status, once.stdout, once.stderr, once.truncated) == (Exited(0), b"out\n", b"err\n", False)
 
 
+@pytest.mark.thorough
 async def test_how_a_program_ended_is_kept_whatever_ends_after_it(processes: GuestProcesses) -> None:
     first = await processes.start(Command(mode=Shell("echo out; exit 9"), tag=ProcessTag("first")))
     await processes.wait(ById(first.id))
@@ -107,6 +108,7 @@ async def test_how_a_program_ended_is_kept_whatever_ends_after_it(processes: Gue
     assert [event async for event in again][1:] == [Ended(Exited(9))]
 
 
+@pytest.mark.thorough
 async def test_a_slow_reader_gets_every_byte_in_bounded_memory(processes: GuestProcesses, agent: RunningAgent) -> None:
     total = 100_000_000
     before = resident(agent.pid)
@@ -167,11 +169,13 @@ async def test_a_flood_on_one_stream_leaves_others_quick(processes: GuestProcess
     await reading
 
 
+@pytest.mark.thorough
 async def test_a_hundred_programs_at_once_all_answer(processes: GuestProcesses) -> None:
     outputs = await asyncio.gather(*(processes.run(Command.argv("echo", str(i))) for i in range(100)))
     assert [output.stdout for output in outputs] == [f"{i}\n".encode() for i in range(100)]
 
 
+@pytest.mark.thorough
 async def test_a_storm_of_orphans_is_reaped(processes: GuestProcesses, agent: RunningAgent) -> None:
     output = await processes.run(Command.shell("i=0; while [ $i -lt 3000 ]; do (true &) ; i=$((i+1)); done"))
     assert output.status == Exited(0)
@@ -180,6 +184,7 @@ async def test_a_storm_of_orphans_is_reaped(processes: GuestProcesses, agent: Ru
     assert len(children) < 100
 
 
+@pytest.mark.thorough
 async def test_shutdown_ends_every_program_first(processes: GuestProcesses, link: GuestLink) -> None:
     polite = await processes.stream(Command.shell("trap 'echo bye; exit 0' TERM; echo up; while :; do :; done"))
     stubborn = await processes.stream(Command.shell("trap '' TERM; echo up; while :; do sleep 1; done"))

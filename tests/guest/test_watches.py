@@ -51,6 +51,7 @@ async def test_events_come_without_being_drained(files: GuestFiles, box: Sandbox
     await watch.aclose()
 
 
+@pytest.mark.thorough
 async def test_a_write_by_a_program_is_told_as_soon_as_it_has_ended(
     files: GuestFiles, processes: GuestProcesses, box: SandboxPath
 ) -> None:
@@ -160,6 +161,7 @@ async def test_all_watches_share_one_inotify_instance(files: GuestFiles, box: Sa
         await watch.aclose()
 
 
+@pytest.mark.thorough
 async def test_a_burst_of_changes_is_told_completely(files: GuestFiles, box: SandboxPath) -> None:
     watch = await files.watch(box, WatchOptions())
     for i in range(5000):

@@ -103,6 +103,7 @@ async def test_who_does_not_know_the_word_is_hung_up_on(folder: Path, strangers:
     link.close()
 
 
+@pytest.mark.thorough
 async def test_strangers_do_not_keep_the_agent_out_for_long(folder: Path, strangers: list[socket.socket]) -> None:
     link = CallingAgent(folder)
     for _ in range(20):
@@ -116,6 +117,7 @@ async def test_strangers_do_not_keep_the_agent_out_for_long(folder: Path, strang
     link.close()
 
 
+@pytest.mark.thorough
 async def test_a_channel_is_promised_while_nobody_calls(folder: Path) -> None:
     link = CallingAgent(folder)
     channel = await link.dial(5)
@@ -127,6 +129,7 @@ async def test_a_channel_is_promised_while_nobody_calls(folder: Path) -> None:
     link.close()
 
 
+@pytest.mark.thorough
 async def test_a_promise_that_nobody_waits_for_takes_no_call(folder: Path) -> None:
     link = CallingAgent(folder)
     await (await link.dial(5)).aclose()
@@ -140,6 +143,7 @@ async def test_a_promise_that_nobody_waits_for_takes_no_call(folder: Path) -> No
     link.close()
 
 
+@pytest.mark.thorough
 async def test_the_end_of_the_sandbox_ends_what_was_promised(folder: Path) -> None:
     link = CallingAgent(folder)
     channel = await link.dial(5)

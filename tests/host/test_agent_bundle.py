@@ -28,6 +28,7 @@ def _argv(bundle_argv: tuple[str, ...], folder: Path) -> list[str]:
     return [word.replace(PLACE, str(folder)) for word in bundle_argv]
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_made_once_and_named_by_its_content(folder: Path) -> None:
     first = agent_bundle(folder)
     made = first.folder.stat().st_mtime_ns
@@ -36,6 +37,7 @@ def test_a_bundle_is_made_once_and_named_by_its_content(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [f"agent-{first.digest}"]
 
 
+@pytest.mark.thorough
 def test_it_runs_with_nothing_of_the_host_s_but_the_kernel(folder: Path) -> None:
     bundle = agent_bundle(folder)
     seen = "import json, sys; import firkin.guest.listening; " + (
@@ -57,6 +59,7 @@ def test_everybody_inside_can_read_it_and_nobody_but_root_change_it(folder: Path
             assert not path.stat().st_mode & 0o022
 
 
+@pytest.mark.thorough
 def test_an_agent_that_is_told_who_it_is_greets(folder: Path, tmp_path: Path) -> None:
     """In a root of its own elsewhere; here a name that is empty, so that it changes nothing of this machine's."""
     bundle = agent_bundle(folder)
@@ -106,6 +109,7 @@ def test_an_interpreter_that_cannot_be_bundled_is_told(tmp_path: Path, monkeypat
 _OWN = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.path.realpath(sys.executable) != str(_OWN), reason=f"this interpreter is not {_OWN}")
 def test_from_a_tree_it_has_the_same_files_as_from_the_machine_itself(folder: Path, tmp_path: Path) -> None:
     own = agent_bundle(folder).folder

@@ -173,6 +173,7 @@ async def test_whoever_wants_one_that_is_being_ended_waits_until_nothing_of_it_i
         assert name not in maker.alive
 
 
+@pytest.mark.thorough
 async def test_a_failure_is_tried_again() -> None:
     async with preforks(failures=2) as (kept, maker):
         kept.start()

@@ -216,6 +216,7 @@ def test_ids_that_no_sandbox_has_are_refused(tmp_path: Path) -> None:
         Unpacking(tree).feed(out.getvalue())
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=3000), cut=st.integers(1, 1024))
 def test_garbage_never_does_anything_else_than_fail(

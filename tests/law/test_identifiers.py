@@ -24,6 +24,7 @@ def test_other_names_are_refused_and_the_reason_names_the_kind(text: str) -> Non
     assert caught.value.reason is InvalidReason.INVALID_ID
 
 
+@pytest.mark.thorough
 @given(st.text(max_size=200))
 def test_whatever_is_accepted_is_safe_as_a_file_name(text: str) -> None:
     try:

@@ -29,6 +29,7 @@ _POLICIES = st.builds(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=100)
 @given(_POLICIES, st.lists(_INTERESTING, min_size=1, max_size=12), st.data())
 def test_the_set_is_what_the_order_of_the_rules_decides(
@@ -41,6 +42,7 @@ def test_the_set_is_what_the_order_of_the_rules_decides(
         assert reach.holds(address) is (denial(policy, address, peers) == ""), address
 
 
+@pytest.mark.thorough
 @given(_POLICIES)
 def test_spans_are_in_order_and_neither_touch_nor_overlap(policy: NetworkPolicy) -> None:
     spans = Reach.of(policy).spans
@@ -48,6 +50,7 @@ def test_spans_are_in_order_and_neither_touch_nor_overlap(policy: NetworkPolicy)
     assert all(before[1] + 1 < after[0] for before, after in pairwise(spans))
 
 
+@pytest.mark.thorough
 @given(st.lists(_POLICIES, max_size=3), _INTERESTING)
 def test_joined_holds_what_any_of_them_holds(policies: list[NetworkPolicy], address: str) -> None:
     reaches = [Reach.of(policy) for policy in policies]
@@ -56,6 +59,7 @@ def test_joined_holds_what_any_of_them_holds(policies: list[NetworkPolicy], addr
     assert all(before[1] + 1 < after[0] for before, after in pairwise(joined.spans))
 
 
+@pytest.mark.thorough
 @given(_POLICIES)
 def test_no_policy_opens_the_host_s_loopback_or_another_sandbox(policy: NetworkPolicy) -> None:
     reach = Reach.of(policy)

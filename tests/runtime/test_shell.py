@@ -43,6 +43,7 @@ async def test_output_without_a_last_newline_is_exact(sandbox: Sandbox) -> None:
         assert (await shell.run("printf abc")).stdout == b"abc"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", ["echo 'x", 'echo "x', "if true", "( echo", "fi"])
 async def test_unbalanced_text_is_an_error_of_that_command_only(sandbox: Sandbox, text: str) -> None:
     async with await sandbox.shell() as shell:

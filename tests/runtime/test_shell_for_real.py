@@ -58,6 +58,7 @@ async def shell(processes: SandboxProcesses, request: pytest.FixtureRequest) -> 
         yield opened
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", ["echo 'x", 'echo "x', "if true", "( echo", "fi", "echo $(", "cat <<EOF"])
 async def test_broken_text_never_wedges_the_shell(shell: Shell, text: str) -> None:
     await shell.run("cd /tmp")
@@ -66,22 +67,26 @@ async def test_broken_text_never_wedges_the_shell(shell: Shell, text: str) -> No
         assert (await shell.run("pwd")).stdout == b"/tmp\n"
 
 
+@pytest.mark.thorough
 async def test_state_output_and_status_are_exact(shell: Shell) -> None:
     await shell.run("cd /usr; export A='x  y'; f() { echo \"f:$1\"; }")
     output = await shell.run('printf "%s|" "$PWD" "$A"; f 1; printf err >&2; (exit 9)')
     assert (output.stdout, output.stderr, output.status) == (b"/usr|x  y|f:1\n", b"err", Exited(9))
 
 
+@pytest.mark.thorough
 async def test_large_outputs_of_both_kinds_come_whole(shell: Shell) -> None:
     output = await shell.run("head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2")
     assert (len(output.stdout), len(output.stderr)) == (3_000_000, 2_000_000)
 
 
+@pytest.mark.thorough
 async def test_command_does_not_eat_the_next_one_from_standard_input(shell: Shell) -> None:
     assert (await shell.run("cat; echo end")).stdout == b"end\n"
     assert (await shell.run("echo next")).stdout == b"next\n"
 
 
+@pytest.mark.thorough
 async def test_own_environment_and_directory_end_with_the_command(shell: Shell) -> None:
     command = replace(Command.shell("pwd; echo $A; exit 3"), cwd="/tmp", env={"A": "it's"})
     output = await shell.run(command)
@@ -89,6 +94,7 @@ async def test_own_environment_and_directory_end_with_the_command(shell: Shell) 
     assert (await shell.run('pwd; echo "<$A>"')).stdout == b"/\n<>\n"
 
 
+@pytest.mark.thorough
 async def test_timeout_ends_the_command_its_children_and_what_was_to_follow(
     shell: Shell, processes: SandboxProcesses, tmp_path: Path
 ) -> None:
@@ -102,12 +108,14 @@ async def test_timeout_ends_the_command_its_children_and_what_was_to_follow(
     assert not late.exists()
 
 
+@pytest.mark.thorough
 async def test_options_of_the_shell_itself_do_not_break_the_protocol(shell: Shell) -> None:
     for text in ("set -u", "set -x", "set +x", "set -f", "IFS=:", "alias printf=false; printf() { :; }"):
         await shell.run(text)
     assert (await shell.run("echo a b")).stdout == b"a b\n"
 
 
+@pytest.mark.thorough
 async def test_exit_and_exec_give_their_status_and_a_fresh_shell(shell: Shell) -> None:
     assert (await shell.run("exit 5")).status == Exited(5)
     assert (await shell.run("exec sh -c 'exit 6'")).status == Exited(6)

@@ -21,6 +21,7 @@ noise = st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.thorough
 @given(output=noise, cuts=st.lists(st.integers(0, 400), max_size=12))
 def test_output_before_the_marker_comes_out_unchanged(output: bytes, cuts: list[int]) -> None:
     if f"\x1e{NONCE}".encode() in output:

@@ -136,6 +136,7 @@ def test_a_template_carries_its_tier_from_the_native_route(server: RunningServer
     assert "no /dev/kvm" in json.loads(refused.text.splitlines()[-1])["error"]["message"]
 
 
+@pytest.mark.thorough
 def test_a_template_built_by_the_official_sdk_carries_the_tier_of_its_header(server: RunningServer) -> None:
     options = {"api_key": ALICE, "api_url": server.url}
     Template.build(

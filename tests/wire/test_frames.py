@@ -41,6 +41,7 @@ def read(pieces: list[bytes]) -> list[tuple[int, int, bytes]]:
     return [found for piece in pieces for found in reader.feed(piece)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("split", range(len(ENCODED) + 1))
 def test_frames_survive_every_split_in_two(split: int) -> None:
     assert read([ENCODED[:split], ENCODED[split:]]) == FRAMES
@@ -51,6 +52,7 @@ def test_frames_survive_any_step(step: int) -> None:
     assert read([ENCODED[i : i + step] for i in range(0, len(ENCODED), step)]) == FRAMES
 
 
+@pytest.mark.thorough
 @settings(max_examples=80, deadline=None)
 @given(frames=some_frames, cuts=st.lists(st.integers(0, 3000), max_size=12))
 def test_frames_survive_any_cuts(frames: list[tuple[int, int, bytes]], cuts: list[int]) -> None:
@@ -59,6 +61,7 @@ def test_frames_survive_any_cuts(frames: list[tuple[int, int, bytes]], cuts: lis
     assert read([encoded[a:b] for a, b in pairwise(ends)]) == frames
 
 
+@pytest.mark.thorough
 @settings(max_examples=200, deadline=None)
 @given(junk=st.binary(max_size=400))
 def test_junk_is_frames_or_a_wire_error(junk: bytes) -> None:
