@@ -1,4 +1,4 @@
-"""How many boxes are made ahead, of what shape, and whose they are: without any real one."""
+"""How many are made ahead, of what kind, and whose they are: with boxes that are not real."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from dataclasses import replace
 
 import pytest
 
-from firkin.drivers.boxes.preforks import LEAST, Prefork, Preforks
+from firkin.drivers.boxes.preforks import LEAST, BoxKind, Prefork, bounds
 from firkin.drivers.ground.launch_helper import Launched
+from firkin.drivers.ground.shelf import Shelf
 from firkin.drivers.ground.slots import Slot
 from firkin.law.errors import BackendFailure
 from firkin.law.ids import SandboxId
 from firkin.law.resources import GIB, SandboxResources
 
-USUAL = SandboxResources()
-SMALL = replace(USUAL, disk_bytes=GIB)
-TINY = replace(USUAL, disk_bytes=GIB // 2)
+USUAL = BoxKind.of(SandboxResources())
+SMALL = BoxKind.of(SandboxResources(disk_bytes=GIB))
+TINY = BoxKind.of(SandboxResources(disk_bytes=GIB // 2))
+Boxes = Shelf[BoxKind, Prefork]
 
 
 class Maker:
@@ -30,16 +32,17 @@ class Maker:
         self.alive: dict[SandboxId, Prefork] = {}
         self.theirs: dict[SandboxId, socket.socket] = {}
         self.failures = 0
+        self.has_room = True
         self.slow_end: asyncio.Event | None = None
 
-    async def make(self, name: SandboxId, shape: SandboxResources, online: bool) -> Prefork:
+    async def make(self, name: SandboxId, kind: BoxKind) -> Prefork:
         await asyncio.sleep(0)
         if self.failures:
             self.failures -= 1
             raise BackendFailure("make a box", "a test", "not this time")
         ours, self.theirs[name] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         launched = Launched(0, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-        self.alive[name] = Prefork(name, shape, Slot(0), launched, 0, ours)
+        self.alive[name] = Prefork(name, kind, Slot(0), launched, 0, ours)
         return self.alive[name]
 
     async def end(self, prefork: Prefork) -> None:
@@ -50,14 +53,15 @@ class Maker:
         del self.alive[prefork.sandbox_id]
 
     def sizes(self) -> list[int]:
-        return sorted(prefork.shape.disk_bytes for prefork in self.alive.values())
+        return sorted(prefork.kind.disk_bytes for prefork in self.alive.values())
 
 
 @asynccontextmanager
-async def preforks(most: int = 8, *, failures: int = 0) -> AsyncIterator[tuple[Preforks, Maker]]:
+async def preforks(most: int = 8, *, failures: int = 0, **more: float) -> AsyncIterator[tuple[Boxes, Maker]]:
     maker = Maker()
     maker.failures = failures
-    kept = Preforks(maker.make, maker.end, most=most, after_s=0)
+    limits = replace(bounds(most), after_s=0, **more)
+    kept = Shelf(maker.make, maker.end, limits, first=(USUAL,), has_room=lambda _kind: maker.has_room)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(kept.aclose)
         yield kept, maker
@@ -70,9 +74,9 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def given_away(kept: Preforks, maker: Maker, disk_bytes: int) -> SandboxId:
+async def given_away(kept: Boxes, maker: Maker, wanted: BoxKind) -> SandboxId:
     """As a boot does: promised, taken, and gone."""
-    name = kept.promise(disk_bytes)
+    name = kept.promise(lambda kind: kind == wanted)
     assert name is not None
     prefork = await kept.take(name)
     assert prefork is not None
@@ -94,18 +98,18 @@ async def test_a_few_are_kept_and_each_is_promised_once() -> None:
     async with preforks() as (kept, maker):
         kept.start()
         await until(lambda: len(maker.alive) == LEAST)
-        names = {kept.promise(USUAL.disk_bytes) for _ in range(LEAST)}
+        names = {kept.promise(USUAL.__eq__) for _ in range(LEAST)}
         assert names == set(maker.alive) == kept.names
-        assert kept.promise(USUAL.disk_bytes) is None
-        assert kept.promise(SMALL.disk_bytes) is None
+        assert kept.promise(USUAL.__eq__) is None
+        assert kept.promise(SMALL.__eq__) is None
 
 
 async def test_what_is_taken_is_made_again_after_the_launch() -> None:
     async with preforks() as (kept, maker):
         kept.start()
         await until(lambda: len(maker.alive) == LEAST)
-        with kept.launching(USUAL, online=True):
-            gone = await given_away(kept, maker, USUAL.disk_bytes)
+        with kept.launching(USUAL):
+            gone = await given_away(kept, maker, USUAL)
             await asyncio.sleep(0.03)
             assert len(maker.alive) == LEAST - 1
         await until(lambda: len(maker.alive) == LEAST)
@@ -118,7 +122,7 @@ async def test_as_many_are_kept_as_were_wanted_at_once_within_bounds(most: int, 
         kept.start()
         with ExitStack() as boots:
             for _ in range(at_once):
-                boots.enter_context(kept.launching(USUAL, online=True))
+                boots.enter_context(kept.launching(USUAL))
         await until(lambda: len(maker.alive) == wanted)
         await asyncio.sleep(0.03)
         assert len(maker.alive) == wanted
@@ -128,10 +132,10 @@ async def test_the_two_sizes_asked_for_last_are_kept() -> None:
     async with preforks() as (kept, maker):
         kept.start()
         await until(lambda: len(maker.alive) == LEAST)
-        with kept.launching(SMALL, online=True):
+        with kept.launching(SMALL):
             pass
         await until(lambda: maker.sizes() == [GIB] * LEAST + [USUAL.disk_bytes] * LEAST)
-        with kept.launching(TINY, online=True):
+        with kept.launching(TINY):
             pass
         await until(lambda: maker.sizes() == [GIB // 2] * LEAST + [GIB] * LEAST)
 
@@ -139,7 +143,7 @@ async def test_the_two_sizes_asked_for_last_are_kept() -> None:
 async def test_a_size_that_is_asked_for_again_stays_before_one_that_is_not() -> None:
     async with preforks() as (kept, maker):
         for shape in (USUAL, SMALL, USUAL, TINY):
-            with kept.launching(shape, online=True):
+            with kept.launching(shape):
                 pass
         kept.start()
         await until(lambda: maker.sizes() == [GIB // 2] * LEAST + [USUAL.disk_bytes] * LEAST)
@@ -158,7 +162,7 @@ async def test_whoever_wants_one_that_is_being_ended_waits_until_nothing_of_it_i
     async with preforks() as (kept, maker):
         kept.start()
         await until(lambda: len(maker.alive) == LEAST)
-        name = kept.promise(USUAL.disk_bytes)
+        name = kept.promise(USUAL.__eq__)
         assert name is not None
         maker.slow_end = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
@@ -178,3 +182,27 @@ async def test_a_failure_is_tried_again() -> None:
     async with preforks(failures=2) as (kept, maker):
         kept.start()
         await until(lambda: len(maker.alive) == LEAST)
+
+
+async def test_a_host_without_room_keeps_none_until_it_has_some_again() -> None:
+    async with preforks() as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        maker.has_room = False
+        with kept.launching(USUAL):
+            pass
+        await until(lambda: maker.alive == {})
+        maker.has_room = True
+        with kept.launching(USUAL):
+            pass
+        await until(lambda: len(maker.alive) == LEAST)
+
+
+async def test_what_nobody_asks_for_any_more_is_kept_no_longer() -> None:
+    async with preforks(unasked_s=0.05) as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        await asyncio.sleep(0.05)
+        with kept.launching(SMALL):
+            pass
+        await until(lambda: USUAL.disk_bytes not in maker.sizes())

@@ -35,7 +35,7 @@ class Ahead:
 
     async def promised(self, disk_bytes: int = USUAL.disk_bytes) -> SandboxId:
         async with asyncio.timeout(20):
-            while (name := self.driver.prepared("", disk_bytes)) is None:  # noqa: ASYNC110 — nobody tells
+            while (name := self.driver.prepared("", self.usual.root, replace(USUAL, disk_bytes=disk_bytes))) is None:  # noqa: ASYNC110 — nobody tells
                 await asyncio.sleep(0.01)
         return name
 
@@ -154,7 +154,7 @@ async def test_another_size_of_disk_is_made_at_once_and_ahead_from_then_on(tmp_p
     other = replace(USUAL, disk_bytes=300 * MIB)
     async with making_ahead(tmp_path) as ahead:
         name = await ahead.promised()
-        assert ahead.driver.prepared("", other.disk_bytes) is None
+        assert ahead.driver.prepared("", ahead.usual.root, other) is None
         instance = await ahead.driver.boot(ahead.plan(name, other))  # a promise for a box that does not fit
         assert (tmp_path / "disks" / f"{name}.img").stat().st_size == other.disk_bytes
         await instance.destroy()
@@ -187,7 +187,7 @@ async def test_a_killed_launcher_takes_no_waiting_box_with_it(tmp_path: Path) ->
 async def test_none_is_made_where_none_is_wanted(tmp_path: Path) -> None:
     async with making_ahead(tmp_path, ready_boxes="0") as ahead:
         instance = await ahead.driver.boot(ahead.plan(SandboxId("plain")))
-        assert ahead.driver.prepared("", USUAL.disk_bytes) is None
+        assert ahead.driver.prepared("", ahead.usual.root, USUAL) is None
         assert ahead.driver._preforks.names == set()
         await instance.destroy()
         await ahead.driver.discard(SandboxId("plain"))

@@ -25,7 +25,7 @@ class Home:
 
     def driver(self, **options: str) -> QemuDriver:
         """A new driver over that state, not started."""
-        settings = {"ready_slots": "3", "accelerator": "tcg", "kernel": str(KERNEL), **options}
+        settings = {"ready_slots": "3", "ready_machines": "0", "accelerator": "tcg", "kernel": str(KERNEL), **options}
         return QemuDriver.from_settings(self.state, settings)
 
 

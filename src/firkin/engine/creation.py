@@ -187,9 +187,13 @@ async def _admit(node: Node, order: Order) -> Resident:
 def _named(node: Node, order: Order) -> SandboxId:
     """A fresh name, if possible one under which the driver has made much of it already."""
     prepared = None
-    if not order.foundation.captured and not order.pooled:
-        prepared = node.tiers.prepared(order.tier, order.resources.disk_bytes)
+    if _repeats(order):
+        prepared = node.tiers.prepared(order.tier, order.foundation.root, order.resources)
     return prepared or fresh_sandbox_id()
+
+
+def _repeats(order: Order) -> bool:
+    return not order.foundation.captured and not order.pooled
 
 
 async def _room(node: Node, order: Order) -> Reservation:
@@ -280,6 +284,7 @@ def _boot_plan(node: Node, order: Order, resident: Resident, started: str) -> Bo
         hardened=order.spec.hardened,
         captured=order.foundation.captured or started,
         isolation=order.tier.isolation or "",
+        repeats=_repeats(order),
         volumes=node.volumes.wanted(_CREATE, resident.info.owner, resident.info.volumes),
     )
 

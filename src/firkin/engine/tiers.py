@@ -8,10 +8,11 @@ from dataclasses import replace
 from firkin.engine.offer import engine_offer
 from firkin.law.backend import Preflight, TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent, TierGated
-from firkin.law.driver import Driver, PreparesInstances, TieredDriver
+from firkin.law.driver import Driver, PreparesInstances, RootFilesystem, TieredDriver
 from firkin.law.errors import BackendFailure, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import Isolation
+from firkin.law.resources import SandboxResources
 
 _C = CapabilityName
 
@@ -53,9 +54,9 @@ class Tiers:
             raise UnsupportedCapability(operation, _C.RUNTIME_CREATE, gate)
         return status
 
-    def prepared(self, tier: TierStatus, disk_bytes: int) -> SandboxId | None:
+    def prepared(self, tier: TierStatus, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
         """See `PreparesInstances`."""
-        return None if self._preparing is None else self._preparing.prepared(tier.isolation or "", disk_bytes)
+        return None if self._preparing is None else self._preparing.prepared(tier.isolation or "", root, resources)
 
     async def restoring(self, operation: str, driver: str, wish: Isolation | None) -> TierStatus:
         """The tier for what `driver` captured; there is no other that could take it. `UnsupportedCapability`."""

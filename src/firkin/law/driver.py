@@ -87,7 +87,8 @@ class BootPlan:
     id left. `machine_id` (32 hexadecimal digits) is written to ``/etc/machine-id``;
     empty leaves what is there. `volumes` are mounted over its files; a path that cannot
     be a mount point there is `InvalidSpec`. `isolation` is the name of a tier, for a driver of
-    several; empty is its default. A driver of one tier does not look at it.
+    several; empty is its default. A driver of one tier does not look at it. `repeats`: it is
+    how each sandbox of a template begins, so more of it may be worth having ready.
     """
 
     sandbox_id: SandboxId
@@ -101,6 +102,7 @@ class BootPlan:
     continues: bool = False
     volumes: tuple[BootVolume, ...] = ()
     isolation: str = ""
+    repeats: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +306,8 @@ class Driver(Protocol):
 class PreparesInstances(Protocol):
     """A driver that makes parts of instances before they are asked for, under names that are sandboxes' later."""
 
-    def prepared(self, isolation: str, disk_bytes: int) -> SandboxId | None:
-        """The name of one with such a disk, for one boot from a template on the tier `isolation` (see `BootPlan`).
+    def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
+        """The name of one that fits a boot of `root`, as a template, on the tier `isolation` (see `BootPlan`).
 
         Nobody else gets it. Boot with it, soon, or `discard` it. None where nothing is ready.
         """

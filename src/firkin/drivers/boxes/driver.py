@@ -18,13 +18,14 @@ from firkin.drivers.boxes.launcher import Launcher, LaunchFailed
 from firkin.drivers.boxes.launches import BOOT_WITHIN_S, COPY_WITHIN_S, Launches
 from firkin.drivers.boxes.links import AgentLink, remove_place
 from firkin.drivers.boxes.options import BoxOptions
-from firkin.drivers.boxes.preforks import Prefork, Preforks
+from firkin.drivers.boxes.preforks import BoxKind, Prefork, bounds
 from firkin.drivers.boxes.tier import Tier
 from firkin.drivers.boxes.volumes import VolumeDisks
 from firkin.drivers.ground.gateways import Keeper
 from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.process_table import held_process, start_time
+from firkin.drivers.ground.shelf import Shelf
 from firkin.drivers.ground.slots import Slot
 from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
@@ -33,7 +34,7 @@ from firkin.host.overlays import takes_descriptors
 from firkin.host.syscalls import kill_pidfd
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
-from firkin.law.driver import BootPlan, InstanceRef
+from firkin.law.driver import BootPlan, InstanceRef, RootFilesystem
 from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
@@ -70,7 +71,8 @@ class BoxDriver:
         self._keeps_volumes = True
         self._launches: Launches | None = None
         most = options.ready_boxes if tier.forks_ahead else 0
-        self._preforks = Preforks(self._prefork, self._end_prefork, most=most)
+        usual = BoxKind.of(SandboxResources())
+        self._preforks = Shelf(self._prefork, self._end_prefork, bounds(most), first=(usual,))
         self._instances: dict[SandboxId, BoxInstance] = {}
         self._around = Surroundings(
             tier=tier,
@@ -159,7 +161,8 @@ class BoxDriver:
     async def boot(self, plan: BootPlan) -> BoxInstance:
         if plan.sandbox_id in self._instances:
             raise BackendFailure("create sandbox", self.name, f"an instance {plan.sandbox_id!r} exists already")
-        with self._preforks.launching(plan.resources, online=_is_online(plan)) if _is_fresh(plan) else nullcontext():
+        kind = BoxKind.of(plan.resources, online=_is_online(plan))
+        with self._preforks.launching(kind) if _is_fresh(plan) else nullcontext():
             return await self._boot(plan)
 
     async def _boot(self, plan: BootPlan) -> BoxInstance:
@@ -199,23 +202,23 @@ class BoxDriver:
         ref = self._ref(plan.sandbox_id, born.launched.pid, born.began, slot, before)
         return self._instance(plan.sandbox_id, ref, born.launched.pidfd, slot, born.link)
 
-    def prepared(self, isolation: str, disk_bytes: int) -> SandboxId | None:
-        """See `PreparesInstances`. It has one tier, whatever is asked for."""
-        return self._preforks.promise(disk_bytes)
+    def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
+        """See `PreparesInstances`. It has one tier, whatever is asked for, and boxes without a root."""
+        return self._preforks.promise(lambda kind: kind == BoxKind.of(resources))
 
     async def _waiting(self, plan: BootPlan) -> Prefork | None:
         """The box that was made ahead under the plan's name, if it is one that the plan fits."""
         waiting = await self._preforks.take(plan.sandbox_id)
-        if waiting is None or (_is_fresh(plan) and waiting.shape.disk_bytes == plan.resources.disk_bytes):
+        if waiting is None or (_is_fresh(plan) and waiting.kind == BoxKind.of(plan.resources)):
             return waiting
         await finish(self._end_prefork(waiting), within_s=_UNDO_WITHIN_S)
         return None
 
-    async def _prefork(self, sandbox_id: SandboxId, shape: SandboxResources, online: bool) -> Prefork:
+    async def _prefork(self, sandbox_id: SandboxId, kind: BoxKind) -> Prefork:
         assert self._launches is not None, "start() comes first"
-        slot = await (await self._ground.slots()).take(online=online)
+        slot = await (await self._ground.slots()).take(online=kind.online)
         try:
-            return await self._launches.prefork(sandbox_id, shape, slot)
+            return await self._launches.prefork(sandbox_id, kind, slot)
         except BaseException:
             await finish(self._remove_prefork(sandbox_id, slot), within_s=_UNDO_WITHIN_S)
             raise

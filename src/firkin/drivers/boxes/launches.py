@@ -15,7 +15,7 @@ from firkin.drivers.boxes.captures import IMAGE
 from firkin.drivers.boxes.launcher import Launcher, read_report, settled
 from firkin.drivers.boxes.links import AgentLink
 from firkin.drivers.boxes.orders import LaunchOrder
-from firkin.drivers.boxes.preforks import Prefork
+from firkin.drivers.boxes.preforks import BoxKind, Prefork
 from firkin.drivers.boxes.tier import Tier
 from firkin.drivers.ground.launch_helper import Launched
 from firkin.drivers.ground.process_table import start_time
@@ -27,7 +27,6 @@ from firkin.host.syscalls import kill_pidfd, open_tree
 from firkin.law.driver import BootPlan, RootFilesystem
 from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec
 from firkin.law.ids import SandboxId
-from firkin.law.resources import SandboxResources
 from firkin.lifetimes import finish
 from firkin.phases import current, mark
 
@@ -135,9 +134,9 @@ class Launches:
                 await attempt.link.ready()
             return Born(launched=launched, began=began, link=attempt.link)
 
-    async def prefork(self, sandbox_id: SandboxId, shape: SandboxResources, slot: Slot) -> Prefork:
+    async def prefork(self, sandbox_id: SandboxId, kind: BoxKind, slot: Slot) -> Prefork:
         """A box in `slot` that waits for the rest of its order. Raises as `launch`."""
-        plan = BootPlan(sandbox_id=sandbox_id, root=_NO_ROOT, resources=shape)
+        plan = BootPlan(sandbox_id=sandbox_id, root=_NO_ROOT, resources=kind.resources)
         async with _Attempt(slot).undone_on_failure(waits=True) as attempt:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setblocking(False)
@@ -154,7 +153,7 @@ class Launches:
             except BaseException:
                 ours.close()
                 raise
-            return Prefork(sandbox_id, shape, slot, attempt.launched, began, ours)
+            return Prefork(sandbox_id, kind, slot, attempt.launched, began, ours)
 
     async def _image(self, plan: BootPlan) -> int:
         """The disk to begin with, opened: a fresh one or a captured one, to be copied, or the sandbox's own."""

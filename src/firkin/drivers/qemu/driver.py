@@ -9,38 +9,49 @@ listening, and woken from there for every sandbox; see `seeds`.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from firkin.drivers.ground.gateways import Keeper
 from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.launch_helper import LaunchHelper
-from firkin.drivers.ground.process_table import held_process, start_time
+from firkin.drivers.ground.process_table import held_process
+from firkin.drivers.ground.shelf import Shelf
 from firkin.drivers.ground.slots import Slot
-from firkin.drivers.qemu import machines, preflight
+from firkin.drivers.qemu import preflight
 from firkin.drivers.qemu.accelerators import PROBE_WITHIN_S, Accelerators
-from firkin.drivers.qemu.files import captured_store, listen, own_disk, processor, require_memory, require_whole
-from firkin.drivers.qemu.instance import NAME, Names, Places, QemuInstance, Surroundings
+from firkin.drivers.qemu.ahead import (
+    MachineKind,
+    WaitingMachine,
+    bounds,
+    hand_over,
+    has_room,
+    is_online,
+    rehearse,
+)
+from firkin.drivers.qemu.files import captured_store, processor, require_memory, require_whole
+from firkin.drivers.qemu.instance import NAME, Folders, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
+from firkin.drivers.qemu.launches import BOOT_WITHIN_S, WAKE_WITHIN_S, Launches, Parts
 from firkin.drivers.qemu.machines import Shape
-from firkin.drivers.qemu.memory import MemoryImages, empty_memory
+from firkin.drivers.qemu.memory import MemoryImages
 from firkin.drivers.qemu.options import QemuOptions
 from firkin.drivers.qemu.preparations import Preparations
 from firkin.drivers.qemu.seeds import Seeds
-from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, Store
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
 from firkin.host.root_images import RootImages
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
-from firkin.law.driver import BootPlan, InstanceRef
+from firkin.law.driver import BootPlan, InstanceRef, RootFilesystem
 from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
@@ -49,21 +60,13 @@ from firkin.law.errors import (
     UnsupportedCapability,
 )
 from firkin.law.ids import SandboxId
+from firkin.law.resources import SandboxResources
 from firkin.law.snapshots import SnapshotKind
 from firkin.lifetimes import Children, finish
 
-_BOOT_WITHIN_S = 30.0
-_WAKE_WITHIN_S = 20.0
 _UNDO_WITHIN_S = 30.0
 _FLUSH_WITHIN_S = 2.0
 _ATTEMPTS = 3
-_POLL_S = 0.001
-_OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
-_THREADS = 64
-_OWN_ID = 1000  # within the slot's range: not that of a root, which a process of a container could have
-
-Prepared = tuple[Kit, Fit, Path, Store | None]
-"""What a machine is made of: kernel and agent, what a store must fit, its root image, and where it is woken from."""
 
 
 class QemuDriver:
@@ -79,17 +82,18 @@ class QemuDriver:
             state_dir, ready_slots=self._options.ready_slots, egress_trust=self._options.egress_trust
         )
         self._trees = self._ground.trees(NAME)
-        self._sockets = self._ground.run_folder(NAME)
-        self._disks = state_dir / "disks"
-        self._bases = BaseDisks(self._disks)
+        self._folders = Folders(state_dir / "disks", self._ground.run_folder(NAME))
+        self._bases = BaseDisks(self._folders.disks)
         self._roots = RootImages(state_dir / "roots")
         self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
         self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
         self._memories = MemoryImages(require_memory)
-        self._launcher: LaunchHelper | None = None
+        self._launches: Launches | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
         self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
-        self._preparations: Preparations[Prepared] = Preparations()
+        self._preparations: Preparations[Parts] = Preparations()
+        limits = bounds(self._options.ready_machines)
+        self._ahead = Shelf(self._wake_ahead, self._end_waiting, limits, has_room=has_room)
         self._nobodys: set[SandboxId] = set()  # machines that are no sandbox's: to be stored, or to try something
         self._around = Surroundings(
             trees=self._trees,
@@ -132,7 +136,7 @@ class QemuDriver:
 
     @property
     def launcher_pid(self) -> int | None:
-        return self._launcher.pid if self._launcher else None
+        return self._launches.launcher.pid if self._launches else None
 
     async def capabilities(self) -> Capabilities:
         return preflight.capabilities()
@@ -141,7 +145,7 @@ class QemuDriver:
         return await asyncio.to_thread(preflight.check, self._state, self._options.kernel)
 
     async def start(self) -> None:
-        for folder in (self._disks, self._sockets, self._state / "launcher"):
+        for folder in (self._folders.disks, self._folders.sockets, self._state / "launcher"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._trees.open()
         await self._ground.open()
@@ -153,7 +157,7 @@ class QemuDriver:
 
     async def _start_launcher(self) -> None:
         await asyncio.to_thread(self._roots.forget_unfounded)
-        self._launcher = LaunchHelper(
+        launcher = LaunchHelper(
             "firkin.drivers.qemu.spawner",
             {
                 "label": self._trees.label,
@@ -162,7 +166,15 @@ class QemuDriver:
             },
             lambda answer: BackendFailure("start a machine", NAME, str(answer.get("error"))),
         )
-        await self._launcher.start()
+        await launcher.start()
+        self._launches = Launches(
+            ground=self._ground,
+            launcher=launcher,
+            folders=self._folders,
+            bases=self._bases,
+            memories=self._memories,
+            become=self._instance,
+        )
         self._around.background.start(self._drop_idle(), name="idle memories")
 
     async def _drop_idle(self) -> None:
@@ -173,42 +185,50 @@ class QemuDriver:
     # -- boot -----------------------------------------------------------------------------------
 
     async def boot(self, plan: BootPlan) -> QemuInstance:
-        if plan.sandbox_id in self._instances:
+        if plan.sandbox_id in self._instances and plan.sandbox_id not in self._ahead.names:
             raise BackendFailure("create sandbox", NAME, f"an instance {plan.sandbox_id!r} exists already")
         if plan.volumes:
             reason = Permanent("a microVM has no volumes: they are folders of the host's")
             raise UnsupportedCapability("create sandbox", CapabilityName.RUNTIME_CREATE, reason)
-        key = repr((plan.root, plan.resources, bool(plan.captured or plan.continues)))
-        kit, fit, root, seed = await self._preparations.wait(key, lambda: self._prepared(plan))
-        store = await asyncio.to_thread(captured_store, plan, fit) if plan.captured else seed
-        return await self._attempts(plan, kit, fit, root, store)
+        with self._ahead.launching(MachineKind.of(plan)) if plan.repeats and not plan.continues else nullcontext():
+            return await self._attempts(plan, await self._parts(plan))
 
-    async def _prepared(self, plan: BootPlan) -> Prepared:
+    async def _parts(self, plan: BootPlan) -> Parts:
+        key = repr((plan.root, plan.resources, bool(plan.captured or plan.continues)))
+        parts = await self._preparations.wait(key, lambda: self._prepared(plan))
+        if plan.captured:
+            parts = replace(parts, store=await asyncio.to_thread(captured_store, plan, parts.fit))
+        return parts
+
+    async def _prepared(self, plan: BootPlan) -> Parts:
         """All that boots of that template and shape need: minutes the first time, with a kernel to fetch.
 
-        The last is where a machine is woken from; None for files that one which is gone left: it boots from them.
+        No store for files that a machine which is gone left: it boots from them.
         """
         kit = await self._kits.kit()
         root = await self._roots.image(plan.root, lambda line: None)
         accelerator = await self._accelerators.choose(lambda accelerator: self._probe(plan, kit, root, accelerator))
-        shape = Shape.of(plan.resources, accelerator)
-        fit = self._fit(kit, shape, root)
-        own_files = plan.captured or plan.continues
-        return kit, fit, root, None if own_files else await self._seeds.seed(plan, kit, fit, root)
+        fit = self._fit(kit, Shape.of(plan.resources, accelerator), root)
+        parts = Parts(kit=kit, fit=fit, root=root, store=None)
+        if plan.captured or plan.continues:
+            return parts
+        return replace(parts, store=await self._seeds.seed(plan, parts))
 
-    async def _attempts(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path, store: Store | None) -> QemuInstance:
+    async def _attempts(self, plan: BootPlan, parts: Parts) -> QemuInstance:
         for attempt in range(_ATTEMPTS):
-            pool = await self._ground.slots()
-            slot = await pool.take(online=plan.network.internet and not plan.network.is_inspected)
+            waiting = await self._waiting(plan)
+            slot = waiting.slot if waiting else await self._slot(online=is_online(plan.network))
             try:
-                return await self._boot_in(plan, slot, kit, fit, root, store)
+                if waiting is not None:
+                    return await self._handed_over(waiting, plan)
+                return await self._launched(plan, slot, parts)
             except BaseException as error:
                 await finish(self._undo(plan, slot), within_s=_UNDO_WITHIN_S)
                 retry = isinstance(error, (HelperDied, TimeoutError, ConnectionError))
-                if retry and attempt + 1 < _ATTEMPTS:
+                if isinstance(error, Exception) and (retry or waiting is not None) and attempt + 1 < _ATTEMPTS:
                     continue
                 if isinstance(error, TimeoutError):
-                    within_s = _WAKE_WITHIN_S if store else _BOOT_WITHIN_S
+                    within_s = WAKE_WITHIN_S if parts.store else BOOT_WITHIN_S
                     raise DeadlineExceeded("create sandbox", within_s, sandbox_id=plan.sandbox_id) from error
                 if isinstance(error, HelperDied):
                     raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
@@ -219,114 +239,58 @@ class QemuDriver:
                 raise
         raise AssertionError("the loop returns or raises")
 
-    async def _sown(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> QemuInstance:
+    async def _slot(self, *, online: bool) -> Slot:
+        return await (await self._ground.slots()).take(online=online)
+
+    async def _launched(self, plan: BootPlan, slot: Slot, parts: Parts) -> QemuInstance:
+        assert self._launches is not None, "start() comes first"
+        return await self._launches.launch(plan, slot, parts)
+
+    async def _sown(self, plan: BootPlan, parts: Parts) -> QemuInstance:
         self._nobodys.add(plan.sandbox_id)
-        return await self._attempts(plan, kit, fit, root, None)
+        return await self._attempts(plan, parts)
 
-    async def _boot_in(
-        self, plan: BootPlan, slot: Slot, kit: Kit, fit: Fit, root: Path, store: Store | None
-    ) -> QemuInstance:
-        before = await self._ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
-        disk = self._disk(plan.sandbox_id)
-        await asyncio.to_thread(own_disk, disk, plan, store, await self._bases.image(plan.resources.disk_bytes))
-        instance = await self._launched(plan.sandbox_id, slot, kit, fit, root, disk, store, before)
+    # -- made ahead -----------------------------------------------------------------------------
+
+    def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
+        """See `PreparesInstances`. It has one tier, whatever is asked for."""
+        return self._ahead.promise(lambda kind: kind.serves(root, resources))
+
+    async def _waiting(self, plan: BootPlan) -> QemuInstance | None:
+        """The machine that was woken ahead under the plan's name, if it is one that the plan fits."""
+        waiting = await self._ahead.take(plan.sandbox_id)
+        if waiting is None or (waiting.kind == MachineKind.of(plan) and not plan.continues):
+            return waiting.machine if waiting else None
+        await finish(self._end_waiting(waiting), within_s=_UNDO_WITHIN_S)
+        return None
+
+    async def _handed_over(self, machine: QemuInstance, plan: BootPlan) -> QemuInstance:
         try:
-            if store is not None:
-                await self._awake(instance)
-            await instance.trunk(within_s=_WAKE_WITHIN_S if store else _BOOT_WITHIN_S)
-            names = Names(
-                hostname=plan.hostname,
-                machine_id=plan.machine_id,
-                restored=bool(plan.captured),
-                hardened=plan.hardened,
-                pids=plan.resources.pids,
-            )
-            instance.kernel_release = await instance.settle(names)
+            await hand_over(machine, plan)
         except BaseException:
-            await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
+            await finish(machine.destroy(), within_s=_UNDO_WITHIN_S)
             raise
-        return instance
+        self._nobodys.discard(plan.sandbox_id)
+        return machine
 
-    async def _launched(
-        self,
-        sandbox_id: SandboxId,
-        slot: Slot,
-        kit: Kit,
-        fit: Fit,
-        root: Path,
-        disk: Path,
-        store: Store | None,
-        before: Traffic,
-    ) -> QemuInstance:
-        assert self._launcher is not None, "start() comes first"
-        places, size = self._places(sandbox_id), fit.shape.memory_mib << 20
-        opened: dict[int, int] = {}
+    async def _wake_ahead(self, sandbox_id: SandboxId, kind: MachineKind) -> WaitingMachine:
+        plan = kind.plan(sandbox_id)
+        self._nobodys.add(sandbox_id)
+        machine = await self._attempts(plan, await self._parts(plan))
         try:
-            opened[machines.FD_TRUNK] = listen(places.trunk)
-            opened[machines.FD_RESET] = listen(places.reset)
-            opened[machines.FD_CONTROL] = listen(places.control)
-            opened[machines.FD_ROOT] = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
-            opened[machines.FD_DISK] = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
-            opened[machines.FD_KERNEL] = os.open(kit.kernel, os.O_RDONLY | os.O_CLOEXEC)
-            opened[machines.FD_INITRAMFS] = os.open(kit.initramfs, os.O_RDONLY | os.O_CLOEXEC)
-            if store is None:
-                opened[machines.FD_MEMORY] = empty_memory(size)
-            else:
-                opened[machines.FD_MEMORY] = await asyncio.to_thread(self._memories.open, store.memory, size)
-                opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
-            order = self._order(sandbox_id, slot, kit, fit.shape, list(opened), waking=store is not None)
-            launched = await self._launcher.launch_to_its_end(
-                sandbox_id, json.dumps(order).encode(), [slot.network, *opened.values()]
-            )
-        finally:
-            for fd in opened.values():
-                os.close(fd)
-        facts: dict[str, int | str] = {
-            "pid": launched.pid,
-            "start_time": start_time(launched.pid) or 0,
-            "slot": slot.numbers.slot,
-            "traffic_before": before.as_text(),
-            "kit": fit.kit,
-            "root": fit.root,
-            "qemu": fit.qemu,
-            "processor": fit.processor,
-            "memory_bytes": fit.shape.memory_bytes,
-            "vcpus": fit.shape.vcpus,
-            "accelerator": fit.shape.accelerator,
-        }
-        return self._instance(sandbox_id, InstanceRef(NAME, facts), launched.pid, launched.pidfd, slot, fit)
+            await rehearse(machine)
+            await machine.freeze()
+        except BaseException:
+            await finish(self._end_machine(machine), within_s=_UNDO_WITHIN_S)
+            raise
+        return WaitingMachine(kind, machine, self._around.background)
 
-    def _order(
-        self, sandbox_id: str, slot: Slot, kit: Kit, shape: Shape, places: list[int], *, waking: bool
-    ) -> dict[str, Any]:
-        return {
-            "id": sandbox_id,
-            "slot": slot.numbers.slot,
-            "uid": slot.numbers.first_uid + _OWN_ID,
-            "memory_bytes": shape.memory_bytes + _OVERHEAD_BYTES,
-            "pids": _THREADS + shape.vcpus,
-            "vcpus": shape.vcpus,
-            "places": places,
-            "tap": machines.FD_TAP,
-            "kvm": shape.accelerator == "kvm",
-            "file_bytes": 1 << 44,
-            "program": kit.program,
-            "argv": machines.command_line(shape, start=kit.start, name=sandbox_id, waking=waking),
-        }
+    async def _end_waiting(self, waiting: WaitingMachine) -> None:
+        await self._end_machine(waiting.machine)
 
-    async def _awake(self, instance: QemuInstance) -> None:
-        """Wait until the stored state is loaded, and let the machine run."""
-        monitor = await instance.monitor()
-        status = "inmigrate"
-        async with asyncio.timeout(_WAKE_WITHIN_S):
-            while True:
-                status = str((await monitor.ask("query-status")).get("status"))[:40]
-                if status != "inmigrate":
-                    break
-                await asyncio.sleep(_POLL_S)
-        if status not in ("paused", "prelaunch"):
-            raise SnapshotIntegrityFailure("restore a machine", None, f"QEMU refused its state ({status})")
-        await instance.go()
+    async def _end_machine(self, machine: QemuInstance) -> None:
+        await machine.destroy()
+        await self._remove_disk(machine.sandbox_id)
 
     # -- what it is made of ---------------------------------------------------------------------
 
@@ -340,11 +304,11 @@ class QemuDriver:
         shape = Shape(memory_bytes=256 << 20, vcpus=1, accelerator=accelerator)
         neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources)
         fit = self._fit(kit, shape, root)
-        slot = await (await self._ground.slots()).take(online=False)
+        slot = await self._slot(online=False)
         self._nobodys.add(name)
         try:
             async with asyncio.timeout(PROBE_WITHIN_S):
-                await self._boot_in(neutral, slot, kit, fit, root, None)
+                await self._launched(neutral, slot, Parts(kit=kit, fit=fit, root=root, store=None))
         except (BackendFailure, OSError, TimeoutError, HelperDied):
             return False
         finally:
@@ -361,7 +325,7 @@ class QemuDriver:
             pidfd=pidfd,
             slot=slot,
             fit=fit,
-            places=self._places(sandbox_id),
+            places=self._folders.places(sandbox_id),
             surroundings=self._around,
         )
         self._instances[sandbox_id] = instance
@@ -398,7 +362,7 @@ class QemuDriver:
                 break
             await asyncio.sleep(0.005)
             waited += 0.005
-        for path in self._places(sandbox_id).sockets():
+        for path in self._folders.places(sandbox_id).sockets():
             with suppress(FileNotFoundError):
                 os.unlink(path)
 
@@ -431,10 +395,11 @@ class QemuDriver:
         return instance
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:
-        kept = {str(sandbox_id) for sandbox_id in (*keep, *self._nobodys)}
+        kept = {str(sandbox_id) for sandbox_id in (*keep, *self._nobodys)} | self._ahead.names
         boxes = self._trees.boxes()
-        images = {path.stem for path in self._disks.glob("*.img") if not path.name.startswith("base-")}
-        sockets = {path.name.partition(".")[0] for path in self._sockets.iterdir()} if self._sockets.exists() else set()
+        images = {path.stem for path in self._folders.disks.glob("*.img") if not path.name.startswith("base-")}
+        folder = self._folders.sockets
+        sockets = {path.name.partition(".")[0] for path in folder.iterdir()} if folder.exists() else set()
         removed = []
         for orphan in sorted((boxes | images | sockets) - kept):
             await self._end_remains(orphan)
@@ -443,11 +408,12 @@ class QemuDriver:
         if not self._nobodys:
             await asyncio.to_thread(self._seeds.forget_begun)
         await self._ground.slots()
+        self._ahead.start()
         return removed
 
     async def halt(self, sandbox_id: SandboxId) -> bool:
         if self._trees.members(sandbox_id):
-            places = self._places(sandbox_id)
+            places = self._folders.places(sandbox_id)
             with suppress(OSError, TimeoutError):  # what its programs wrote is in its memory yet
                 trunk = await Trunk.open(places.trunk, places.reset, within_s=_FLUSH_WITHIN_S)
                 try:
@@ -455,7 +421,7 @@ class QemuDriver:
                 finally:
                     await trunk.aclose()
         await self._end_remains(sandbox_id)
-        return self._disk(sandbox_id).exists()
+        return self._folders.disk(sandbox_id).exists()
 
     async def verify(self, captured: Path) -> None:
         operation = "import a snapshot"
@@ -468,29 +434,25 @@ class QemuDriver:
         raise UnsupportedCapability("commit a layer", CapabilityName.TEMPLATE_PREPARE, reason)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
-        await asyncio.to_thread(self._disk(sandbox_id).unlink, missing_ok=True)
+        await self._ahead.end(sandbox_id)
+        await self._remove_disk(sandbox_id)
+
+    async def _remove_disk(self, sandbox_id: SandboxId) -> None:
+        await asyncio.to_thread(self._folders.disk(sandbox_id).unlink, missing_ok=True)
         self._nobodys.discard(sandbox_id)
 
     async def live(self) -> Sequence[SandboxId]:
-        boxes = self._trees.boxes() - self._nobodys
+        boxes = self._trees.boxes() - self._nobodys - self._ahead.names
         return [SandboxId(box) for box in sorted(boxes) if self._trees.members(box)]
 
     async def aclose(self) -> None:
+        await self._ahead.aclose()
         await self._preparations.aclose()
         await self._around.background.aclose()
         for instance in list(self._instances.values()):
             instance.let_go()
-        if self._launcher is not None:
-            await self._launcher.aclose()
+        if self._launches is not None:
+            await self._launches.launcher.aclose()
         await asyncio.to_thread(self._memories.drop_idle, all_of_them=True)
-        await asyncio.to_thread(leave_host, self._trees, self._sockets)
+        await asyncio.to_thread(leave_host, self._trees, self._folders.sockets)
         await self._ground.aclose()
-
-    def _disk(self, sandbox_id: str) -> Path:
-        return self._disks / f"{sandbox_id}.img"
-
-    def _places(self, sandbox_id: str) -> Places:
-        base = self._sockets / sandbox_id
-        return Places(
-            trunk=f"{base}.trunk", reset=f"{base}.reset", control=f"{base}.control", disk=self._disk(sandbox_id)
-        )

@@ -48,6 +48,21 @@ class Places:
         return self.trunk, self.reset, self.control
 
 
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where one driver keeps its machines' disks and sockets."""
+
+    disks: Path
+    sockets: Path
+
+    def disk(self, sandbox_id: str) -> Path:
+        return self.disks / f"{sandbox_id}.img"
+
+    def places(self, sandbox_id: str) -> Places:
+        base, disk = self.sockets / sandbox_id, self.disk(sandbox_id)
+        return Places(trunk=f"{base}.trunk", reset=f"{base}.reset", control=f"{base}.control", disk=disk)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings(Around):
     """What all machines of one driver share. `released` is told of each that is gone."""

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from firkin.law.errors import InvalidReason, InvalidSpec
 
 ACCELERATORS = ("auto", "kvm", "tcg")
-_KNOWN = ("kernel", "accelerator", "ready_slots", "egress_trust")
+_KNOWN = ("kernel", "accelerator", "ready_slots", "ready_machines", "egress_trust")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuOptions:
     """`kernel`: a folder with ``kernel`` (an uncompressed vmlinux, or an arm64 Image), ``modules/`` in the order in
     which they are loaded, and ``release``; by default Debian's cloud kernel is fetched. `accelerator`: ``auto``
-    takes KVM if a probe boots under it, else TCG. The others are as for the namespaces driver."""
+    takes KVM if a probe boots under it, else TCG. `ready_machines`: most that are woken ahead of need for each
+    template and shape, 0 for none. The others are as for the namespaces driver."""
 
     kernel: str = ""
     accelerator: str = "auto"
     ready_slots: int = 8
+    ready_machines: int = 4
     egress_trust: str = ""
 
     @classmethod
@@ -37,14 +39,15 @@ class QemuOptions:
             raise _invalid(f"kernel names {kernel!r}, in which there is no file 'kernel'")
         try:
             ready = int(options.get("ready_slots", cls().ready_slots))
+            woken = int(options.get("ready_machines", cls().ready_machines))
         except ValueError:
-            raise _invalid("ready_slots must be a whole number") from None
-        if not 1 <= ready <= 2048:
-            raise _invalid("ready_slots must be 1…2048")
+            raise _invalid("ready_slots and ready_machines must be whole numbers") from None
+        if not 1 <= ready <= 2048 or not 0 <= woken <= 64:
+            raise _invalid("ready_slots must be 1…2048 and ready_machines 0…64")
         trust = options.get("egress_trust", "")
         if trust and not os.access(trust, os.R_OK):
             raise _invalid(f"egress_trust names {trust!r}, which cannot be read")
-        return cls(kernel=kernel, accelerator=accelerator, ready_slots=ready, egress_trust=trust)
+        return cls(kernel=kernel, accelerator=accelerator, ready_slots=ready, ready_machines=woken, egress_trust=trust)
 
 
 def _invalid(detail: str) -> InvalidSpec:

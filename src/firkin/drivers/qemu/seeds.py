@@ -10,7 +10,7 @@ from pathlib import Path
 
 from firkin.drivers.qemu.files import remove_folder
 from firkin.drivers.qemu.instance import QemuInstance
-from firkin.drivers.qemu.kits import Kit
+from firkin.drivers.qemu.launches import Parts
 from firkin.drivers.qemu.stores import STATE, Fit, Store, read_store
 from firkin.law.driver import BootPlan
 from firkin.law.errors import SnapshotIntegrityFailure
@@ -18,7 +18,7 @@ from firkin.law.ids import SandboxId
 from firkin.lifetimes import finish
 
 _END_WITHIN_S = 30.0
-Boot = Callable[[BootPlan, Kit, Fit, Path], Awaitable[QemuInstance]]
+Boot = Callable[[BootPlan, Parts], Awaitable[QemuInstance]]
 
 
 class Seeds:
@@ -30,17 +30,17 @@ class Seeds:
         self._discard = discard
         self._sowing: dict[str, asyncio.Lock] = {}
 
-    async def seed(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path) -> Store:
+    async def seed(self, plan: BootPlan, parts: Parts) -> Store:
         """The stored machine that fits; the first call for one boots it. What is damaged is made again."""
-        shape, disk = fit.shape, plan.resources.disk_bytes
-        key = f"{fit.root}-{kit.digest}-{shape.memory_mib}-{shape.vcpus}-{shape.accelerator}-{disk >> 20}"
+        fit, shape, disk = parts.fit, parts.fit.shape, plan.resources.disk_bytes
+        key = f"{fit.root}-{fit.kit}-{shape.memory_mib}-{shape.vcpus}-{shape.accelerator}-{disk >> 20}"
         folder = self._folder / key
         async with self._sowing.setdefault(key, asyncio.Lock()):
             if folder.exists():
                 with suppress(SnapshotIntegrityFailure):
                     return await asyncio.to_thread(_whole, folder, fit)
                 await asyncio.to_thread(remove_folder, folder)
-            await self._sow(plan, kit, fit, root, folder)
+            await self._sow(plan, parts, folder)
             return await asyncio.to_thread(_whole, folder, fit)
 
     def forget_begun(self) -> None:
@@ -48,13 +48,13 @@ class Seeds:
         for begun in self._folder.glob("*.new"):
             remove_folder(begun)
 
-    async def _sow(self, plan: BootPlan, kit: Kit, fit: Fit, root: Path, folder: Path) -> None:
+    async def _sow(self, plan: BootPlan, parts: Parts, folder: Path) -> None:
         """Boot a machine that is no sandbox's, up to where its agent listens, and write it down."""
         name = SandboxId(f"seed{os.urandom(6).hex()}")
         neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources, hostname="sandbox")
         aside = folder.with_suffix(".new")
         await asyncio.to_thread(remove_folder, aside)
-        instance = await self._boot(neutral, kit, fit, root)
+        instance = await self._boot(neutral, parts)
         try:
             aside.mkdir(parents=True, mode=0o700)
             await instance.capture(aside, room_bytes=1 << 62)

@@ -18,10 +18,11 @@ from typing import Protocol
 from firkin.drivers.tiers.tier import Tier, TierPlan
 from firkin.law.backend import Preflight, TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
-from firkin.law.driver import BootPlan, Driver, EgressKeeper, Instance, InstanceRef, PreparesInstances
+from firkin.law.driver import BootPlan, Driver, EgressKeeper, Instance, InstanceRef, PreparesInstances, RootFilesystem
 from firkin.law.errors import BackendFailure, FirkinError, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import STRENGTH, Isolation
+from firkin.law.resources import SandboxResources
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.volumes import VolumeKeeper
 
@@ -134,13 +135,13 @@ class TiersDriver:
                 raise BackendFailure("start", tier.plan.driver, detail) from error
             _log.error("tier not started isolation=%s error=%s", tier.plan.isolation, error)
 
-    def prepared(self, isolation: str, disk_bytes: int) -> SandboxId | None:
+    def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
         """See `PreparesInstances`: the tier's own driver's."""
         tier = self._named(Isolation.parse(isolation) if isolation else None)
         driver = tier.running
         if not isinstance(driver, PreparesInstances):
             return None
-        name = driver.prepared(isolation, disk_bytes)
+        name = driver.prepared(isolation, root, resources)
         if name is not None:
             self._homes[name] = tier
         return name

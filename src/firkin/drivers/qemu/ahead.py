@@ -1,0 +1,145 @@
+"""Machines that are woken before anybody asks, for the templates and shapes that were asked for last.
+
+One that waits has nothing of a sandbox but its name: a closed network, no identity
+but a passing one, and no program but the agent. It has run a shell once, so that
+what an emulator translates, and what a kernel reads and maps, is there; then it
+stands still, and takes no processor. Whoever gets it has it go on, and told whose it
+is: its time, its randomness, its names, its address and what it may reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from firkin.drivers.ground.shelf import Bounds
+from firkin.drivers.qemu.instance import QemuInstance
+from firkin.drivers.qemu.launches import names_in
+from firkin.law.driver import BootPlan, RootFilesystem
+from firkin.law.errors import FirkinError
+from firkin.law.ids import SandboxId
+from firkin.law.network import NetworkPolicy
+from firkin.law.resources import GIB, SandboxResources
+from firkin.lifetimes import Children, children
+from firkin.wire import codec
+from firkin.wire.frames import ERROR, OPEN, RESULT, FrameReader, WireError, frame
+
+LEAST = 2
+_KINDS = 2
+_UNASKED_S = 900.0
+_REHEARSAL_WITHIN_S = 10.0
+_TEXT = "[ -r /etc/profile ]; echo"
+_SHELLS = ("/bin/bash", "/bin/sh")  # the one that clients' commands run in, or else the one that images have
+_LEFT_FREE = GIB  # of the host's memory, beside twice what the machine could take
+
+
+@dataclass(frozen=True, slots=True)
+class MachineKind:
+    """Machines of one kind go on from the same store. `text` is what makes two the same."""
+
+    text: str
+    root: RootFilesystem = field(compare=False)
+    resources: SandboxResources = field(compare=False)
+    captured: str = field(compare=False)
+    online: bool = field(compare=False)
+
+    @classmethod
+    def of(cls, plan: BootPlan) -> MachineKind:
+        text = repr((plan.root, plan.resources, plan.captured))
+        return cls(text, plan.root, plan.resources, plan.captured, is_online(plan.network))
+
+    def serves(self, root: RootFilesystem, resources: SandboxResources) -> bool:
+        return (self.root, self.resources) == (root, resources)
+
+    def plan(self, sandbox_id: SandboxId) -> BootPlan:
+        """How one is woken that is nobody's yet."""
+        return BootPlan(sandbox_id=sandbox_id, root=self.root, resources=self.resources, captured=self.captured)
+
+
+class WaitingMachine:
+    """One that waits; see `ground.shelf.Waiting`."""
+
+    __slots__ = ("_tasks", "_watching", "kind", "machine")
+
+    def __init__(self, kind: MachineKind, machine: QemuInstance, tasks: Children) -> None:
+        self.kind = kind
+        self.machine = machine
+        self._tasks = tasks
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def sandbox_id(self) -> SandboxId:
+        return self.machine.sandbox_id
+
+    def watch(self, died: Callable[[], None]) -> None:
+        self._watching = self._tasks.start(self._watch(died), name=f"watch {self.sandbox_id}")
+
+    def unwatch(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    async def _watch(self, died: Callable[[], None]) -> None:
+        await self.machine.ended()
+        died()
+
+
+def bounds(most: int) -> Bounds:
+    return Bounds(least=LEAST, most=most, kinds=_KINDS, unasked_s=_UNASKED_S)
+
+
+def is_online(policy: NetworkPolicy) -> bool:
+    """Whether a slot fits best whose wire leads out directly."""
+    return policy.internet and not policy.is_inspected
+
+
+def has_room(kind: MachineKind) -> bool:
+    """Whether the host has memory to spare for one, and what it goes on from is there yet."""
+    there = all(os.path.exists(path) for path in (kind.root.base, kind.captured or "/"))
+    return there and _available() >= 2 * kind.resources.memory_bytes + _LEFT_FREE
+
+
+def _available() -> int:
+    """Bytes, by /proc/meminfo; see proc_meminfo(5)."""
+    with open("/proc/meminfo", "rb", buffering=0) as file:
+        for line in file.read(4096).splitlines():
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+async def rehearse(machine: QemuInstance) -> None:
+    """Have it run a shell. Without any profile: what those do may be meant for the caller's variables."""
+    with suppress(OSError, TimeoutError, WireError, FirkinError):  # no shell, or an end that is found out elsewhere
+        async with asyncio.timeout(_REHEARSAL_WITHIN_S):
+            for shell in _SHELLS:
+                if await _ran(machine, shell):
+                    return
+
+
+async def _ran(machine: QemuInstance, shell: str) -> bool:
+    channel = await machine.dial()
+    try:
+        order: codec.Object = {"op": "start", "argv": [shell, "-c", _TEXT], "env": {}, "cwd": "/", "user": ""}
+        await channel.write(frame(OPEN, 1, codec.encode({**order, "stdin": False, "pty": None})))
+        frames = FrameReader()
+        while data := await channel.read():
+            for kind, _, _ in frames.feed(data):
+                if kind in (RESULT, ERROR):
+                    return kind == RESULT
+        return False
+    finally:
+        await channel.aclose()
+
+
+async def hand_over(machine: QemuInstance, plan: BootPlan) -> None:
+    """It is the plan's from now on. `OSError`, `TimeoutError`, `BackendFailure`, `SandboxUnavailable`: it is no use."""
+    async with children() as beside:  # nothing runs inside before both are done
+        opening = beside.start(machine.set_network(plan.network), name=f"connect {plan.sandbox_id}")
+        await machine.go()
+        machine.frozen = False
+        machine.kernel_release = await machine.settle(names_in(plan))
+        await opening

@@ -1,0 +1,164 @@
+"""Launching one machine: what QEMU is told and given, up to where the agent knows whose machine it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any  # the JSON edge: an order is read by the launcher alone
+
+from firkin.drivers.ground.ground import Ground
+from firkin.drivers.ground.launch_helper import LaunchHelper
+from firkin.drivers.ground.process_table import start_time
+from firkin.drivers.ground.slots import Slot
+from firkin.drivers.qemu import machines
+from firkin.drivers.qemu.files import listen, own_disk
+from firkin.drivers.qemu.instance import NAME, Folders, Names, QemuInstance
+from firkin.drivers.qemu.kits import Kit
+from firkin.drivers.qemu.machines import Shape
+from firkin.drivers.qemu.memory import MemoryImages, empty_memory
+from firkin.drivers.qemu.stores import STATE, Fit, Store
+from firkin.host.base_disks import BaseDisks
+from firkin.host.netlink import Traffic
+from firkin.law.driver import BootPlan, InstanceRef
+from firkin.law.errors import SnapshotIntegrityFailure
+from firkin.law.ids import SandboxId
+from firkin.lifetimes import finish
+
+BOOT_WITHIN_S = 30.0
+WAKE_WITHIN_S = 20.0
+_UNDO_WITHIN_S = 30.0
+_POLL_S = 0.001
+_OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
+_THREADS = 64
+_OWN_ID = 1000  # within the slot's range: not that of a root, which a process of a container could have
+
+Become = Callable[[SandboxId, InstanceRef, int, int, Slot, Fit], QemuInstance]
+"""Makes an instance of a process: whose it is, its id and descriptor, its slot, and what a store of it must fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a machine is made of: kernel and agent, what a store must fit, its root image, and where it is woken from.
+
+    Without a `store` it boots.
+    """
+
+    kit: Kit
+    fit: Fit
+    root: Path
+    store: Store | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launches:
+    """Of one driver."""
+
+    ground: Ground
+    launcher: LaunchHelper
+    folders: Folders
+    bases: BaseDisks
+    memories: MemoryImages
+    become: Become
+
+    async def launch(self, plan: BootPlan, slot: Slot, parts: Parts) -> QemuInstance:
+        """A machine in `slot` that is the plan's. What failed is ended; `HelperDied`, `OSError`, `TimeoutError` and
+        `BackendFailure` are how."""
+        store = parts.store
+        before = await self.ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
+        base = await self.bases.image(plan.resources.disk_bytes)
+        await asyncio.to_thread(own_disk, self.folders.disk(plan.sandbox_id), plan, store, base)
+        instance = await self._launched(plan, slot, parts, before)
+        try:
+            if store is not None:
+                await _awake(instance)
+            await instance.trunk(within_s=WAKE_WITHIN_S if store else BOOT_WITHIN_S)
+            instance.kernel_release = await instance.settle(names_in(plan))
+        except BaseException:
+            await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
+            raise
+        return instance
+
+    async def _launched(self, plan: BootPlan, slot: Slot, parts: Parts, before: Traffic) -> QemuInstance:
+        kit, fit, store = parts.kit, parts.fit, parts.store
+        own, size = self.folders.places(plan.sandbox_id), fit.shape.memory_mib << 20
+        opened: dict[int, int] = {}
+        try:
+            opened[machines.FD_TRUNK] = listen(own.trunk)
+            opened[machines.FD_RESET] = listen(own.reset)
+            opened[machines.FD_CONTROL] = listen(own.control)
+            opened[machines.FD_ROOT] = os.open(parts.root, os.O_RDONLY | os.O_CLOEXEC)
+            opened[machines.FD_DISK] = os.open(own.disk, os.O_RDWR | os.O_CLOEXEC)
+            opened[machines.FD_KERNEL] = os.open(kit.kernel, os.O_RDONLY | os.O_CLOEXEC)
+            opened[machines.FD_INITRAMFS] = os.open(kit.initramfs, os.O_RDONLY | os.O_CLOEXEC)
+            if store is None:
+                opened[machines.FD_MEMORY] = empty_memory(size)
+            else:
+                opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size)
+                opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
+            order = _order(plan.sandbox_id, slot, kit, fit.shape, list(opened), waking=store is not None)
+            launched = await self.launcher.launch_to_its_end(
+                plan.sandbox_id, json.dumps(order).encode(), [slot.network, *opened.values()]
+            )
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+        facts: dict[str, int | str] = {
+            "pid": launched.pid,
+            "start_time": start_time(launched.pid) or 0,
+            "slot": slot.numbers.slot,
+            "traffic_before": before.as_text(),
+            "kit": fit.kit,
+            "root": fit.root,
+            "qemu": fit.qemu,
+            "processor": fit.processor,
+            "memory_bytes": fit.shape.memory_bytes,
+            "vcpus": fit.shape.vcpus,
+            "accelerator": fit.shape.accelerator,
+        }
+        return self.become(plan.sandbox_id, InstanceRef(NAME, facts), launched.pid, launched.pidfd, slot, fit)
+
+
+def names_in(plan: BootPlan) -> Names:
+    return Names(
+        hostname=plan.hostname,
+        machine_id=plan.machine_id,
+        restored=bool(plan.captured),
+        hardened=plan.hardened,
+        pids=plan.resources.pids,
+    )
+
+
+def _order(sandbox_id: str, slot: Slot, kit: Kit, shape: Shape, given: list[int], *, waking: bool) -> dict[str, Any]:
+    return {
+        "id": sandbox_id,
+        "slot": slot.numbers.slot,
+        "uid": slot.numbers.first_uid + _OWN_ID,
+        "memory_bytes": shape.memory_bytes + _OVERHEAD_BYTES,
+        "pids": _THREADS + shape.vcpus,
+        "vcpus": shape.vcpus,
+        "places": given,
+        "tap": machines.FD_TAP,
+        "kvm": shape.accelerator == "kvm",
+        "file_bytes": 1 << 44,
+        "program": kit.program,
+        "argv": machines.command_line(shape, start=kit.start, name=sandbox_id, waking=waking),
+    }
+
+
+async def _awake(instance: QemuInstance) -> None:
+    """Wait until the stored state is loaded, and let the machine run."""
+    monitor = await instance.monitor()
+    status = "inmigrate"
+    async with asyncio.timeout(WAKE_WITHIN_S):
+        while True:
+            status = str((await monitor.ask("query-status")).get("status"))[:40]
+            if status != "inmigrate":
+                break
+            await asyncio.sleep(_POLL_S)
+    if status not in ("paused", "prelaunch"):
+        raise SnapshotIntegrityFailure("restore a machine", None, f"QEMU refused its state ({status})")
+    await instance.go()
