@@ -75,7 +75,6 @@ class Ahead:
 async def waking_ahead(home: Home, most: int = 1) -> AsyncIterator[Ahead]:
     driver = home.driver(ready_machines=str(most))
     await driver.start()
-    await driver.sweep([])
     try:
         yield Ahead(driver, home)
     finally:

@@ -161,6 +161,7 @@ class BoxDriver:
     async def boot(self, plan: BootPlan) -> BoxInstance:
         if plan.sandbox_id in self._instances:
             raise BackendFailure("create sandbox", self.name, f"an instance {plan.sandbox_id!r} exists already")
+        self._preforks.start()  # a tier that is first wanted long after the server's start is never swept
         kind = BoxKind.of(plan.resources, online=_is_online(plan))
         with self._preforks.launching(kind) if _is_fresh(plan) else nullcontext():
             return await self._boot(plan)

@@ -78,6 +78,7 @@ class Ground:
         async with self._opening:
             if self._users == 0:
                 await asyncio.to_thread(self._open)
+                self._pool.begin()
             self._users += 1
 
     def _open(self) -> None:
@@ -118,8 +119,7 @@ class Ground:
         if self._users > 0:
             return
         await self.gateways.aclose()
-        if self._started:
-            await self._pool.aclose()
+        await self._pool.aclose()
         await asyncio.to_thread(self.sockets.close)
         self._leases.release(keep={slot.numbers.slot for slot in self._slots.values()})
         self._slots.clear()

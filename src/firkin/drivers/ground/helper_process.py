@@ -39,12 +39,18 @@ class HelperProcess:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
+    def begin(self) -> None:
+        """Have it load its code while the caller does something else; `start` waits for that. Idempotent."""
+        if self._process is None:
+            ahead = _AHEAD.get() or {}
+            spawned = ahead.pop(self._module) if self._module in ahead else _spawn(self._module)
+            self._process, self._socket = spawned
+
     async def start(self, *, first: bytes = b"", within_s: float = 15.0) -> None:
-        """Start it and wait until it says that it is ready. `first` is sent before."""
-        ahead = _AHEAD.get() or {}
-        spawned = ahead.pop(self._module) if self._module in ahead else _spawn(self._module)
-        process, self._socket = spawned
-        self._process = process
+        """Wait until it says that it is ready. `first` is sent before."""
+        self.begin()
+        process = self._process
+        assert process is not None
         try:
             if first:
                 await self.send(first, [])

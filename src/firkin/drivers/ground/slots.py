@@ -70,6 +70,10 @@ class SlotPool:
         self._trouble = ""
         self._taken_at = 0.0
 
+    def begin(self) -> None:
+        """Slots are about to be wanted: have what makes them load its code."""
+        self._maker.begin()
+
     async def start(self, used: set[int]) -> None:
         """`used`: slots of sandboxes that live on from an earlier server."""
         self._used |= used

@@ -190,6 +190,7 @@ class QemuDriver:
         if plan.volumes:
             reason = Permanent("a microVM has no volumes: they are folders of the host's")
             raise UnsupportedCapability("create sandbox", CapabilityName.RUNTIME_CREATE, reason)
+        self._ahead.start()
         with self._ahead.launching(MachineKind.of(plan)) if plan.repeats and not plan.continues else nullcontext():
             return await self._attempts(plan, await self._parts(plan))
 
@@ -408,7 +409,6 @@ class QemuDriver:
         if not self._nobodys:
             await asyncio.to_thread(self._seeds.forget_begun)
         await self._ground.slots()
-        self._ahead.start()
         return removed
 
     async def halt(self, sandbox_id: SandboxId) -> bool:
