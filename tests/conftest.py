@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -14,7 +15,10 @@ import pytest
 
 from firkin.drivers.ground.leases import BLOCK
 from firkin.drivers.ground.numbers import SlotNumbers
+from firkin.host.roots import HostRootPreparer
 from firkin.host.volume_disks import FIRST_LOOP, LOOPS
+from firkin.law.driver import PreparedRoot
+from firkin.law.templates import TemplateSpec
 
 _PATIENCE_S = 15.0
 
@@ -188,3 +192,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         below = f"{session.config._tmp_path_factory.getbasetemp()}/"  # type: ignore[attr-defined]
         session.config.pluginmanager.register(_Leftovers(below), "leftovers")
+
+
+@pytest.fixture(scope="session")
+def host_root(tmp_path_factory: pytest.TempPathFactory) -> PreparedRoot:
+    """The files of this machine's own programs as a template's, for whoever only boots from them."""
+    into = tmp_path_factory.mktemp("host-root")
+    return asyncio.run(HostRootPreparer().prepare(TemplateSpec.host(), into, lambda _line: None))

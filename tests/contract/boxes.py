@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import pytest_asyncio
 
 from firkin.drivers.boxes.driver import BoxDriver
 from firkin.drivers.boxes.tier import Tier
@@ -15,7 +15,6 @@ from firkin.drivers.gvisor.driver import GvisorDriver
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.drivers.oci.driver import OciDriver
 from firkin.engine.backend import LocalBackend
-from firkin.host.roots import HostRootPreparer
 from firkin.law.backend import SandboxBackend
 from firkin.law.driver import BootPlan, Driver, PreparedRoot
 from firkin.law.ids import SandboxId
@@ -34,8 +33,19 @@ def require(tier: Tier, state: Path) -> None:
         pytest.skip("; ".join(preflight.reasons))
 
 
-def _said(line: str) -> None:
-    """Progress of a preparation: nobody listens here."""
+# Hundreds of drivers live for one test each: what they made ahead would be of use to none, and tests/*/test_preforks.py
+# is about that.
+_OPTIONS = {"ready_slots": "3", "ready_boxes": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Prepares every template from the same files, which are not its own to change."""
+
+    root: PreparedRoot
+
+    async def prepare(self, spec: TemplateSpec, into: Path, report: Callable[[str], None]) -> PreparedRoot:
+        return self.root
 
 
 class BoxSuite:
@@ -43,18 +53,14 @@ class BoxSuite:
 
     kind: ClassVar[BoxKind]
     tier: ClassVar[Tier]
-    # Boxes made ahead have names of their own giving, by which no driver suite asks.
-    options: ClassVar[dict[str, str]] = {"ready_slots": "3", "ready_boxes": "0"}
+    options: ClassVar[dict[str, str]] = _OPTIONS
 
-    @pytest_asyncio.fixture(autouse=True)
-    async def prepared(self, tmp_path: Path) -> AsyncIterator[None]:
+    @pytest.fixture(autouse=True)
+    def prepared(self, tmp_path: Path, host_root: PreparedRoot) -> None:
         require(self.tier, tmp_path)
-        into = tmp_path / "template"
-        into.mkdir()
         self._state = tmp_path / "state"
         self._state.mkdir()
-        self._root: PreparedRoot = await HostRootPreparer().prepare(TemplateSpec.host(), into, _said)
-        yield
+        self._root = host_root
 
     async def make_driver(self) -> Driver:
         return self.kind.from_settings(self._state, self.options)
@@ -77,13 +83,13 @@ class BoxBackendSuite:
     tier: ClassVar[Tier]
 
     @pytest.fixture
-    def make_backend(self, tmp_path: Path) -> MakeBackend:
+    def make_backend(self, tmp_path: Path, host_root: PreparedRoot) -> MakeBackend:
         require(self.tier, tmp_path)
         state = tmp_path / "state"
 
         async def make(policies: Policies) -> LocalBackend:
-            self._driver: BoxDriver = self.kind.from_settings(state, {"ready_slots": "3"})
-            backend = LocalBackend(driver=self._driver, preparer=HostRootPreparer(), state_dir=state)
+            self._driver: BoxDriver = self.kind.from_settings(state, _OPTIONS)
+            backend = LocalBackend(driver=self._driver, preparer=Prepared(host_root), state_dir=state)
             await backend.start(policies)
             return backend
 

@@ -128,8 +128,8 @@ async def test_as_many_are_kept_as_were_wanted_at_once_within_bounds(most: int, 
         assert len(maker.alive) == wanted
 
 
-async def test_the_two_sizes_asked_for_last_are_kept() -> None:
-    async with preforks() as (kept, maker):
+async def test_the_kinds_asked_for_last_are_kept() -> None:
+    async with preforks(kinds=2) as (kept, maker):
         kept.start()
         await until(lambda: len(maker.alive) == LEAST)
         with kept.launching(SMALL):
@@ -140,10 +140,10 @@ async def test_the_two_sizes_asked_for_last_are_kept() -> None:
         await until(lambda: maker.sizes() == [GIB // 2] * LEAST + [GIB] * LEAST)
 
 
-async def test_a_size_that_is_asked_for_again_stays_before_one_that_is_not() -> None:
-    async with preforks() as (kept, maker):
-        for shape in (USUAL, SMALL, USUAL, TINY):
-            with kept.launching(shape):
+async def test_a_kind_that_is_asked_for_again_stays_before_one_that_is_not() -> None:
+    async with preforks(kinds=2) as (kept, maker):
+        for kind in (USUAL, SMALL, USUAL, TINY):
+            with kept.launching(kind):
                 pass
         kept.start()
         await until(lambda: maker.sizes() == [GIB // 2] * LEAST + [USUAL.disk_bytes] * LEAST)

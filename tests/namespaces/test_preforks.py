@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from firkin.drivers.boxes.preforks import Prefork
+from firkin.drivers.boxes.preforks import BoxKind, Prefork
 from firkin.drivers.namespaces.driver import NamespacesDriver
 from firkin.host.roots import HostRootPreparer
 from firkin.law.driver import BootPlan
@@ -34,10 +35,22 @@ class Ahead:
         self.state = state
 
     async def promised(self, disk_bytes: int = USUAL.disk_bytes) -> SandboxId:
+        """One that is furnished, where the plan repeats."""
+        resources = replace(USUAL, disk_bytes=disk_bytes)
         async with asyncio.timeout(20):
-            while (name := self.driver.prepared("", self.usual.root, replace(USUAL, disk_bytes=disk_bytes))) is None:  # noqa: ASYNC110 — nobody tells
+            while True:
+                name = self.driver.prepared("", self.usual.root, resources)
+                if name is not None and bool(self.held(name).kind.root) is self.usual.repeats:
+                    return name
+                if name is not None:
+                    await self.driver.discard(name)
                 await asyncio.sleep(0.01)
-        return name
+
+    async def asked_for(self) -> None:
+        """Somebody has the first sandbox of the template, so more may be wanted."""
+        instance = await self.driver.boot(self.plan(SandboxId("first")))
+        await instance.destroy()
+        await self.driver.discard(SandboxId("first"))
 
     def plan(self, name: SandboxId, resources: SandboxResources = USUAL) -> BootPlan:
         return replace(self.usual, sandbox_id=name, resources=resources, hostname=str(name))
@@ -52,15 +65,19 @@ class Ahead:
 
 
 @asynccontextmanager
-async def making_ahead(state: Path, **options: str) -> AsyncIterator[Ahead]:
+async def making_ahead(state: Path, *, furnished: bool = False, **options: str) -> AsyncIterator[Ahead]:
     into = state / "template"
     into.mkdir()
     prepared = await HostRootPreparer().prepare(TemplateSpec.host(), into, lambda _: None)
     driver = NamespacesDriver.from_settings(state, {"ready_slots": "2", **options})
     await driver.start()
     await driver.sweep([])
+    usual = BootPlan(sandbox_id=SandboxId("unused"), root=prepared.root, resources=USUAL, repeats=furnished)
     try:
-        yield Ahead(driver, BootPlan(sandbox_id=SandboxId("unused"), root=prepared.root, resources=USUAL), state)
+        ahead = Ahead(driver, usual, state)
+        if furnished:
+            await ahead.asked_for()
+        yield ahead
     finally:
         await driver.aclose()
     assert list((state / "disks").glob("i*.img")) == []
@@ -72,8 +89,11 @@ async def gone(ahead: Ahead, name: SandboxId) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_box_made_ahead_becomes_a_sandbox_with_the_limits_that_were_asked_for(tmp_path: Path) -> None:
-    async with making_ahead(tmp_path) as ahead:
+@pytest.mark.parametrize("furnished", [False, True])
+async def test_a_box_made_ahead_becomes_a_sandbox_with_the_limits_that_were_asked_for(
+    tmp_path: Path, furnished: bool
+) -> None:
+    async with making_ahead(tmp_path, furnished=furnished) as ahead:
         name = await ahead.promised()
         waiting = ahead.held(name).launched.pid
         wanted = SandboxResources(vcpus=1, memory_bytes=192 * MIB, pids=77)
@@ -110,8 +130,9 @@ async def test_a_box_that_dies_while_it_waits_is_removed_and_made_again(tmp_path
         assert other != name
 
 
-async def test_a_box_that_dies_when_it_is_wanted_is_made_anew_under_its_name(tmp_path: Path) -> None:
-    async with making_ahead(tmp_path) as ahead:
+@pytest.mark.parametrize("furnished", [False, True])
+async def test_a_box_that_dies_when_it_is_wanted_is_made_anew_under_its_name(tmp_path: Path, furnished: bool) -> None:
+    async with making_ahead(tmp_path, furnished=furnished) as ahead:
         for number in range(8):
             name = await ahead.promised()
             pid = ahead.held(name).launched.pid
@@ -125,8 +146,9 @@ async def test_a_box_that_dies_when_it_is_wanted_is_made_anew_under_its_name(tmp
             assert ahead.traces(name) == []
 
 
-async def test_a_caller_who_goes_away_leaves_nothing_of_it(tmp_path: Path) -> None:
-    async with making_ahead(tmp_path) as ahead:
+@pytest.mark.parametrize("furnished", [False, True])
+async def test_a_caller_who_goes_away_leaves_nothing_of_it(tmp_path: Path, furnished: bool) -> None:
+    async with making_ahead(tmp_path, furnished=furnished) as ahead:
         for number in range(10):
             name = await ahead.promised()
             booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — cancelled below
@@ -162,9 +184,10 @@ async def test_another_size_of_disk_is_made_at_once_and_ahead_from_then_on(tmp_p
         assert await ahead.promised(other.disk_bytes)
 
 
-async def test_boxes_without_a_server_remove_themselves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("furnished", [False, True])
+async def test_boxes_without_a_server_remove_themselves(tmp_path: Path, furnished: bool) -> None:
     """As when it was killed: nobody is at the other end of their channels any more."""
-    async with making_ahead(tmp_path) as ahead:
+    async with making_ahead(tmp_path, furnished=furnished) as ahead:
         name = await ahead.promised()
         prefork = await ahead.driver._preforks.take(name)
         assert prefork is not None
@@ -174,8 +197,9 @@ async def test_boxes_without_a_server_remove_themselves(tmp_path: Path) -> None:
         await ahead.driver._end_prefork(prefork)
 
 
-async def test_a_killed_launcher_takes_no_waiting_box_with_it(tmp_path: Path) -> None:
-    async with making_ahead(tmp_path) as ahead:
+@pytest.mark.parametrize("furnished", [False, True])
+async def test_a_killed_launcher_takes_no_waiting_box_with_it(tmp_path: Path, furnished: bool) -> None:
+    async with making_ahead(tmp_path, furnished=furnished) as ahead:
         name = await ahead.promised()
         assert ahead.driver.launcher_pid is not None
         os.kill(ahead.driver.launcher_pid, signal.SIGKILL)
@@ -191,3 +215,31 @@ async def test_none_is_made_where_none_is_wanted(tmp_path: Path) -> None:
         assert ahead.driver._preforks.names == set()
         await instance.destroy()
         await ahead.driver.discard(SandboxId("plain"))
+
+
+async def test_a_furnished_box_is_for_its_template_alone(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path, furnished=True) as ahead:
+        name = await ahead.promised()
+        waiting = ahead.held(name).launched.pid
+        other = tmp_path / "other"
+        shutil.copytree(ahead.usual.root.base, other, symlinks=True)
+        (other / "etc" / "which").write_text("the other")
+        root = replace(ahead.usual.root, base=str(other))
+        instance = await ahead.driver.boot(replace(ahead.plan(name), root=root))
+        assert instance.ref.facts["pid"] != waiting
+        async with await Conversation.open(await instance.dial()) as talk:
+            assert (await talk.run("/bin/cat", "/etc/which")).stdout == b"the other"
+        await instance.destroy()
+        await ahead.driver.discard(name)
+
+
+async def test_boxes_of_a_template_that_was_deleted_are_ended(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path, furnished=True) as ahead:
+        name = await ahead.promised()
+        await ahead.driver.discard(name)
+        shutil.rmtree(ahead.usual.root.base)
+        with ahead.driver._preforks.launching(BoxKind.of(USUAL)):  # as somebody else's boot, after which it looks again
+            pass
+        async with asyncio.timeout(10):
+            while any(box.kind.root for box in ahead.driver._preforks._ready.values()):  # noqa: ASYNC110 — nobody tells
+                await asyncio.sleep(0.01)

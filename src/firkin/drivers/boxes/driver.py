@@ -18,7 +18,7 @@ from firkin.drivers.boxes.launcher import Launcher, LaunchFailed
 from firkin.drivers.boxes.launches import BOOT_WITHIN_S, COPY_WITHIN_S, Launches
 from firkin.drivers.boxes.links import AgentLink, remove_place
 from firkin.drivers.boxes.options import BoxOptions
-from firkin.drivers.boxes.preforks import BoxKind, Prefork, bounds
+from firkin.drivers.boxes.preforks import BoxKind, Prefork, bounds, is_there
 from firkin.drivers.boxes.tier import Tier
 from firkin.drivers.boxes.volumes import VolumeDisks
 from firkin.drivers.ground.gateways import Keeper
@@ -72,7 +72,7 @@ class BoxDriver:
         self._launches: Launches | None = None
         most = options.ready_boxes if tier.forks_ahead else 0
         usual = BoxKind.of(SandboxResources())
-        self._preforks = Shelf(self._prefork, self._end_prefork, bounds(most), first=(usual,))
+        self._preforks = Shelf(self._prefork, self._end_prefork, bounds(most), first=(usual,), has_room=is_there)
         self._instances: dict[SandboxId, BoxInstance] = {}
         self._around = Surroundings(
             tier=tier,
@@ -162,7 +162,7 @@ class BoxDriver:
         if plan.sandbox_id in self._instances:
             raise BackendFailure("create sandbox", self.name, f"an instance {plan.sandbox_id!r} exists already")
         self._preforks.start()  # a tier that is first wanted long after the server's start is never swept
-        kind = BoxKind.of(plan.resources, online=_is_online(plan))
+        kind = BoxKind.of(plan.resources, plan.root if plan.repeats else None, online=_is_online(plan))
         with self._preforks.launching(kind) if _is_fresh(plan) else nullcontext():
             return await self._boot(plan)
 
@@ -204,13 +204,14 @@ class BoxDriver:
         return self._instance(plan.sandbox_id, ref, born.launched.pidfd, slot, born.link)
 
     def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
-        """See `PreparesInstances`. It has one tier, whatever is asked for, and boxes without a root."""
-        return self._preforks.promise(lambda kind: kind == BoxKind.of(resources))
+        """See `PreparesInstances`. It has one tier, whatever is asked for."""
+        furnished, bare = BoxKind.of(resources, root), BoxKind.of(resources)
+        return self._preforks.promise(furnished.__eq__) or self._preforks.promise(bare.__eq__)
 
     async def _waiting(self, plan: BootPlan) -> Prefork | None:
         """The box that was made ahead under the plan's name, if it is one that the plan fits."""
         waiting = await self._preforks.take(plan.sandbox_id)
-        if waiting is None or (_is_fresh(plan) and waiting.kind == BoxKind.of(plan.resources)):
+        if waiting is None or (_is_fresh(plan) and waiting.kind.fits(plan.resources, plan.root)):
             return waiting
         await finish(self._end_prefork(waiting), within_s=_UNDO_WITHIN_S)
         return None

@@ -118,10 +118,11 @@ class Launches:
                 launched = attempt.launched
             first, attempt.link = self.tier.listen(str(self.sockets / plan.sandbox_id))
             attempt.give(first)
-            for source in (plan.root.base, *plan.root.layers, *plan.root.shared.values()):
-                attempt.give(open_tree(source))
+            furnished = waiting is not None and waiting.kind.root is not None
+            if not furnished:
+                _give_root(attempt, plan.root)
             async with asyncio.timeout(COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S):
-                order, fds = self._order(plan, slot), [*attempt.given, *volumes]
+                order, fds = self._order(plan, slot, furnished=furnished), [*attempt.given, *volumes]
                 if waiting is None:
                     launched = attempt.launched = await self.launcher.fork(order, fds)
                     mark("fork")
@@ -136,7 +137,8 @@ class Launches:
 
     async def prefork(self, sandbox_id: SandboxId, kind: BoxKind, slot: Slot) -> Prefork:
         """A box in `slot` that waits for the rest of its order. Raises as `launch`."""
-        plan = BootPlan(sandbox_id=sandbox_id, root=_NO_ROOT, resources=kind.resources)
+        root = kind.root or _NO_ROOT
+        plan = BootPlan(sandbox_id=sandbox_id, root=root, resources=kind.resources)
         async with _Attempt(slot).undone_on_failure(waits=True) as attempt:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setblocking(False)
@@ -145,7 +147,9 @@ class Launches:
             try:
                 async with asyncio.timeout(BOOT_WITHIN_S):
                     attempt.give(await self._image(plan))
-                    order = self._order(plan, slot, waits=True)
+                    if kind.root is not None:
+                        _give_root(attempt, root)
+                    order = self._order(plan, slot, waits=True, furnished=kind.root is not None)
                     attempt.launched = await self.launcher.fork(order, attempt.given)
                     began = start_time(attempt.launched.pid) or 0
                     attempt.close_given()
@@ -175,7 +179,7 @@ class Launches:
             raise
         return image
 
-    def _order(self, plan: BootPlan, slot: Slot, *, waits: bool = False) -> LaunchOrder:
+    def _order(self, plan: BootPlan, slot: Slot, *, furnished: bool, waits: bool = False) -> LaunchOrder:
         return LaunchOrder(
             sandbox_id=str(plan.sandbox_id),
             slot=slot.numbers.slot,
@@ -198,7 +202,13 @@ class Launches:
             volumes=[(volume.path, volume.read_only) for volume in plan.volumes],
             traced=current() is not None,
             waits=waits,
+            furnished=furnished,
         )
+
+
+def _give_root(attempt: _Attempt, root: RootFilesystem) -> None:
+    for source in (root.base, *root.layers, *root.shared.values()):
+        attempt.give(open_tree(source))
 
 
 def _require_size(image: int, wanted: int) -> None:

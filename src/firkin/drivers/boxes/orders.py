@@ -25,12 +25,17 @@ class LaunchOrder:
     `weighed`: the sandbox's control group has a share of the processors of its own.
     Each of `volumes` is a path inside and whether it is read-only. `traced`: tell when each step began.
     `waits`: make what no request changes, and wait for the rest of the order: the same sandbox, slot and disk.
+    `furnished`: with `waits`, mount the root too; in the rest of the order, it is there.
+
+    Beside it come the descriptors of `PARTS`, of the root (its base, `layers`, `shared`), and then, or with the
+    rest of the order, the agent's listener, the root unless that is there, and the volumes.
     """
 
     __slots__ = (
         "continues",
         "disk_bytes",
         "first_uid",
+        "furnished",
         "hardened",
         "hidden",
         "hostname",
@@ -72,6 +77,7 @@ class LaunchOrder:
     volumes: list[tuple[str, bool]]
     traced: bool
     waits: bool
+    furnished: bool
 
     def __init__(self, **facts: Any) -> None:  # one field each of __slots__, checked here
         for name in self.__slots__:

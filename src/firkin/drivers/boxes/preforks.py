@@ -1,6 +1,7 @@
-"""Boxes that are half made before anybody asks: a forked process, limits, a mounted disk, devices; no root yet.
+"""Boxes that are half made before anybody asks: a forked process, limits, a mounted disk, devices.
 
-Nothing in one depends on whose it will be but the size of its disk. `ground.shelf` keeps them.
+Bare ones have no root yet, and fit whoever wants a disk of that size. Of templates that were
+asked for lately there are furnished ones, whose root is mounted. `ground.shelf` keeps both.
 """
 
 from __future__ import annotations
@@ -17,28 +18,42 @@ from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.launch_helper import Launched
 from firkin.drivers.ground.shelf import Bounds
 from firkin.drivers.ground.slots import Slot
+from firkin.law.driver import RootFilesystem
 from firkin.law.ids import SandboxId
 from firkin.law.resources import SandboxResources
 
 LEAST, MOST = 2, 8
-_SIZES = 2
+_KINDS = 3  # the usual disk without a root, and two templates
 
 
 @dataclass(frozen=True, slots=True)
 class BoxKind:
-    """Boxes of one kind have disks of one size. The rest is what the last one that was asked for had."""
+    """Boxes of one kind have disks of one size and the same root, `furniture` says which, or none.
+
+    The rest is what the last one that was asked for had.
+    """
 
     disk_bytes: int
+    furniture: str
+    root: RootFilesystem | None = field(compare=False)
     resources: SandboxResources = field(compare=False)
-    online: bool = field(compare=False, default=True)
+    online: bool = field(compare=False)
 
     @classmethod
-    def of(cls, resources: SandboxResources, *, online: bool = True) -> BoxKind:
-        return cls(resources.disk_bytes, resources, online)
+    def of(cls, resources: SandboxResources, root: RootFilesystem | None = None, *, online: bool = True) -> BoxKind:
+        return cls(resources.disk_bytes, repr(root) if root else "", root, resources, online)
+
+    def fits(self, resources: SandboxResources, root: RootFilesystem) -> bool:
+        return self in (BoxKind.of(resources), BoxKind.of(resources, root))
+
+
+def is_there(kind: BoxKind) -> bool:
+    """Whether what it is to be furnished with is on the host yet: its template may have been deleted."""
+    return kind.root is None or all(map(os.path.exists, (kind.root.base, *kind.root.layers)))
 
 
 def bounds(most: int) -> Bounds:
-    return Bounds(least=LEAST, most=most, kinds=_SIZES)
+    return Bounds(least=LEAST, most=most, kinds=_KINDS)
 
 
 class Prefork:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from firkin.drivers.boxes import forge, places, storage, volume_mounts
-from firkin.drivers.boxes.orders import PARTS, REST, VOLUMES, LaunchOrder
+from firkin.drivers.boxes.orders import PARTS, VOLUMES, LaunchOrder
 from firkin.drivers.namespaces import confinement, view
 from firkin.guest import identity
 from firkin.guest.agent import Agent
@@ -104,10 +104,13 @@ def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoR
         room = _make_room(order, dict(zip(PARTS, fds, strict=False)), workshop, step)
         beside = fds[len(PARTS) :]
         if order.waits:
+            if order.furnished:
+                _furnish(order, beside, room, workshop, step)
             order, beside = _rest_of(order, report, room, workshop)
             step = forge.steps(traced=order.traced)
-        listener, base = beside[: len(REST)]
-        plan = _move_in(order, room, [listener, report], base, beside[len(REST) :], workshop, step)
+        listener, beside = beside[0], beside[1:]
+        volumes = beside if order.furnished else _furnish(order, beside, room, workshop, step)
+        plan = _move_in(order, room, [listener, report], volumes, workshop, step)
         step[0] = "identity"
         identity.settle(order.hostname, machine_id=order.machine_id, restored=order.restored)
         step[0] = "agent"
@@ -165,7 +168,8 @@ def _rest_of(order: LaunchOrder, report: int, room: _Room, workshop: Workshop) -
     channel.send(b"+")
     rest = forge.receive(channel)
     if rest is None:
-        os.close(room.disk)
+        if not order.furnished:  # else the overlay has it
+            os.close(room.disk)
         with suppress(OSError):
             os.unlink(f"{order.sandbox_id}.img", dir_fd=workshop.disks)
         workshop.trees.leave(order.sandbox_id)
@@ -177,20 +181,12 @@ def _rest_of(order: LaunchOrder, report: int, room: _Room, workshop: Workshop) -
     return rest
 
 
-def _move_in(
-    order: LaunchOrder,
-    room: _Room,
-    keep: list[int],
-    base: int,
-    beside: list[int],
-    workshop: Workshop,
-    step: list[str],
-) -> SpawnPlan:
-    """From there to a root of its own without a right on the host; the descriptors `keep` stay open."""
+def _furnish(order: LaunchOrder, trees: list[int], room: _Room, workshop: Workshop, step: list[str]) -> list[int]:
+    """The root of a template over the disk. Takes its base, layers and shared directories, and returns what is left."""
+    base, trees = trees[0], trees[1:]
     first_volume = order.layers + len(order.shared)
-    layers, shared, volumes = beside[: order.layers], beside[order.layers : first_volume], beside[first_volume:]
+    layers, shared = trees[: order.layers], trees[order.layers : first_volume]
     step[0] = "overlay"
-    syscalls.sethostname(order.hostname)
     root = storage.overlay([base, *layers], room.disk, room.idmap, detached=workshop.detached)
     step[0] = "mounts"
     view.assemble(root)
@@ -198,10 +194,18 @@ def _move_in(
         places.share(storage.idmapped(tree, room.idmap), path)
     for path in order.hidden:
         places.empty(path)
+    return trees[first_volume:]
+
+
+def _move_in(
+    order: LaunchOrder, room: _Room, keep: list[int], volumes: list[int], workshop: Workshop, step: list[str]
+) -> SpawnPlan:
+    """From there to a process without a right on the host; the descriptors `keep` stay open."""
     step[0] = VOLUMES
     for tree, (path, read_only) in zip(volumes, order.volumes, strict=True):
         volume_mounts.attach(tree, path, room.idmap, read_only=read_only)
     step[0] = "pivot"
+    syscalls.sethostname(order.hostname)
     os.chdir(places.ROOT)
     syscalls.pivot_into_cwd()
     step[0] = "confinement"

@@ -82,10 +82,11 @@ def main() -> NoReturn:
 class Machine:
     """The agent behind its trunk, and what a host may do to the machine as a whole."""
 
-    __slots__ = ("_agent", "_trunk")
+    __slots__ = ("_agent", "_boot_id", "_trunk")
 
     def __init__(self, trunk: int, reset: int) -> None:
         self._agent = Agent()
+        self._boot_id = _own_boot_id()
         self._trunk = Trunk(self._agent.loop, trunk, reset, self._agent.take)
 
     def serve(self) -> NoReturn:
@@ -100,7 +101,7 @@ class Machine:
         hostname = codec.text(args, "hostname")
         syscalls.sethostname(hostname)
         identity.settle(hostname, machine_id=codec.text(args, "machine_id"), restored=codec.flag(args, "restored"))
-        _show_boot_id(codec.text(args, "boot_id"))
+        os.pwrite(self._boot_id, codec.text(args, "boot_id").encode() + b"\n", 0)
         address, gateway = codec.text(args, "address", ""), codec.text(args, "gateway", "")
         if address:
             _join_network("eth0", address, codec.text(args, "netmask"), gateway)
@@ -232,15 +233,12 @@ def _stir(seed: bytes) -> None:
         os.close(device)
 
 
-def _show_boot_id(boot_id: str) -> None:
-    """The kernel keeps the id of its only boot; what is shown is the one of this waking."""
-    with suppress(OSError):
-        syscalls.umount(_BOOT_ID)
-    with suppress(FileNotFoundError):
-        os.unlink(_OWN_BOOT_ID)
-    _write(_OWN_BOOT_ID, boot_id.encode() + b"\n", os.O_CREAT | os.O_EXCL)
+def _own_boot_id() -> int:
+    """The kernel keeps the id of its only boot; what is shown in its place is this file, as each waking writes it."""
+    shown = os.open(_OWN_BOOT_ID, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
     syscalls.mount(_OWN_BOOT_ID, _BOOT_ID, None, MS_BIND)
     os.unlink(_OWN_BOOT_ID)
+    return shown
 
 
 def _join_network(name: str, address: str, netmask: str, gateway: str) -> None:
@@ -273,8 +271,8 @@ def _ask_network(request: int, value: bytes) -> None:
         control.close()
 
 
-def _write(path: str, data: bytes, flags: int = 0) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o444)
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, data)
     finally:

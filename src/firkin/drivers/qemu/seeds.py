@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+from firkin.drivers.qemu.ahead import rehearse
 from firkin.drivers.qemu.files import remove_folder
 from firkin.drivers.qemu.instance import QemuInstance
 from firkin.drivers.qemu.launches import Parts
@@ -49,13 +50,17 @@ class Seeds:
             remove_folder(begun)
 
     async def _sow(self, plan: BootPlan, parts: Parts, folder: Path) -> None:
-        """Boot a machine that is no sandbox's, up to where its agent listens, and write it down."""
+        """Boot a machine that is no sandbox's, up to where its agent has run a shell, and write it down.
+
+        What a shell needs of the root image is in the stored memory then, and read by no sandbox again.
+        """
         name = SandboxId(f"seed{os.urandom(6).hex()}")
         neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources, hostname="sandbox")
         aside = folder.with_suffix(".new")
         await asyncio.to_thread(remove_folder, aside)
         instance = await self._boot(neutral, parts)
         try:
+            await rehearse(instance)
             aside.mkdir(parents=True, mode=0o700)
             await instance.capture(aside, room_bytes=1 << 62)
         finally:
