@@ -45,7 +45,7 @@ def test_a_create_tells_its_phases_in_order(client: RawClient) -> None:
     client.api("DELETE", f"/sandboxes/{made['sandboxID']}")
     found = trace(client, headers)
     assert found["request"] == "POST /sandboxes"
-    expected = ["request read", "admit", "record", "boot", "link", "egress", "start-up", "record ready", "answer"]
+    expected = ["request read", "admit", "boot", "record", "link", "egress", "start-up", "record ready", "answer"]
     assert names(found) == expected
     assert found["totalMs"] == pytest.approx(sum(phase["ms"] for phase in found["phases"]), abs=0.01)
 

@@ -45,7 +45,7 @@ from firkin.law.processes import Argv, Command
 from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxInfo, SandboxSpec
 from firkin.law.snapshots import SnapshotKind
 from firkin.law.states import Act, EndCause, SandboxState
-from firkin.lifetimes import finish
+from firkin.lifetimes import children, finish
 from firkin.phases import mark
 
 BOOT_WITHIN_S = 60.0
@@ -213,13 +213,7 @@ def _check_free(node: Node, order: Order) -> None:
 
 
 async def _bring_up(node: Node, order: Order, resident: Resident) -> None:
-    try:
-        await node.ledger.open(resident, anew=order.sandbox_id is not None)
-    except sqlite3.IntegrityError as error:
-        raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
-    mark("record")
-    plan = await _booted(node, order, resident)
-    mark("boot")
+    plan = await _recorded_and_booted(node, order, resident)
     assert resident.instance is not None
     resident.ref = resident.instance.ref
     await node.egress.lead(_CREATE, resident)
@@ -235,6 +229,33 @@ async def _bring_up(node: Node, order: Order, resident: Resident) -> None:
     act = Act.POOL if order.pooled else Act.READY
     await node.ledger.move(resident, act, why=Why(cause="its agent answered", actor="engine"))
     mark("record ready")
+
+
+async def _recorded_and_booted(node: Node, order: Order, resident: Resident) -> BootPlan:
+    """Both at once: whatever a driver has under a name without a record is swept away by the next server.
+
+    One that takes the place of another with its files is recorded first.
+    """
+    async with children() as beside:
+        recording = beside.start(_recorded(node, order, resident), name=f"record {resident.id}")
+        if order.sandbox_id is not None:
+            await recording
+        try:
+            plan = await _booted(node, order, resident)
+        except BaseException:
+            await finish(asyncio.wait([recording]), within_s=UNDO_WITHIN_S)  # an end comes after a beginning
+            raise
+        mark("boot")
+        await recording
+        mark("record")
+        return plan
+
+
+async def _recorded(node: Node, order: Order, resident: Resident) -> None:
+    try:
+        await node.ledger.open(resident, anew=order.sandbox_id is not None)
+    except sqlite3.IntegrityError as error:
+        raise BackendFailure(_CREATE, "the engine", "the new id was taken", retry=RetryClass.RETRYABLE) from error
 
 
 async def _booted(node: Node, order: Order, resident: Resident) -> BootPlan:
