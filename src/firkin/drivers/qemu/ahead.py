@@ -98,7 +98,7 @@ def is_online(policy: NetworkPolicy) -> bool:
 
 def has_room(kind: MachineKind) -> bool:
     """Whether the host has memory to spare for one, and what it goes on from is there yet."""
-    there = all(os.path.exists(path) for path in (kind.root.base, kind.captured or "/"))
+    there = all(map(os.path.exists, (kind.root.base, *kind.root.layers, kind.captured or "/")))
     return there and _available() >= 2 * kind.resources.memory_bytes + _LEFT_FREE
 
 

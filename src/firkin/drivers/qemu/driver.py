@@ -276,8 +276,9 @@ class QemuDriver:
 
     async def _wake_ahead(self, sandbox_id: SandboxId, kind: MachineKind) -> WaitingMachine:
         plan = kind.plan(sandbox_id)
+        parts = await self._parts(plan)
         self._nobodys.add(sandbox_id)
-        machine = await self._attempts(plan, await self._parts(plan))
+        machine = await self._attempts(plan, parts)
         try:
             await rehearse(machine)
             await machine.freeze()
