@@ -28,7 +28,8 @@ AFTER_S = 0.25  # whoever is gone again by then, after one command, has no use f
 _DEMAND_LASTS_S = 60.0
 _LOOKS_EVERY_S = 15.0
 _PROMISE_LASTS_S = 120.0
-_LAST_STEPS_S = 0.01
+_LAST_STEPS_S = 0.01  # a caller is being answered
+_FIRST_STEPS_S = 0.08  # and does something with what he got
 _END_WITHIN_S = 30.0
 _MOST_PATIENCE_S = 30.0
 _log = logging.getLogger("firkin.drivers")
@@ -202,10 +203,14 @@ class Shelf(Generic[KindT, ItemT]):
                 continue
 
     async def _calm(self) -> None:
-        """Until no launch is under way, nor one's last steps: its caller is being answered yet."""
-        while self._under_way or self._launched_at + _LAST_STEPS_S > _now():
+        """Until no launch is under way, nor one's last steps, nor, while there is one for the next, what follows."""
+        while self._under_way or self._launched_at + self._patience_s() > _now():
             await self._idle.wait()
             await asyncio.sleep(_LAST_STEPS_S)
+
+    def _patience_s(self) -> float:
+        ready = {item.kind for name, item in self._ready.items() if name not in self._promised}
+        return _FIRST_STEPS_S if self._kinds and self._kinds[-1] in ready else _LAST_STEPS_S
 
     async def _make_one(self, kind: KindT) -> None:
         name = self._making = fresh_sandbox_id()
