@@ -205,8 +205,8 @@ class BoxDriver:
 
     def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
         """See `PreparesInstances`. It has one tier, whatever is asked for."""
-        furnished, bare = BoxKind.of(resources, root), BoxKind.of(resources)
-        return self._preforks.promise(furnished.__eq__) or self._preforks.promise(bare.__eq__)
+        furnished = self._preforks.promise(lambda kind: kind.root is not None and kind.fits(resources, root))
+        return furnished or self._preforks.promise(lambda kind: kind.fits(resources, root))
 
     async def _waiting(self, plan: BootPlan) -> Prefork | None:
         """The box that was made ahead under the plan's name, if it is one that the plan fits."""

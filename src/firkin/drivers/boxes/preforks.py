@@ -44,7 +44,7 @@ class BoxKind:
         return cls(resources.disk_bytes, repr(root) if root else "", root, resources, online)
 
     def fits(self, resources: SandboxResources, root: RootFilesystem) -> bool:
-        return self in (BoxKind.of(resources), BoxKind.of(resources, root))
+        return self.disk_bytes == resources.disk_bytes and self.root in (None, root)
 
 
 def is_there(kind: BoxKind) -> bool:

@@ -140,6 +140,5 @@ async def hand_over(machine: QemuInstance, plan: BootPlan) -> None:
     async with children() as beside:  # nothing runs inside before both are done
         opening = beside.start(machine.set_network(plan.network), name=f"connect {plan.sandbox_id}")
         await machine.go()
-        machine.frozen = False
         machine.kernel_release = await machine.settle(names_in(plan))
         await opening

@@ -185,6 +185,7 @@ class QemuInstance(HeldInstance):
     async def go(self) -> None:
         """Let a machine run that was woken, or stands still. `BackendFailure`."""
         await (await self.monitor()).ask("cont")
+        self.frozen = False
 
     async def freeze(self) -> None:
         self._require_alive("freeze")
@@ -203,7 +204,6 @@ class QemuInstance(HeldInstance):
     async def _run_on(self) -> None:
         """Its clock stood still with it."""
         await self.go()
-        self.frozen = False
         await self._tell_time()
 
     async def _tell_time(self) -> None:
@@ -245,7 +245,6 @@ class QemuInstance(HeldInstance):
             finally:
                 if not self._requested and not self._end.done():
                     await self.go()
-                    self.frozen = False
                     self.stood_still_s = time.monotonic() - stopped
                     await self._tell_time()
 
