@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from firkin.engine.clock import Clock
+from firkin.host.meminfo import meminfo
 from firkin.law.errors import CapacityRejected
 from firkin.law.policies import Capacity
 from firkin.law.resources import SandboxResources
@@ -43,26 +44,18 @@ class HostGauge:
         now = self._clock.monotonic()
         if self._sample is None or now - self._taken_at >= SAMPLE_KEPT_S:
             disk = os.statvfs(self._state_dir)
-            self._sample = HostRoom(memory_bytes=_meminfo(b"MemAvailable:"), disk_bytes=disk.f_bavail * disk.f_frsize)
+            self._sample = HostRoom(memory_bytes=meminfo("MemAvailable"), disk_bytes=disk.f_bavail * disk.f_frsize)
             self._taken_at = now
         return self._sample
 
     def totals(self) -> HostRoom:
         """What the machine has in all, of the same two."""
         disk = os.statvfs(self._state_dir)
-        return HostRoom(memory_bytes=_meminfo(b"MemTotal:"), disk_bytes=disk.f_blocks * disk.f_frsize)
+        return HostRoom(memory_bytes=meminfo("MemTotal"), disk_bytes=disk.f_blocks * disk.f_frsize)
 
     def forget(self) -> None:
         """Measure again when next asked."""
         self._sample = None
-
-
-def _meminfo(name: bytes) -> int:
-    with open("/proc/meminfo", "rb") as lines:
-        for line in lines:
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 class Kind(StrEnum):

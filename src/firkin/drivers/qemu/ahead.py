@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from firkin.drivers.ground.shelf import Bounds
 from firkin.drivers.qemu.instance import QemuInstance
 from firkin.drivers.qemu.launches import names_in
+from firkin.host.meminfo import meminfo
 from firkin.law.driver import BootPlan, RootFilesystem
 from firkin.law.errors import FirkinError
 from firkin.law.ids import SandboxId
@@ -99,16 +100,7 @@ def is_online(policy: NetworkPolicy) -> bool:
 def has_room(kind: MachineKind) -> bool:
     """Whether the host has memory to spare for one, and what it goes on from is there yet."""
     there = all(map(os.path.exists, (kind.root.base, *kind.root.layers, kind.captured or "/")))
-    return there and _available() >= 2 * kind.resources.memory_bytes + _LEFT_FREE
-
-
-def _available() -> int:
-    """Bytes, by /proc/meminfo; see proc_meminfo(5)."""
-    with open("/proc/meminfo", "rb", buffering=0) as file:
-        for line in file.read(4096).splitlines():
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
+    return there and meminfo("MemAvailable") >= 2 * kind.resources.memory_bytes + _LEFT_FREE
 
 
 async def rehearse(machine: QemuInstance) -> None:
