@@ -30,12 +30,12 @@ from firkin.host.syscalls import (
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def attach(mounted: int, path: str, idmap_namespace: int, *, read_only: bool) -> None:
-    """Show the volume `mounted` at `path`. Consumes the descriptor. An `OSError` names the path."""
+def attach(mounted: int, path: str, idmap_namespace: int, *, read_only: bool, root: str = ROOT) -> None:
+    """Show the volume `mounted` at `path` below `root`. Consumes the descriptor. An `OSError` names the path."""
     attributes = ATTR_IDMAP | ATTR_NODEV | ATTR_NOSUID | (ATTR_RDONLY if read_only else 0)
     mount_setattr(mounted, attributes, user_namespace=idmap_namespace)
     try:
-        place = mount_point(path)
+        place = mount_point(path, root)
     except OSError as error:
         raise OSError(error.errno, f"{path}: {error.strerror}") from error
     move_mount_onto(mounted, place)
@@ -43,9 +43,9 @@ def attach(mounted: int, path: str, idmap_namespace: int, *, read_only: bool) ->
     os.close(mounted)
 
 
-def mount_point(path: str) -> int:
-    """The directory `path` below the root, made where it is missing, as a descriptor."""
-    place = os.open(ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def mount_point(path: str, root: str = ROOT) -> int:
+    """The directory `path` below `root`, made where it is missing, as a descriptor."""
+    place = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in path.strip("/").split("/"):
         try:
             inner = os.open(name, _PLACE, dir_fd=place)

@@ -182,7 +182,7 @@ def _rest_of(order: LaunchOrder, report: int, room: _Room, workshop: Workshop) -
 
 
 def _furnish(order: LaunchOrder, trees: list[int], room: _Room, workshop: Workshop, step: list[str]) -> list[int]:
-    """The root of a template over the disk. Takes its base, layers and shared directories, and returns what is left."""
+    """Change to the template's root over the disk. Takes its base, layers and shared directories; returns the rest."""
     base, trees = trees[0], trees[1:]
     first_volume = order.layers + len(order.shared)
     layers, shared = trees[: order.layers], trees[order.layers : first_volume]
@@ -194,6 +194,9 @@ def _furnish(order: LaunchOrder, trees: list[int], room: _Room, workshop: Worksh
         places.share(storage.idmapped(tree, room.idmap), path)
     for path in order.hidden:
         places.empty(path)
+    step[0] = "pivot"  # here, because its time grows with the processes of the whole host
+    os.chdir(places.ROOT)
+    syscalls.pivot_into_cwd()
     return trees[first_volume:]
 
 
@@ -203,12 +206,9 @@ def _move_in(
     """From there to a process without a right on the host; the descriptors `keep` stay open."""
     step[0] = VOLUMES
     for tree, (path, read_only) in zip(volumes, order.volumes, strict=True):
-        volume_mounts.attach(tree, path, room.idmap, read_only=read_only)
-    step[0] = "pivot"
-    syscalls.sethostname(order.hostname)
-    os.chdir(places.ROOT)
-    syscalls.pivot_into_cwd()
+        volume_mounts.attach(tree, path, room.idmap, read_only=read_only, root="/")
     step[0] = "confinement"
+    syscalls.sethostname(order.hostname)
     enter, leave = room.doors
     confinement.confine(order, room.user, (*keep, *enter, *leave), workshop.program, workshop.last_capability)
     return SpawnPlan(enter=enter, leave=leave, nofile=order.nofile, hardened=order.hardened)
