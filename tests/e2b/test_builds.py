@@ -13,8 +13,9 @@ import pytest
 from e2b.exceptions import TemplateException
 
 from e2b import BuildException, Sandbox, Template
+from firkin.e2b.operators import OPERATOR_HEADER, operator_token
 
-from .conftest import BOB, RunningServer
+from .conftest import ALICE, BOB, SECRET, RunningServer
 from .raw import RawClient
 
 
@@ -319,3 +320,38 @@ def test_nothing_of_a_build_shows_as_a_template_of_the_operators(client: RawClie
     build(to, "hidden-parts", "true")
     listed = [template["templateID"] for template in client.api("GET", "/templates").json()]
     assert not any("." in template_id for template_id in listed)
+
+
+def test_the_operators_template_is_described(client: RawClient) -> None:
+    described = client.api("GET", "/templates/base").json()
+    assert (described["templateID"], described["names"], described["public"]) == ("base", ["base"], True)
+
+
+@pytest.mark.thorough
+def test_what_a_failed_build_left_is_nobodys_to_see(client: RawClient, to: dict[str, str]) -> None:
+    build(to, "turned-bad", "true")
+    for name in ("never-good", "turned-bad"):
+        with pytest.raises(BuildException):
+            build(to, name, "echo hunter2; exit 7")
+    for name in ("never-good", "turned-bad"):
+        assert client.api("DELETE", f"/templates/{name}").status_code == 204
+    seen = client.api("GET", "/templates", key=BOB).text + client.api("GET", "/firkin/v1/templates", key=BOB).text
+    assert "hunter2" not in seen
+    assert [one["templateID"] for one in client.api("GET", "/templates", key=BOB).json()] == ["base"]
+
+
+@pytest.mark.thorough
+def test_a_tenants_prepared_templates_are_listed_for_it_and_the_operator_alone(
+    client: RawClient, to: dict[str, str]
+) -> None:
+    info = build(to, "listed-one", "true")
+    prefix = f"{info.template_id}."  # type: ignore[attr-defined]
+
+    def listed(key: str, **headers: str) -> dict[str, dict[str, object]]:
+        rows = client.api("GET", "/firkin/v1/templates", key=key, headers=headers).json()
+        return {row["id"]: row for row in rows if row["id"] == "base" or row["id"].startswith(prefix)}
+
+    assert len(listed(ALICE)) == 2
+    assert len(listed(BOB, **{OPERATOR_HEADER: operator_token(SECRET)})) == 2
+    assert list(listed(BOB)) == ["base"]
+    assert {"source", "start", "failure"}.isdisjoint(listed(BOB)["base"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from firkin.engine.builds import LocalBuilds
 from firkin.law.build_steps import BuildStep, RunStep
-from firkin.law.builds import Build, BuildStatus, NamedTemplate
+from firkin.law.builds import Build, BuildStatus, NamedTemplate, built_id
 from firkin.law.errors import NotFound, WrongState
 from firkin.law.ids import TemplateId
 from firkin.law.processes import Shell
@@ -91,6 +92,20 @@ async def test_a_failed_build_says_why_and_where_and_no_tag_moves(builds: LocalB
     assert bad.failure == "failed to run command 'exit 9': exit status 9"
     assert await tags_of(builds, named.id) == {"default": first.id}
     assert (await builds.entries(bad.id))[-1].line.message == bad.failure
+
+
+async def test_a_failed_build_leaves_no_template(builds: LocalBuilds, engine: Engine) -> None:
+    await made(builds, "app", text="exit 9")
+    assert [info.id for info in await engine.backend.templates.list()] == [TEMPLATE]
+
+
+async def test_a_start_removes_what_no_build_stands_for(tmp_path: Path) -> None:
+    async with engine_over(tmp_path / "state") as engine:
+        orphan = built_id("t" + "x" * 19, "0" * 32)
+        await engine.backend.templates.prepare(replace(spec(run("true")), id=orphan))
+    async with engine_over(tmp_path / "state") as engine:
+        with pytest.raises(NotFound):
+            await engine.backend.templates.get(orphan)
 
 
 async def test_output_is_told_while_it_comes(builds: LocalBuilds) -> None:

@@ -91,15 +91,16 @@ class Describer:
     def template(self, info: TemplateInfo) -> Template:
         resources = info.resources or SandboxResources()
         made = info.prepared_at or info.created_at
+        name = str(info.id)
         return Template(
-            templateID=info.id,
-            buildID=info.digest or info.id,
+            templateID=name,
+            buildID=info.digest or name,
             cpuCount=resources.vcpus,
             memoryMB=resources.memory_bytes // MIB,
             diskSizeMB=resources.disk_bytes // MIB,
             public=True,
-            aliases=[info.id],
-            names=[info.id],
+            aliases=[name],
+            names=[name],
             createdAt=timestamp(info.created_at),
             updatedAt=timestamp(made),
             createdBy=None,

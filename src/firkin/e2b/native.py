@@ -37,6 +37,8 @@ from firkin.law.sandboxes import SandboxInfo
 
 PREFIX = "/firkin/v1/"
 _LINES_SHOWN = 20
+_OPERATORS = frozenset(("snapshots", "webhooks", "pools"))
+_OPERATORS_TO_CHANGE = frozenset(("templates", "node"))
 
 
 class NativeRoutes:
@@ -66,13 +68,15 @@ class NativeRoutes:
         await self._dispatch(exchange, tenant, exchange.path.removeprefix(PREFIX).split("/"))
 
     async def _dispatch(self, exchange: Exchange, tenant: ApiKey, words: list[str]) -> None:
+        if words[0] in _OPERATORS or (words[0] in _OPERATORS_TO_CHANGE and exchange.method != "GET"):
+            self._require_operator(exchange)
         match exchange.method, words:
             case "GET", [what] if what in self._facts:
                 await exchange.answer_json(200, await self._facts[what]())
-            case method, ["templates" | "node" as what, *_]:
-                if method != "GET":
-                    self._require_operator(exchange)
-                await (self._templates if what == "templates" else self._nodes).answer(exchange, words)
+            case _, ["templates", *_]:
+                await self._templates.answer(exchange, words, self._whose(exchange, tenant))
+            case _, ["node", *_]:
+                await self._nodes.answer(exchange, words)
             case "GET", ["sandboxes", sandbox_id, what] if what in self._looks:
                 look = self._looks[what]
                 await exchange.answer_json(200, await look(sandbox_id, self._whose(exchange, tenant)))
@@ -83,12 +87,10 @@ class NativeRoutes:
             case _, ["builds", *_]:
                 await self._builds.answer(exchange, tenant, words)
             case _, ["snapshots" | "webhooks" as what, *_]:
-                self._require_operator(exchange)
                 await (self._snapshots if what == "snapshots" else self._webhooks).answer(exchange, words)
             case _, ["volumes", *_]:
                 await self._volumes.answer(exchange, words, self._whose(exchange, tenant))
             case _, ["pools", *_]:
-                self._require_operator(exchange)
                 await self._pools.answer(exchange, tenant, words)
             case _:
                 raise Refused(404, f"no route {exchange.method} {exchange.path[:200]}")

@@ -15,7 +15,8 @@ from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.json_text import encode
 from firkin.law.backend import SandboxBackend, TemplateControl
 from firkin.law.build_steps import BuildLine, BuildReport
-from firkin.law.errors import FirkinError, TemplatePrepareFailure
+from firkin.law.builds import builder_of
+from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec, TemplatePrepareFailure
 from firkin.law.ids import TemplateId
 from firkin.law.isolation import Isolation
 from firkin.law.processes import Shell
@@ -25,6 +26,7 @@ from firkin.lifetimes import children
 
 _MAX_BODY = 1 << 20
 _PROGRESS_EVERY_S = 0.25
+_FOR_TENANTS = ("id", "state", "created_at", "prepared_at", "size_bytes", "digest", "isolation", "user", "workdir")
 
 
 class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -48,9 +50,13 @@ class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
     timeout_s: float = 600.0
 
     def spec(self) -> TemplateSpec:
-        """Raises the law's `InvalidSpec`."""
+        """Raises the law's `InvalidSpec`, for the name of a tenant's build, too."""
+        template_id = None if self.id is None else TemplateId(self.id)
+        if template_id is not None and builder_of(template_id) is not None:
+            detail = f"'{template_id}' is how builds of tenants are called; choose another id"
+            raise InvalidSpec("prepare template", InvalidReason.INVALID_ID, detail)
         return TemplateSpec(
-            id=None if self.id is None else TemplateId(self.id),
+            id=template_id,
             source=parse_source(self.source),
             env=self.env,
             user=self.user,
@@ -75,15 +81,17 @@ class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
 
 
 class NativeTemplates:
-    """``templates`` and what is below it. Whoever may not is kept out before."""
+    """``templates`` and what is below it. Whoever may not change them is kept out before."""
 
     def __init__(self, backend: SandboxBackend) -> None:
         self._control = backend.templates
+        self._builds = backend.builds
 
-    async def answer(self, exchange: Exchange, words: list[str]) -> None:
+    async def answer(self, exchange: Exchange, words: list[str], whose: str | None) -> None:
+        """`whose`: the tenant that asks; None is the operator, who sees everybody's."""
         match exchange.method, words:
             case "GET", ["templates"]:
-                await exchange.answer_json(200, [template_json(info) for info in await self._control.list()])
+                await exchange.answer_json(200, await self._listed(whose))
             case "POST", ["templates"]:
                 await _prepare(self._control, exchange)
             case "POST", ["templates", "prune"]:
@@ -93,6 +101,20 @@ class NativeTemplates:
                 await exchange.answer(204)
             case _:
                 raise Refused(404, f"no route {exchange.method} {exchange.path[:200]}")
+
+    async def _listed(self, whose: str | None) -> list[dict[str, Any]]:
+        """A tenant sees what its own builds prepared whole; of the operator's what it needs to choose one."""
+        every = await self._control.list()
+        if whose is None:
+            return [template_json(info) for info in every]
+        named = [] if self._builds is None else await self._builds.templates()
+        own = {None, *(one.id for one in named if one.owner == whose)}
+        shown = [(info, builder_of(info.id)) for info in every]
+        return [
+            template_json(info) if builder else {key: template_json(info)[key] for key in _FOR_TENANTS}
+            for info, builder in shown
+            if builder in own
+        ]
 
 
 async def _prepare(control: TemplateControl, exchange: Exchange) -> None:

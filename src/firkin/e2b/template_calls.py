@@ -17,7 +17,7 @@ from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_calls import find_snapshot
 from firkin.e2b.snapshot_names import check_tag
 from firkin.e2b.template_names import TemplateNames, builds_of, missing, names_of, tag_of
-from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildStatus, NamedTemplate, Tagging
+from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildStatus, NamedTemplate, Tagging, builder_of
 from firkin.law.errors import NotFound, WrongState
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.templates import TemplateState
@@ -60,7 +60,7 @@ class TemplateCalls:
         own = [named for named in await self._names.all() if named.owner == tenant.name]
         shown = [await self._described(named) for named in own]
         for info in await self._backend.templates.list():
-            if info.state is not TemplateState.DELETED and not await self._names.is_build(info.id):
+            if info.state is not TemplateState.DELETED and builder_of(info.id) is None:
                 shown.append(self._describe.template(info))
         await exchange.answer_json(200, shown)
 
@@ -88,7 +88,7 @@ class TemplateCalls:
         info = await self._names.operators(path[0])
         if info is None:
             raise missing(path[0])
-        await exchange.answer_json(200, {"templateID": info.id, "public": True})
+        await exchange.answer_json(200, {"templateID": str(info.id), "public": True})
 
     async def delete(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """``DELETE /templates/{id}``: a template of the tenant's, or a snapshot, which is one to clients."""

@@ -14,7 +14,7 @@ from firkin.e2b.auth import ApiKey
 from firkin.e2b.exchange import Refused
 from firkin.e2b.snapshot_names import DEFAULT_TAG, is_called, namespace_of
 from firkin.law.backend import SandboxBackend
-from firkin.law.builds import Build, BuildControl, NamedTemplate
+from firkin.law.builds import Build, BuildControl, NamedTemplate, builder_of
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxSource
@@ -95,13 +95,8 @@ class TemplateNames:
             return None
         with suppress(InvalidSpec, NotFound):
             info = await self._backend.templates.get(TemplateId(text.partition(":")[0]))
-            return info if not await self.is_build(info.id) else None
+            return info if builder_of(info.id) is None else None
         return None
-
-    async def is_build(self, template_id: TemplateId) -> bool:
-        """Whether a template is what a tenant's build prepared: those are named after the tenant's template."""
-        head, dot, _ = str(template_id).partition(".")
-        return bool(dot) and any(named.id == head for named in await self.all())
 
     async def all(self) -> list[NamedTemplate]:
         return [] if self._backend.builds is None else list(await self._backend.builds.templates())

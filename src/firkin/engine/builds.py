@@ -16,7 +16,16 @@ from firkin.engine.build_records import BuildRecords
 from firkin.engine.clock import Clock
 from firkin.engine.templates import TemplateRegistry
 from firkin.law.build_steps import BASE_STEP, FINAL_STEP, BuildLine
-from firkin.law.builds import DEFAULT_TAG, Build, BuildEntry, BuildStatus, NamedTemplate, Tagging
+from firkin.law.builds import (
+    DEFAULT_TAG,
+    Build,
+    BuildEntry,
+    BuildStatus,
+    NamedTemplate,
+    Tagging,
+    builder_of,
+    built_id,
+)
 from firkin.law.errors import FirkinError, NotFound, ResourceKind, TemplatePrepareFailure, WrongState
 from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel
@@ -70,6 +79,10 @@ class LocalBuilds:
             if build.status in (BuildStatus.WAITING, BuildStatus.BUILDING):
                 entries = await self._records.entries(build.id)
                 await self._put(self._failed(build, _INTERRUPTED, _step_reached(entries)), entries)
+        prepared = {build.prepared for build in self._builds.values()}
+        for info in await self._templates.list():
+            if builder_of(info.id) and info.id not in prepared:
+                await self._clear(info.id)
 
     async def request(
         self, owner: str, name: str, tags: Sequence[str], resources: SandboxResources
@@ -95,8 +108,7 @@ class LocalBuilds:
         build = self._build("start a build", build_id)
         if build.status is not BuildStatus.WAITING or build_id in self._running:
             raise WrongState("start a build", ResourceKind.TEMPLATE, build_id, f"{build.status.value}, not waiting")
-        prepared = TemplateId(f"{build.template_id}.{build_id.replace('-', '')}")
-        spec = replace(spec, id=prepared, resources=build.resources)
+        spec = replace(spec, id=built_id(build.template_id, build_id), resources=build.resources)
         build = replace(build, status=BuildStatus.BUILDING, updated_at=self._clock.now())
         work = self._run(build, spec)
         self._running[build_id] = _Running(self._children.start(work, name=f"build {build_id}"))
@@ -153,10 +165,9 @@ class LocalBuilds:
         for build in builds:
             await self.cancel(build.id)
         for build in builds:
-            prepared = self._builds[build.id].prepared
-            if prepared is not None:
-                with suppress(NotFound):
-                    await self._templates.delete(prepared)
+            with suppress(NotFound):
+                await self._templates.delete(built_id(template_id, build.id))
+            if self._builds[build.id].prepared is not None:
                 await self._put(replace(self._builds[build.id], prepared=None))
         await self._records.drop(template_id)
         self._named.pop(template_id, None)
@@ -188,9 +199,9 @@ class LocalBuilds:
         except FirkinError as error:
             step = error.step if isinstance(error, TemplatePrepareFailure) else ""
             step = step or _step_reached(await self.entries(build.id))
-            await self._finished(self._failed(build, str(error), step))
+            await self._gave_up(self._failed(build, str(error), step))
         except asyncio.CancelledError:
-            await finish(self._finished(self._failed(build, _CANCELLED)), within_s=_CANCEL_WITHIN_S)
+            await finish(self._gave_up(self._failed(build, _CANCELLED)), within_s=_CANCEL_WITHIN_S)
             raise
         finally:
             self._running.pop(build.id, None)
@@ -265,6 +276,15 @@ class LocalBuilds:
         except NotFound:
             pass
         await self._put(replace(build, prepared=None), await self._records.entries(build_id))
+
+    async def _gave_up(self, build: Build) -> None:
+        await self._clear(built_id(build.template_id, build.id))
+        await self._finished(build)
+
+    async def _clear(self, template_id: TemplateId) -> None:
+        """What no build stands for is nobody's: not even its name or its failure may be seen."""
+        with suppress(NotFound, WrongState):
+            await self._templates.delete(template_id)
 
     async def _put(self, build: Build, entries: Sequence[BuildEntry] = ()) -> None:
         self._builds[build.id] = build

@@ -149,7 +149,8 @@ class TemplateRegistry:
         return sorted((record.info for record in self._known.values()), key=lambda info: info.created_at)
 
     async def delete(self, template_id: TemplateId) -> None:
-        """`NotFound`, or `WrongState` while it is prepared or a sandbox uses it."""
+        """`NotFound`, or `WrongState` while it is prepared or a sandbox uses it; one that is given up is waited out."""
+        await self._under_way(template_id)
         self.require_unused(template_id)
         record = self._record(_DELETE, template_id)
         del self._known[template_id]

@@ -387,6 +387,8 @@ __all__ = [
     "WriteOptions",
     "WrongState",
     "allows",
+    "builder_of",
+    "built_id",
     "check_domain",
     "check_environment",
     "check_mounts",

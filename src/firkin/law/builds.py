@@ -7,6 +7,7 @@ to it, and sandboxes are made from what it prepared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,18 @@ from firkin.law.resources import SandboxResources
 from firkin.law.templates import TemplateSpec
 
 DEFAULT_TAG = "default"
+_BUILT = re.compile(r"(t[a-z0-9]{19})\.[0-9a-f]{32}")
+
+
+def built_id(template_id: str, build_id: str) -> TemplateId:
+    """What a build of the named template prepares; no template of the operator's is called so."""
+    return TemplateId(f"{template_id}.{build_id.replace('-', '')}")
+
+
+def builder_of(template_id: TemplateId) -> str | None:
+    """The named template whose build prepared this, or failed to; None for one of the operator's."""
+    found = _BUILT.fullmatch(template_id)
+    return None if found is None else found[1]
 
 
 class BuildStatus(StrEnum):
