@@ -8,13 +8,15 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from firkin.drivers.boxes.preforks import LEAST, BoxKind, Prefork, bounds
+from firkin.drivers.boxes.preforks import LEAST, BoxKind, Prefork, bounds, is_there
 from firkin.drivers.ground.launch_helper import Launched
 from firkin.drivers.ground.shelf import Shelf
 from firkin.drivers.ground.slots import Slot
+from firkin.law.driver import RootFilesystem
 from firkin.law.errors import BackendFailure
 from firkin.law.ids import SandboxId
 from firkin.law.resources import GIB, SandboxResources
@@ -32,11 +34,14 @@ class Maker:
         self.alive: dict[SandboxId, Prefork] = {}
         self.theirs: dict[SandboxId, socket.socket] = {}
         self.failures = 0
+        self.never: BoxKind | None = None
         self.has_room = True
         self.slow_end: asyncio.Event | None = None
 
     async def make(self, name: SandboxId, kind: BoxKind) -> Prefork:
         await asyncio.sleep(0)
+        if kind == self.never:
+            raise BackendFailure("make a box", "a test", "never")
         if self.failures:
             self.failures -= 1
             raise BackendFailure("make a box", "a test", "not this time")
@@ -182,6 +187,46 @@ async def test_a_failure_is_tried_again() -> None:
     async with preforks(failures=2) as (kept, maker):
         kept.start()
         await until(lambda: len(maker.alive) == LEAST)
+
+
+async def test_a_kind_that_cannot_be_made_keeps_no_other_from_being_made() -> None:
+    async with preforks() as (kept, maker):
+        maker.never = SMALL
+        kept.start()
+        with kept.launching(SMALL):  # the one asked for last is tried first
+            pass
+        await until(lambda: maker.sizes() == [USUAL.disk_bytes] * LEAST)
+        gone = await given_away(kept, maker, USUAL)
+        with kept.launching(USUAL):
+            pass
+        await until(lambda: maker.sizes() == [USUAL.disk_bytes] * LEAST and gone not in maker.alive)
+        maker.never = None
+        await until(lambda: maker.sizes() == [GIB] * LEAST + [USUAL.disk_bytes] * LEAST)
+
+
+async def test_a_launch_that_fails_pushes_no_kind_out() -> None:
+    async with preforks(kinds=1) as (kept, maker):
+        kept.start()
+        await until(lambda: len(maker.alive) == LEAST)
+        before = set(maker.alive)
+        with pytest.raises(BackendFailure), kept.launching(SMALL):
+            raise BackendFailure("create sandbox", "a test", "refused")
+        await asyncio.sleep(0.03)
+        assert set(maker.alive) == before
+
+
+def test_a_root_made_anew_in_the_same_place_is_another_kind(tmp_path: Path) -> None:
+    layer, root = tmp_path / "layer", RootFilesystem(base=str(tmp_path), layers=(str(tmp_path / "layer"),))
+    layer.mkdir()
+    kind = BoxKind.of(SandboxResources(), root)
+    assert kind.fits(SandboxResources(), root)
+    assert is_there(kind)
+    layer.rename(tmp_path / "old")
+    assert not is_there(kind)
+    layer.mkdir()
+    assert BoxKind.of(SandboxResources(), root) != kind
+    assert not kind.fits(SandboxResources(), root)
+    assert not is_there(kind)
 
 
 async def test_a_host_without_room_keeps_none_until_it_has_some_again() -> None:

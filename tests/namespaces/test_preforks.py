@@ -185,6 +185,22 @@ async def test_another_size_of_disk_is_made_at_once_and_ahead_from_then_on(tmp_p
         assert await ahead.promised(other.disk_bytes)
 
 
+async def test_a_box_is_not_given_away_on_a_root_that_was_made_anew(tmp_path: Path) -> None:
+    """A deleted template that is prepared again may lie where it lay, and what is mounted is the old one."""
+    async with making_ahead(tmp_path, furnished=True) as ahead:
+        name = await ahead.promised()
+        base = Path(ahead.usual.root.base)
+        shutil.copytree(base, tmp_path / "anew", symlinks=True)
+        (tmp_path / "anew" / "newer").touch()
+        base.rename(tmp_path / "old")
+        (tmp_path / "anew").rename(base)
+        instance = await ahead.driver.boot(ahead.plan(name))
+        async with await Conversation.open(await instance.dial()) as talk:
+            assert (await talk.run("/bin/sh", "-c", "ls /newer")).stdout == b"/newer\n"
+        await instance.destroy()
+        await ahead.driver.discard(name)
+
+
 @pytest.mark.parametrize("furnished", [False, True])
 async def test_boxes_without_a_server_remove_themselves(tmp_path: Path, furnished: bool) -> None:
     """As when it was killed: nobody is at the other end of their channels any more."""

@@ -28,28 +28,42 @@ _KINDS = 3  # the usual disk without a root, and two templates
 
 @dataclass(frozen=True, slots=True)
 class BoxKind:
-    """Boxes of one kind have disks of one size and the same root, `furniture` says which, or none.
+    """Boxes of one kind have disks of one size and the same root, or none.
 
-    The rest is what the last one that was asked for had.
+    `furniture` says which, and `beneath` which directories its paths name now: others may get the same
+    paths. The rest is what the last one that was asked for had.
     """
 
     disk_bytes: int
     furniture: str
+    beneath: tuple[tuple[int, int], ...]
     root: RootFilesystem | None = field(compare=False)
     resources: SandboxResources = field(compare=False)
     online: bool = field(compare=False)
 
     @classmethod
     def of(cls, resources: SandboxResources, root: RootFilesystem | None = None, *, online: bool = True) -> BoxKind:
-        return cls(resources.disk_bytes, repr(root) if root else "", root, resources, online)
+        return cls(resources.disk_bytes, repr(root) if root else "", _beneath(root), root, resources, online)
 
     def fits(self, resources: SandboxResources, root: RootFilesystem) -> bool:
-        return self.disk_bytes == resources.disk_bytes and self.root in (None, root)
+        return self.disk_bytes == resources.disk_bytes and (
+            self.root is None or (self.root == root and self.beneath == _beneath(root))
+        )
 
 
 def is_there(kind: BoxKind) -> bool:
-    """Whether what it is to be furnished with is on the host yet: its template may have been deleted."""
-    return kind.root is None or all(map(os.path.exists, (kind.root.base, *kind.root.layers)))
+    """Whether what it is furnished with is on the host yet: its template may have been deleted, or made anew."""
+    return kind.beneath == _beneath(kind.root)
+
+
+def _beneath(root: RootFilesystem | None) -> tuple[tuple[int, int], ...]:
+    """Device and inode of each directory; a box that stands on one keeps its inode from being given to another."""
+    if root is None:
+        return ()
+    try:
+        return tuple((found.st_dev, found.st_ino) for found in map(os.stat, (root.base, *root.layers)))
+    except OSError:
+        return ((0, 0),)  # equal to none that is there
 
 
 def bounds(most: int) -> Bounds:

@@ -31,7 +31,8 @@ _PROMISE_LASTS_S = 120.0
 _LAST_STEPS_S = 0.01  # a caller is being answered
 _FIRST_STEPS_S = 0.08  # and does something with what he got
 _END_WITHIN_S = 30.0
-_MOST_PATIENCE_S = 30.0
+_LEAST_PATIENCE_S, _MOST_PATIENCE_S = 0.1, 30.0
+_FAILURES = (FirkinError, HelperDied, OSError, TimeoutError)
 _log = logging.getLogger("firkin.drivers")
 
 KindT = TypeVar("KindT", bound=Hashable)
@@ -73,6 +74,14 @@ class Bounds:
     unasked_s: float = math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class _Setback:
+    """One of a kind could not be made: none of it is until then."""
+
+    patience_s: float
+    until: float
+
+
 class Shelf(Generic[KindT, ItemT]):
     """Those of one driver. Use from one event loop; nothing is made before `start`.
 
@@ -99,6 +108,7 @@ class Shelf(Generic[KindT, ItemT]):
         self._ending: dict[SandboxId, asyncio.Event] = {}
         self._kinds: deque[KindT] = deque(first, maxlen=bounds.kinds)
         self._asked: dict[KindT, float] = {}
+        self._setbacks: dict[KindT, _Setback] = {}
         self._started = False
         self._under_way = 0
         self._launched_at = -math.inf
@@ -157,17 +167,17 @@ class Shelf(Generic[KindT, ItemT]):
 
     @contextmanager
     def launching(self, kind: KindT) -> Iterator[None]:
-        """Around each boot that one of these could have served, whether it did or not."""
-        if kind in self._kinds:
-            self._kinds.remove(kind)
-        self._kinds.append(kind)  # the one asked for last is the last that gives way
-        self._asked = {**{known: at for known, at in self._asked.items() if known in self._kinds}, kind: _now()}
+        """Around each boot that one of these could have served, whether it did or not.
+
+        One that fails is not asked for: what can never be made must push nothing out.
+        """
         self._under_way += 1
         self._idle.clear()
         if self._under_way >= self._peak or _now() - self._peak_at > _DEMAND_LASTS_S:
             self._peak, self._peak_at = self._under_way, _now()
         try:
             yield
+            self._was_asked_for(kind)
         finally:
             self._under_way -= 1
             self._launched_at = _now()
@@ -175,32 +185,36 @@ class Shelf(Generic[KindT, ItemT]):
                 self._idle.set()
             self._wanted.set()
 
+    def _was_asked_for(self, kind: KindT) -> None:
+        if kind in self._kinds:
+            self._kinds.remove(kind)
+        self._kinds.append(kind)  # the one asked for last is the last that gives way
+        self._asked = {**{known: at for known, at in self._asked.items() if known in self._kinds}, kind: _now()}
+
     async def aclose(self) -> None:
         await self._tasks.aclose()
         await asyncio.gather(*map(self.end, list(self._ready)))
 
     async def _keep(self) -> None:
-        patience_s = 0.1
         await asyncio.sleep(self._bounds.after_s)
         while True:
             self._wanted.clear()
-            try:
-                await self._calm()
+            await self._calm()
+            with _told("what is not wanted was not ended"):
                 await self._end_the_unwanted()
-                while (kind := self._missing()) is not None:
-                    await self._make_one(kind)
-                    patience_s = 0.1
-                    await self._calm()
-            except (FirkinError, HelperDied, OSError, TimeoutError) as error:
-                _log.warning("nothing could be made ahead error=%s", error)
-                await asyncio.sleep(patience_s)
-                patience_s = min(2 * patience_s, _MOST_PATIENCE_S)
-                continue
+            while (kind := self._missing()) is not None:
+                await self._make_one(kind)
+                await self._calm()
             try:
-                async with asyncio.timeout(_LOOKS_EVERY_S if self._ready else None):
+                async with asyncio.timeout(self._looks_in_s()):
                     await self._wanted.wait()
             except TimeoutError:
                 continue
+
+    def _looks_in_s(self) -> float | None:
+        """Until something may be different although nobody says so."""
+        retries = [max(0.0, setback.until - _now()) for setback in self._setbacks.values()]
+        return min([*retries, *([_LOOKS_EVERY_S] if self._ready else [])], default=None)
 
     async def _calm(self) -> None:
         """Until no launch is under way, nor one's last steps, nor, while there is one for the next, what follows."""
@@ -213,11 +227,17 @@ class Shelf(Generic[KindT, ItemT]):
         return _FIRST_STEPS_S if self._kinds and self._kinds[-1] in ready else _LAST_STEPS_S
 
     async def _make_one(self, kind: KindT) -> None:
+        """Where that fails, others of the kind are made after a while that grows, and of other kinds meanwhile."""
         name = self._making = fresh_sandbox_id()
+        before = self._setbacks.pop(kind, None)
         try:
             item = await self._make(name, kind)
             self._ready[name] = item
             item.watch(lambda: self._died(name))
+        except _FAILURES as error:
+            patience_s = min(2 * before.patience_s, _MOST_PATIENCE_S) if before else _LEAST_PATIENCE_S
+            self._setbacks[kind] = _Setback(patience_s, _now() + patience_s)
+            _log.warning("nothing could be made ahead error=%s", error)
         finally:
             self._making = None
 
@@ -227,15 +247,17 @@ class Shelf(Generic[KindT, ItemT]):
             self._tasks.start(self._bury(sandbox_id), name=f"end what died waiting {sandbox_id}")
 
     async def _bury(self, sandbox_id: SandboxId) -> None:
-        try:
+        with _told("what died waiting was not removed"):
             await self.end(sandbox_id)
-        except (FirkinError, OSError, TimeoutError) as error:
-            _log.error("what died waiting was not removed sandbox=%s error=%s", sandbox_id, error)
 
     def _missing(self) -> KindT | None:
+        now = _now()
+        later = {kind: back for kind, back in self._setbacks.items() if back.until > now and kind in self._kinds}
         for kind in reversed(self._kinds):
-            if sum(item.kind == kind for item in self._ready.values()) < self._depth(kind):
+            there = sum(item.kind == kind for item in self._ready.values())
+            if kind not in later and there < self._depth(kind):
                 return kind
+        self._setbacks = later
         return None
 
     def _depth(self, kind: KindT) -> int:
@@ -256,6 +278,15 @@ class Shelf(Generic[KindT, ItemT]):
                 await self.end(name)
             else:
                 left[item.kind] -= 1
+
+
+@contextmanager
+def _told(failed: str) -> Iterator[None]:
+    """What goes wrong behind the scenes is logged: nobody waits for it."""
+    try:
+        yield
+    except _FAILURES as error:
+        _log.warning("%s error=%s", failed, error)
 
 
 def _now() -> float:
