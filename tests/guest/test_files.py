@@ -16,6 +16,7 @@ from firkin.law.errors import (
     AlreadyExists,
     FileFault,
     FilesystemFailure,
+    FirkinError,
     InvalidSpec,
     IoFailure,
     NotFound,
@@ -367,3 +368,29 @@ async def test_what_is_missing_on_the_host_is_told(files: GuestFiles, box: Sandb
         await files.copy_in(tmp_path / "none", box.below("x"), CopyOptions())
     with pytest.raises(IoFailure):
         await files.copy_out(box, tmp_path / "none" / "x", CopyOptions())
+
+
+@pytest.mark.parametrize("name", ["map_files", "fd", "fdinfo", "task", "ns"])
+async def test_nothing_below_the_agents_own_process_is_shown(files: GuestFiles, box: SandboxPath, name: str) -> None:
+    link = box.below("link")
+    os.symlink("/proc/self", link)
+    for path in (SandboxPath(f"/proc/self/{name}"), link.below(name)):
+        with pytest.raises(FirkinError, match="belongs to the agent"):
+            await files.list(path, ListOptions())
+
+
+async def test_what_is_below_the_agents_process_is_not_found_by_name_either(files: GuestFiles) -> None:
+    with pytest.raises(FirkinError, match="belongs to the agent"):
+        await files.stat(SandboxPath("/proc/self/fd/0"))
+    assert (await files.stat(SandboxPath("/proc/self/fd"))).file_type is FileType.DIRECTORY
+
+
+async def test_a_deep_list_leaves_out_what_is_below_the_agents_process(files: GuestFiles) -> None:
+    listed = [str(entry.path) for entry in await files.list(SandboxPath("/proc/self"), ListOptions(depth=3))]
+    assert "/proc/self/map_files" in listed
+    assert [path for path in listed if path.startswith(("/proc/self/map_files/", "/proc/self/fd/"))] == []
+
+
+async def test_a_list_follows_no_link_of_a_process(files: GuestFiles) -> None:
+    with pytest.raises(FirkinError):
+        await files.list(SandboxPath("/proc/self/root"), ListOptions())

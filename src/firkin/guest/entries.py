@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from firkin.wire.codec import Object
 
 _PLAIN = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 _DELETED = " (deleted)"
 
 
@@ -50,6 +51,8 @@ class Entries:
             status = os.stat(path, follow_symlinks=follow)
         except (OSError, ValueError) as error:
             raise refusal(error, path) from None
+        if status.st_dev == self.proc_device:
+            _refuse_own(path, os.path.realpath(os.path.dirname(path)))
         entry = self.describe(path, status)
         if stat.S_ISLNK(status.st_mode):
             if status.st_dev != self.proc_device:  # as in refuse_proc
@@ -90,12 +93,25 @@ class Entries:
                 raise Refused("is_directory", f"{path}: is a directory", path)
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("not_regular", f"{path}: is not a regular file", path)
-            if status.st_dev == self.proc_device:
-                _refuse_own(path, fd)
+            self._refuse_own_open(path, fd, status)
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def open_directory(self, path: str, *, follow: bool = True) -> int:
+        """A descriptor of a directory that is not below the agent's own under /proc. Raises OSError, `Refused`."""
+        fd = self._open(path, _DIRECTORY | (0 if follow else os.O_NOFOLLOW), 0)
+        try:
+            self._refuse_own_open(path, fd, os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _refuse_own_open(self, path: str, fd: int, status: os.stat_result) -> None:
+        if status.st_dev == self.proc_device:
+            _refuse_own(path, os.readlink(f"/proc/self/fd/{fd}"))
 
     def refuse_proc(self, path: str) -> None:
         """Links under /proc are not paths, and the agent's own would tell of the host's."""
@@ -137,9 +153,9 @@ def _device(path: str) -> int:
         return -1
 
 
-def _refuse_own(path: str, fd: int) -> None:
-    """The agent may read its own memory, which tells of the host; nobody else inside may."""
-    if os.readlink(f"/proc/self/fd/{fd}").startswith(f"/proc/{os.getpid()}/"):
+def _refuse_own(path: str, place: str) -> None:
+    """The agent may read its own memory and see where that is, which tells of the host; nobody else inside may."""
+    if place.startswith(f"/proc/{os.getpid()}/"):
         raise Refused("permission", f"{path}: belongs to the agent", path)
 
 

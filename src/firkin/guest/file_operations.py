@@ -80,7 +80,7 @@ class FileOperations:
 
     def _listing(self, stream: Stream, path: str, depth: int) -> Iterator[bool]:
         batch: list[Object] = []
-        todo = [iter(_names(path))]
+        todo = [iter(_names(self._entries, path))]
         folders = [path]
         while todo:
             name = next(todo[-1], None)
@@ -93,7 +93,7 @@ class FileOperations:
                 continue
             batch.append(entry)
             if entry["type"] == "directory" and (depth <= 0 or len(todo) < depth):
-                todo.append(iter(_names_left(entry["path"])))
+                todo.append(iter(_names_left(self._entries, entry["path"])))
                 folders.append(entry["path"])
             if len(batch) >= _ENTRIES_AN_EVENT:
                 stream.event({"entries": batch})
@@ -190,14 +190,29 @@ def _make_directory(path: str, account: Account) -> None:
     os.chown(path, account.uid, account.gid, follow_symlinks=False)
 
 
-def _names(path: str) -> list[str]:
+def _names(entries: Entries, path: str, *, follow: bool = True) -> list[str]:
     try:
-        return sorted(_bounded(path, path))
+        fd = entries.open_directory(path, follow=follow)
+        try:
+            return sorted(_bounded(fd, path))
+        finally:
+            os.close(fd)
     except OSError as error:
         raise refusal(error, path) from None
 
 
-def _bounded(folder: str | int, path: str) -> list[str]:
+def _names_left(entries: Entries, path: str) -> list[str]:
+    """As `_names`, empty when the directory went away, became something else or cannot be read: one such
+    directory must not cost the whole list."""
+    try:
+        return _names(entries, path, follow=False)
+    except Refused as refused:
+        if refused.code == "limit":
+            raise
+        return []
+
+
+def _bounded(folder: int, path: str) -> list[str]:
     """The names in a directory. A hostile one could hold more than this process has memory for."""
     found, size = [], 0
     with os.scandir(folder) as entries:
@@ -212,21 +227,6 @@ def _bounded(folder: str | int, path: str) -> list[str]:
 def _some_names(folder: int) -> list[str]:
     with os.scandir(folder) as entries:
         return [entry.name for entry, _ in zip(entries, range(_REMOVALS_A_LISTING), strict=False)]
-
-
-def _names_left(path: str) -> list[str]:
-    """As `_names`, empty when the directory went away, became something else or cannot be read: one such
-    directory must not cost the whole list."""
-    try:
-        fd = os.open(path, _DIRECTORY)
-    except OSError:
-        return []
-    try:
-        return sorted(_bounded(fd, path))
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
 
 
 def _removing(stream: Stream, path: str) -> Iterator[bool]:
