@@ -119,7 +119,7 @@ class DataPlane:
             if is_gone(error):
                 raise
             raise as_file_refusal(error, exchange.query.get("path", "")) from error
-        with self._directory.holding(info.id, exchange.connection):
+        with self._directory.holding(info.id, exchange):
             if exchange.method == "POST":
                 await Upload(exchange, self._files(), caller).answer()
             else:

@@ -12,8 +12,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.error_map import changing_sandbox, dead_sandbox, left_asleep, missing_sandbox
-from firkin.e2b.exchange import Refused
-from firkin.e2b.protocol import ClientConnection
+from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.quotas import Quotas
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import SignedLink, TokenMint
@@ -50,7 +49,7 @@ class SandboxDirectory:
         self.mint = TokenMint(settings.secret)
         self._settings = settings
         self._waker = Waker(backend, settings, quotas)
-        self._held: dict[str, dict[ClientConnection, int | None]] = {}
+        self._held: dict[str, dict[Exchange, int | None]] = {}
         self._users: dict[tuple[str, str | None], tuple[float, GuestUser]] = {}
         self._when_stopped: list[Callable[[str], None]] = []
         self._when_over: list[Callable[[str], None]] = []
@@ -126,19 +125,14 @@ class SandboxDirectory:
         return user
 
     @contextmanager
-    def holding(
-        self, sandbox_id: SandboxId, connection: ClientConnection | None, *, port: int | None = None
-    ) -> Iterator[None]:
-        """While the block runs, the connection is reset if the sandbox ends, or if its policy shuts `port`."""
-        if connection is None:
-            yield
-            return
+    def holding(self, sandbox_id: SandboxId, exchange: Exchange, *, port: int | None = None) -> Iterator[None]:
+        """While the block runs, an answer is broken off if the sandbox ends, or if its policy shuts `port`."""
         held = self._held.setdefault(sandbox_id, {})
-        held[connection] = port
+        held[exchange] = port
         try:
             yield
         finally:
-            held.pop(connection, None)
+            held.pop(exchange, None)
             if not held and self._held.get(sandbox_id) is held:
                 del self._held[sandbox_id]
 
@@ -152,8 +146,8 @@ class SandboxDirectory:
 
     async def stopped(self, sandbox_id: SandboxId, *, paused: bool) -> None:
         """The sandbox no longer runs, having been `paused` or ended: reset everybody who is connected to it."""
-        for connection in self._held.pop(sandbox_id, ()):
-            connection.reset()
+        for exchange in self._held.pop(sandbox_id, ()):
+            exchange.break_off()
         for key in [key for key in self._users if key[0] == sandbox_id]:
             del self._users[key]
         over = [] if paused and await self._lives_on(sandbox_id) else self._when_over
@@ -162,9 +156,9 @@ class SandboxDirectory:
 
     def shut(self, sandbox_id: SandboxId, ports: Collection[int]) -> None:
         """Only these ports are to be reached from now on: reset whoever is connected to another."""
-        for connection, port in [*self._held.get(sandbox_id, {}).items()]:
+        for exchange, port in [*self._held.get(sandbox_id, {}).items()]:
             if port is not None and port not in ports:
-                connection.reset()
+                exchange.break_off()
 
     async def _lives_on(self, sandbox_id: SandboxId) -> bool:
         """Whether its memory is still there. One that runs again by now counts as such, even if it had to boot."""

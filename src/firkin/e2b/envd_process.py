@@ -247,7 +247,7 @@ async def _write(call: RpcCall, recipient: ProcessInfo, data: bytes, to_terminal
 async def stream_input(call: RpcCall) -> None:
     """A stream of input: first the program, then data and keepalives."""
     async with call.deadline():
-        with call.directory.holding(call.sandbox_id, call.exchange.connection):
+        with call.directory.holding(call.sandbox_id, call.exchange):
             await _take_stream(call)
     await call.exchange.answer(200, envelope(b"{}") + end_of_stream(), STREAM_HEADERS)
 

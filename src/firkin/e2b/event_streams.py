@@ -62,7 +62,7 @@ class EventStream(Generic[T]):
     async def run(self) -> None:
         exchange = self._call.exchange
         try:
-            with self._call.directory.holding(self._call.sandbox_id, exchange.connection):
+            with self._call.directory.holding(self._call.sandbox_id, exchange):
                 async with children() as tasks:
                     sending = tasks.start(self._send_all(), name="stream-send")
                     reading = tasks.start(self._read_all(), name="stream-read")

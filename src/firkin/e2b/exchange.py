@@ -108,6 +108,12 @@ class Exchange:
         """Whether what follows the request's head is no HTTP, if the answer agrees: Upgrade or CONNECT."""
         return self.scope.get("extensions", {}).get(UPGRADE) is True
 
+    def break_off(self) -> None:
+        """Reset the connection, unless the answer is whole: then it may be another request's by now."""
+        connection, answer = self.connection, self.raw_answer
+        if connection is not None and not (answer is not None and answer.is_whole):
+            connection.reset()
+
     def header(self, name: bytes) -> bytes | None:
         """The value of a header, by its lower-case name; of several, the first."""
         if self._headers is None:

@@ -69,7 +69,7 @@ class PortProxy:
             )
             if (refusal := self._refusal(exchange, info, target)) is not None:
                 raise refusal
-            with self._counted(info.id), self._directory.holding(info.id, connection, port=target.port):
+            with self._counted(info.id), self._directory.holding(info.id, exchange, port=target.port):
                 if exchange.method == "CONNECT":
                     await self._connect(exchange, connection, info, target.port)
                 else:

@@ -255,6 +255,7 @@ class ClientConnection:
         self._closed = asyncio.Event()
         self._when_lost: Callable[[], None] | None = None
         self.upgraded = False
+        self.taken_over = False
         self.half_closed = False
         self.waits_half_closed = False
         """Whether the answer under way is wanted even by a client that has said its last."""
@@ -286,6 +287,7 @@ class ClientConnection:
 
     def take_over(self, head: bytes) -> None:
         """Send `head` as the answer; from now on the connection carries raw bytes."""
+        self.taken_over = True
         cycle = self._protocol.cycle
         cycle.response_started = cycle.response_complete = True
         self._protocol._unset_keepalive_if_required()
@@ -397,6 +399,11 @@ class RawAnswer:
     def __init__(self, protocol: SandboxProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was given to its end: what the connection carries now, if anything, is another request's."""
+        return self._cycle.response_complete and not self._protocol._client.taken_over
 
     @property
     def lasting(self) -> bool:
