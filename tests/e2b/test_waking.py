@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -167,3 +169,28 @@ def test_who_was_woken_lives_for_five_minutes_at_least(server: RunningServer, as
         assert (ends - after).total_seconds() - 1 <= lives_s <= (ends - before).total_seconds() + 1
     finally:
         made.close()
+
+
+@pytest.mark.thorough
+def test_requests_that_meet_a_pause_are_served_after_it(server: RunningServer) -> None:
+    sleeper = Sleeper(server, secure=False)
+    over = threading.Event()
+
+    def pausing() -> None:
+        with httpx.Client(base_url=server.url, timeout=20) as http:
+            while not over.is_set():
+                http.post(f"{sleeper.path}/pause", json={}, headers={"X-API-Key": ALICE})
+
+    def asking() -> set[int]:
+        with httpx.Client(base_url=server.url, timeout=20) as http:
+            headers = {"E2b-Sandbox-Id": sleeper.id, "E2b-Sandbox-Port": "49983", "content-type": "application/json"}
+            return {http.post(LIST, content=b"{}", headers=headers).status_code for _ in range(300)}
+
+    with ThreadPoolExecutor(4) as threads:
+        pauser = threads.submit(pausing)
+        seen = [threads.submit(asking) for _ in range(3)]
+        answered = set[int]().union(*(one.result() for one in seen))
+        over.set()
+        pauser.result()
+    sleeper.close()
+    assert answered <= {200, 409}

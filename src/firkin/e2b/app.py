@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from firkin.e2b.auth import ApiKey, KeyRing
 from firkin.e2b.control import ControlPlane
 from firkin.e2b.data_plane import DataPlane
 from firkin.e2b.directory import SandboxDirectory
-from firkin.e2b.error_map import as_refusal, dead_sandbox, is_gone, missing_sandbox
+from firkin.e2b.error_map import as_refusal, changing_sandbox, dead_sandbox, is_gone, missing_sandbox
 from firkin.e2b.exchange import AsgiApp, ClientGone, Exchange, Message, Receive, Refused, Send
 from firkin.e2b.port_proxy import PortProxy
 from firkin.e2b.quotas import Quotas
@@ -17,10 +17,11 @@ from firkin.e2b.routing import BadRoute, SandboxTarget, route
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.traces import HEADER, Traces
 from firkin.law.backend import SandboxBackend
-from firkin.law.errors import FirkinError, SandboxUnavailable
+from firkin.law.errors import FirkinError, SandboxUnavailable, WrongState
 from firkin.law.templates import ENVD_PORT
 from firkin.lifetimes import children
 
+_ATTEMPTS = 3
 _LOG = logging.getLogger("firkin.e2b")
 
 
@@ -85,22 +86,36 @@ class _App:
 
     async def _dispatch(self, exchange: Exchange, target: SandboxTarget | None) -> None:
         if target is not None and target.port != ENVD_PORT:
-            await self._proxy.answer(exchange, target)
+            await self._reach(exchange, target, lambda: self._proxy.answer(exchange, target))
         elif exchange.method == "OPTIONS":
             await exchange.preflight()
         elif target is not None:
-            await self._data.answer(exchange, target.sandbox_id)
+            await self._reach(exchange, target, lambda: self._data.answer(exchange, target.sandbox_id))
         elif exchange.path == "/files" and "signature" in exchange.query:
             await self._data.answer_signed(exchange)
         else:
             await self._control.answer(exchange)
+
+    async def _reach(self, exchange: Exchange, target: SandboxTarget, answer: Callable[[], Awaitable[None]]) -> None:
+        """Answer, and once more where the sandbox was paused after it was looked up: nothing has begun inside then."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return await answer()
+            except WrongState as error:
+                again = is_gone(error) and exchange.repeatable
+                if not again or not await self._directory.serves_soon(target.sandbox_id):
+                    raise
+        raise changing_sandbox(target.sandbox_id, should_retry=True)
 
     async def _answer_failure(self, exchange: Exchange, target: SandboxTarget | None, error: FirkinError) -> None:
         if target is None:
             await _refuse(exchange, await self._control_refusal(error))
         elif is_gone(error):
             await self._directory.reads_as_dead(target.sandbox_id)
-            await _refuse(exchange, dead_sandbox(target.sandbox_id))
+            if await self._directory.serves_soon(target.sandbox_id):
+                await _refuse(exchange, changing_sandbox(target.sandbox_id, should_retry=True))
+            else:
+                await _refuse(exchange, dead_sandbox(target.sandbox_id))
         else:
             await _refuse(exchange, as_refusal(error))
 

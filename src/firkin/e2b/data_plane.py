@@ -14,12 +14,12 @@ from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.envd_downloads import Download
 from firkin.e2b.envd_uploads import Upload, compose
 from firkin.e2b.envd_watch import Watching
-from firkin.e2b.error_map import as_file_refusal, as_rpc_error, dead_sandbox, is_gone
+from firkin.e2b.error_map import as_file_refusal, as_rpc_error, is_gone
 from firkin.e2b.exchange import ClientGone, Exchange, Refused
 from firkin.e2b.file_access import FileCaller, check_file_access, check_token, may_wake, signed_link
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import FilesystemControl
-from firkin.law.errors import FirkinError
+from firkin.law.errors import FirkinError, WrongState
 from firkin.law.ids import SandboxId
 from firkin.law.resources import MIB
 from firkin.law.sandboxes import SandboxInfo
@@ -87,8 +87,8 @@ class DataPlane:
         except RpcError as error:
             await _tell(exchange, error, streaming=streaming)
         except FirkinError as error:
-            if is_gone(error) and await self._directory.reads_as_dead(sandbox_id):
-                raise dead_sandbox(sandbox_id) from error
+            if is_gone(error) and (isinstance(error, WrongState) or await self._directory.reads_as_dead(sandbox_id)):
+                raise
             await _tell(exchange, as_rpc_error(error), streaming=streaming)
 
     async def _answer_plain(self, exchange: Exchange, info: SandboxInfo) -> None:

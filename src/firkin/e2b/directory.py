@@ -168,6 +168,14 @@ class SandboxDirectory:
             return False
         return info.state in VISIBLE and info.pause_mode is not PauseMode.FILESYSTEM
 
+    async def serves_soon(self, sandbox_id: SandboxId) -> bool:
+        """Whether a request that found it gone would find it if it came now: it runs again, or traffic wakes it."""
+        try:
+            info = await self.backend.sandboxes.inspect(sandbox_id)
+        except NotFound:
+            return False
+        return info.state is SandboxState.RUNNING or (info.state is SandboxState.PAUSED and wakes_on_traffic(info))
+
     async def reads_as_dead(self, sandbox_id: SandboxId, *, within_s: float | None = None) -> bool:
         """Wait, for a bounded time, until the sandbox no longer reads as running."""
         loop = asyncio.get_running_loop()

@@ -77,7 +77,20 @@ class ClientGone(Exception):
 class Exchange:
     """A request, and the means to answer it once."""
 
-    __slots__ = ("_ended", "_headers", "_query", "_receive", "_send", "method", "path", "raw_path", "scope", "started")
+    __slots__ = (
+        "_body",
+        "_ended",
+        "_headers",
+        "_query",
+        "_read",
+        "_receive",
+        "_send",
+        "method",
+        "path",
+        "raw_path",
+        "scope",
+        "started",
+    )
 
     def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -90,6 +103,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._ended = False
+        self._read = False
+        self._body: bytes | None = None
 
     @property
     def connection(self) -> ClientConnection | None:
@@ -150,12 +165,14 @@ class Exchange:
             raise Refused(408, f"no more of the request body arrived within {idle_s:g} s") from None
         if message["type"] == "http.disconnect":
             raise ClientGone
-        self._ended = not message.get("more_body", False)
+        self._ended, self._read = not message.get("more_body", False), True
         body: bytes = message.get("body", b"")
         return body
 
     async def body(self, limit: int) -> bytes:
-        """The whole request body, at most `limit` bytes."""
+        """The whole request body, at most `limit` bytes. It may be asked for again."""
+        if self._body is not None:
+            return self._body
         declared = self.header(b"content-length")
         if declared is not None and int(declared) > limit:
             raise Refused(413, f"the request body has {int(declared)} bytes; at most {limit} are allowed")
@@ -165,7 +182,13 @@ class Exchange:
             if size > limit:
                 raise Refused(413, f"the request body has more than {limit} bytes, which is the limit")
             parts.append(chunk)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        self._body = parts[0] if len(parts) == 1 else b"".join(parts)
+        return self._body
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be answered from its beginning again: nothing was said yet, and its body is at hand."""
+        return not self.started and (self._body is not None or not self._read)
 
     async def disconnected(self) -> None:
         """Return when the client has gone. Only once the body has been read."""
