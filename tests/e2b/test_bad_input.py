@@ -19,6 +19,9 @@ def client(server: RunningServer) -> Iterator[RawClient]:
         yield made
 
 
+PROXY = {"address": "192.0.2.9:1080"}
+
+
 def new(**fields: object) -> dict[str, object]:
     return {"templateID": "base", **fields}
 
@@ -69,6 +72,12 @@ def new(**fields: object) -> dict[str, object]:
         (new(network={"rules": {"x": [{"transform": {"headers": {"A b": "b"}}}]}}), 400, "is no name of a header"),
         (new(network={"rules": {"x": [{"transform": {"headers": {"A": "b\r\nC: d"}}}]}}), 400, "must be one line"),
         (new(network={"egressProxy": {"address": "x"}}), 400, "must be HOST:PORT"),
+        (new(network={"egressProxy": {**PROXY, "password": "p"}}), 400, "only valid together with username"),
+        (
+            new(network={"egressProxy": {**PROXY, "tls": {"enabled": True, "caCert": "zz"}}}),
+            400,
+            "must be certificates",
+        ),
         (new(network={"maskRequestHost": "a\r\nb: c"}), 400, "network.maskRequestHost must be"),
         (new(network={"maskRequestHost": "${PATH}"}), 400, "network.maskRequestHost must be"),
         (new(network={"httpsPorts": [443]}), 400, "network.httpsPorts is not supported"),

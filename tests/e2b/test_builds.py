@@ -355,3 +355,9 @@ def test_a_tenants_prepared_templates_are_listed_for_it_and_the_operator_alone(
     assert len(listed(BOB, **{OPERATOR_HEADER: operator_token(SECRET)})) == 2
     assert list(listed(BOB)) == ["base"]
     assert {"source", "start", "failure"}.isdisjoint(listed(BOB)["base"])
+
+
+def test_a_name_in_capitals_is_the_same_name(client: RawClient) -> None:
+    made = client.api("POST", "/v2/sandboxes", {"templateID": "BASE"})
+    assert (made.status_code, made.json()["templateID"]) == (201, "base")
+    client.api("DELETE", f"/sandboxes/{made.json()['sandboxID']}")

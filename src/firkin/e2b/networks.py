@@ -7,6 +7,7 @@ an update that leaves them out leaves them as they are; all other fields it clea
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 
 from firkin.e2b.auth import ApiKey
@@ -99,11 +100,16 @@ def shown(info: SandboxInfo) -> dict[str, object]:
     return {"allowPublicTraffic": is_public(info), **more}
 
 
-def _shown_proxy(proxy: EgressProxy | None) -> dict[str, str]:
-    """Its password stays here."""
+def _shown_proxy(proxy: EgressProxy | None) -> dict[str, object]:
+    """Its password and its authority stay here."""
     if proxy is None:
         return {}
-    return {"address": proxy.address, **({"username": proxy.username} if proxy.username else {})}
+    shown: dict[str, object] = {"address": proxy.address}
+    if proxy.username:
+        shown["username"] = proxy.username
+    if proxy.tls:
+        shown["tls"] = {"enabled": True, **({"serverName": proxy.tls_server_name} if proxy.tls_server_name else {})}
+    return shown
 
 
 def _rule(domain: str, rules: Sequence[NetworkRule]) -> HeaderRule:
@@ -122,7 +128,11 @@ def _proxy(asked: EgressProxyConfig) -> EgressProxy:
         raise _bad("network.egressProxy.address must be HOST:PORT of a SOCKS5 proxy")
     if len((asked.username or "").encode()) > 255 or len((asked.password or "").encode()) > 255:
         raise _bad("network.egressProxy: a SOCKS5 user name and password have at most 255 bytes")
+    if asked.password and not asked.username:
+        raise _bad("network.egressProxy.password is only valid together with username")
     tls = asked.tls if asked.tls is not None and asked.tls.enabled else None
+    if tls is not None and tls.caCert and not _is_pem(tls.caCert):
+        raise _bad("network.egressProxy.tls.caCert must be certificates in PEM")
     return EgressProxy(
         address=asked.address,
         username=asked.username or "",
@@ -131,6 +141,14 @@ def _proxy(asked: EgressProxyConfig) -> EgressProxy:
         tls_server_name=(tls.serverName or "") if tls else "",
         tls_ca=(tls.caCert or "") if tls else "",
     )
+
+
+def _is_pem(text: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
 
 
 def _bad(message: str) -> Refused:

@@ -93,9 +93,11 @@ class TemplateNames:
         """A template that the operator prepared; it has no tag but ``default``. What tenants built is none."""
         if "/" in text or tag_of(text) != DEFAULT_TAG:
             return None
-        with suppress(InvalidSpec, NotFound):
-            info = await self._backend.templates.get(TemplateId(text.partition(":")[0]))
-            return info if builder_of(info.id) is None else None
+        name = text.partition(":")[0]
+        for spelled in dict.fromkeys((name, name.lower())):  # E2B's names are the same in capitals; an id need not be
+            with suppress(InvalidSpec, NotFound):
+                info = await self._backend.templates.get(TemplateId(spelled))
+                return info if builder_of(info.id) is None else None
         return None
 
     async def all(self) -> list[NamedTemplate]:
