@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firkin.cli.options import server_options
+from firkin.cli.options import Place, Text, server_options
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.cli.talking import call, talk
 
@@ -59,7 +59,7 @@ def delete(snapshot_id: str, **where: Any) -> None:
 
 @snapshot.command("export")
 @click.argument("snapshot_id")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=Place(dir_okay=False))
 @server_options
 def export(snapshot_id: str, file: Path, **where: Any) -> None:
     """Write a snapshot to FILE, which appears when it is whole and verified."""
@@ -72,9 +72,9 @@ def export(snapshot_id: str, file: Path, **where: Any) -> None:
 
 
 @snapshot.command("import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=Place(exists=True, dir_okay=False))
 @click.argument("snapshot_id")
-@click.option("--name", help="A name, with or without a tag, under which the owner finds it.")
+@click.option("--name", type=Text(), help="A name, with or without a tag, under which the owner finds it.")
 @click.option("--owner", default="", help="The API key's name whose snapshot it becomes (default: the operator's own).")
 @server_options
 @json_option
