@@ -154,6 +154,28 @@ def test_exec_of_what_cannot_start_says_so_in_one_sentence(state: Path, words: l
     firkin("sandbox", "kill", sandbox_id, state=state)
 
 
+def test_exec_in_a_paused_sandbox_says_how_it_is_resumed(state: Path) -> None:
+    sandbox_id = created(state)
+    assert firkin("sandbox", "pause", sandbox_id, state=state).returncode == 0
+    done = firkin("sandbox", "exec", sandbox_id, "--", "true", state=state)
+    text = f"firkin: sandbox {sandbox_id} is paused; resume it with: firkin sandbox resume {sandbox_id}\n"
+    assert (done.returncode, done.stderr.decode()) == (2, text)
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
+def test_exec_passes_an_interrupt_on_as_one(state: Path) -> None:
+    sandbox_id = created(state)
+    argv = [sys.executable, "-m", "firkin.cli.main", "sandbox", "exec", "--state-dir", str(state), sandbox_id, "--"]
+    script = "trap 'echo interrupted; exit 5' INT; echo up; while :; do sleep 0.1; done"
+    with subprocess.Popen([*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == b"interrupted\n"
+    assert process.returncode == 5
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
 def test_killing_several_kills_the_known_ones_and_tells_of_the_others(state: Path) -> None:
     known = created(state)
     done = firkin("sandbox", "kill", "unknownsandbox000000", known, state=state)

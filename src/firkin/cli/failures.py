@@ -39,13 +39,14 @@ _CANNOT_START = re.compile(r"""['"].*['"]: """, re.DOTALL)
 
 
 class CommandFailure(FirkinError):
-    """The command could not do its work. `exit_code` is what the program ends with."""
+    """The command could not do its work. `exit_code` is what the program ends with; `status` a server's HTTP answer."""
 
     code = "command_failure"
 
-    def __init__(self, text: str, *, exit_code: int = FAILURE) -> None:
+    def __init__(self, text: str, *, exit_code: int = FAILURE, status: int | None = None) -> None:
         super().__init__("run command", text)
         self.exit_code = exit_code
+        self.status = status
 
 
 def exit_code_of(error: FirkinError) -> int:
