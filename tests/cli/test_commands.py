@@ -19,6 +19,7 @@ from firkin.cli.main import _run
 from firkin.cli.options import Size
 from firkin.cli.output import plain
 from firkin.cli.remote_process import exit_code
+from firkin.cli.snapshot import _called
 from firkin.cli.template import absolute_source
 from firkin.cli.template_calls import default_id
 
@@ -370,3 +371,20 @@ def test_a_template_id_is_made_from_its_source() -> None:
 @pytest.mark.parametrize(("text", "version"), [("6.18.44-x", (6, 18)), ("5.4", (5, 4)), ("strange", (0, 0))])
 def test_a_kernel_release_has_two_numbers(text: str, version: tuple[int, int]) -> None:
     assert kernel_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("a/n:v1", ["s1"]),
+        ("n:v1", ["s1", "s2"]),
+        ("b/n:v1", ["s2"]),
+        ("c/n:v1", []),
+        ("a/n", []),
+        ("s3:default", ["s3"]),
+        ("a/s3:default", []),
+    ],
+)
+def test_a_snapshots_name_means_those_that_have_it(text: str, ids: list[str]) -> None:
+    rows = [("s1", "n:v1", "A"), ("s2", "n:v1", "b"), ("s3", None, "a")]
+    assert _called(text, [dict(zip(("id", "name", "owner"), row, strict=True)) for row in rows]) == ids

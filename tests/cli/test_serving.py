@@ -176,6 +176,19 @@ def test_exec_passes_an_interrupt_on_as_one(state: Path) -> None:
     firkin("sandbox", "kill", sandbox_id, state=state)
 
 
+def test_a_snapshot_is_shown_and_deleted_by_what_its_making_printed(state: Path) -> None:
+    sandbox_id = created(state)
+    for words, also in ((["--name", "N:v1"], ["n:v1"]), ([], [])):
+        printed = firkin("sandbox", "snapshot", sandbox_id, *words, state=state).stdout.decode().strip()
+        for name in (printed, *also):
+            shown = firkin("snapshot", "show", name, "--json", state=state)
+            assert json.loads(shown.stdout)["source_sandbox"] == sandbox_id, shown.stderr
+        assert firkin("snapshot", "delete", printed, state=state).returncode == 0
+        done = firkin("snapshot", "show", printed, state=state)
+        assert (done.returncode, done.stderr.decode()) == (2, f"firkin: snapshot {printed!r} was not found\n")
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
 def test_killing_several_kills_the_known_ones_and_tells_of_the_others(state: Path) -> None:
     known = created(state)
     done = firkin("sandbox", "kill", "unknownsandbox000000", known, state=state)
