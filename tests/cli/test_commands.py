@@ -14,7 +14,7 @@ import pytest
 
 from firkin.bootstrap.state_files import ServerRecord, write_server_record
 from firkin.cli.failures import keep_traceback, start_exit_code
-from firkin.cli.kernel_checks import kernel_version
+from firkin.cli.kernel_checks import kernel_findings, kernel_version
 from firkin.cli.main import _run
 from firkin.cli.options import Size
 from firkin.cli.output import plain
@@ -22,6 +22,7 @@ from firkin.cli.remote_process import exit_code
 from firkin.cli.snapshot import _called
 from firkin.cli.template import absolute_source
 from firkin.cli.template_calls import default_id
+from firkin.cli.tool_checks import tool_findings
 
 pytestmark = pytest.mark.served
 
@@ -388,3 +389,8 @@ def test_a_kernel_release_has_two_numbers(text: str, version: tuple[int, int]) -
 def test_a_snapshots_name_means_those_that_have_it(text: str, ids: list[str]) -> None:
     rows = [("s1", "n:v1", "A"), ("s2", "n:v1", "b"), ("s3", None, "a")]
     assert _called(text, [dict(zip(("id", "name", "owner"), row, strict=True)) for row in rows]) == ids
+
+
+def test_doctor_speaks_of_no_tier_as_one_to_come() -> None:
+    told = [f"{each.why} {each.mend}" for each in (*kernel_findings(), *tool_findings())]
+    assert not [text for text in told if "not offered yet" in text or "none needed" in text]
