@@ -310,6 +310,14 @@ def test_doctor_lists_every_tier(tmp_path: Path) -> None:
         assert found["status"] == "ok" or found["mend"]
 
 
+@pytest.mark.parametrize(("option", "says"), [("qemu.accelerator=tcg", ""), ("qemu.nope=1", "has no option 'nope'")])
+def test_doctor_reads_options_as_the_server_does(tmp_path: Path, option: str, says: str) -> None:
+    variables = {"FIRKIN_DRIVER_OPTIONS": option}
+    done = firkin("doctor", "--driver", "namespaces", "--no-probe", "--json", state=tmp_path, env=variables)
+    told = [each["detail"] for each in json.loads(done.stdout)["findings"] if "has no option" in each["detail"]]
+    assert [says in detail for detail in told] == ([True] if says else [])
+
+
 def test_doctor_answers_in_json_and_boots_a_sandbox(tmp_path: Path) -> None:
     done = firkin("doctor", "--driver", "memory", "--json", state=tmp_path)
     answer = json.loads(done.stdout)
