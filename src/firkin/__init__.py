@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any  # Any: PEP 562 hands out names of every type
 
 from firkin.version import VERSION as __version__
 
+TYPE_CHECKING = False  # typing itself takes longer to load than all else that a program loads before its first line
 if TYPE_CHECKING:
+    from typing import Any  # PEP 562 hands out names of every type
+
     from firkin.bootstrap import open_runtime
     from firkin.engine.backend import LocalBackend
     from firkin.law.backend import SandboxBackend

@@ -23,6 +23,7 @@ from firkin.law.resources import MIB, SandboxResources
 ENV_PREFIX = "FIRKIN_"
 CONFIG_VARIABLE = "FIRKIN_CONFIG"
 CONFIG_NAME = "config.toml"
+_USUAL_TIMEOUT_S, _LONGEST_TIMEOUT_S = 300.0, 86400.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _KEY = re.compile(r"[A-Za-z0-9_.-]{8,256}")
@@ -69,8 +70,8 @@ class Settings:
     queue_max_pending: int = 256
     queue_max_wait_ms: int = 2000
     launches_at_once: int | None = None
-    default_timeout_s: float | None = 300.0
-    max_timeout_s: float | None = 86400.0
+    default_timeout_s: float | None = _USUAL_TIMEOUT_S
+    max_timeout_s: float | None = _LONGEST_TIMEOUT_S
     sandbox_vcpus: int = 2
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 10240
@@ -142,10 +143,20 @@ def read_settings(
     named = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     state_dir = given.get("state_dir") or from_env.get("state_dir") or default_state_dir(environ)
     from_file = _parsed(_config_file(named, state_dir / CONFIG_NAME), str(named or state_dir / CONFIG_NAME), _as_is)
-    merged = {"state_dir": state_dir, **from_file, **from_env, **given}
+    merged = _timed({"state_dir": state_dir, **from_file, **from_env, **given})
     settings = Settings(**merged)
     settings.policies()
     return settings
+
+
+def _timed(merged: dict[str, Any]) -> dict[str, Any]:
+    """With a default time that the longest allows: nobody could have a sandbox without naming a time otherwise."""
+    most, usual = merged.get("max_timeout_s", _LONGEST_TIMEOUT_S), merged.get("default_timeout_s")
+    if most is not None and usual is not None and usual > most:
+        raise _invalid(f"default_timeout_s is {usual:g} and max_timeout_s {most:g}; it must not be more than that")
+    if most is not None and "default_timeout_s" not in merged:
+        return {**merged, "default_timeout_s": min(most, _USUAL_TIMEOUT_S)}
+    return merged
 
 
 def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -162,10 +173,17 @@ def parse_api_key(text: str, *, position: int = 1) -> KeySetting:
     if _NAME.fullmatch(name) is None:
         raise _invalid(f"the API key's name {name[:64]!r} is not allowed; use letters, digits, '_', '-' and '.'")
     if _KEY.fullmatch(key) is None:
-        raise _invalid(f"the API key {name!r} is not allowed; use 8 to 256 letters, digits, '_', '-' and '.'")
+        raise _invalid(f"the key of {name!r} {_key_fault(key)}; use 8 to 256 letters, digits, '_', '-' and '.'")
     if quota is not None and not (quota.isdecimal() and int(quota) > 0):
         raise _invalid(f"the quota of API key {name!r} is {quota!r}; it must be a whole number above 0")
     return KeySetting(name=name, key=key, max_sandboxes=None if quota is None else int(quota))
+
+
+def _key_fault(key: str) -> str:
+    """What is wrong with it, without a word of it."""
+    if not key:
+        return "is empty"
+    return "has other characters than are allowed" if 8 <= len(key) <= 256 else f"has {len(key)} characters"
 
 
 def _split_key(text: str, position: int) -> tuple[str, str, str | None]:

@@ -14,13 +14,15 @@ import pytest
 
 from firkin.bootstrap.state_files import ServerRecord, write_server_record
 from firkin.cli.failures import keep_traceback, start_exit_code
-from firkin.cli.kernel_checks import kernel_version
+from firkin.cli.kernel_checks import kernel_findings, kernel_version
 from firkin.cli.main import _run
 from firkin.cli.options import Size
 from firkin.cli.output import plain
 from firkin.cli.remote_process import exit_code
+from firkin.cli.snapshot import _called
 from firkin.cli.template import absolute_source
 from firkin.cli.template_calls import default_id
+from firkin.cli.tool_checks import tool_findings
 
 pytestmark = pytest.mark.served
 
@@ -78,6 +80,16 @@ def firkin_here(
         (["run", "--driver", "memory", "--cpus", "0", "--", "true"], "0 is not in the range"),
         (["run", "--driver", "memory", "--timeout", "0", "--", "true"], "not in the range"),
         (["run", "--driver", "memory", "--", ""], "program name is empty"),
+        (["run", "--driver", "memory", "--timeout", "nan", "--", "true"], "nan is not a number of the range"),
+        (["run", "--driver", "memory", "--timeout", "inf", "--", "true"], "inf is not in the range"),
+        (["run", "--driver", "memory", "--timeout", "1e308", "--", "true"], "not in the range"),
+        (["template", "prepare", "host", "--timeout", "nan"], "nan is not a number of the range"),
+        (["bench", "--threshold", "nan"], "nan is not a number of the range"),
+        (["template", "list", "--state-dir", ""], "it is empty"),
+        (["template", "list", "--state-dir", "/etc"], "/etc holds other files"),
+        (["serve", "--config", ""], "it is empty"),
+        (["run", "--driver", "memory", "--user", "", "--", "true"], "it is empty"),
+        (["template", "prepare", "host", "--id", ""], "it is empty"),
         (["sandbox", "kill"], "name the sandboxes"),
         (["sandbox", "kill", "../x", "--url", "http://127.0.0.1:9", "--api-key", "k"], "sandbox id"),
         (["sandbox", "list", "--url", "nonsense", "--api-key", "k"], "is not a server's URL"),
@@ -298,6 +310,14 @@ def test_doctor_lists_every_tier(tmp_path: Path) -> None:
         assert found["status"] == "ok" or found["mend"]
 
 
+@pytest.mark.parametrize(("option", "says"), [("qemu.accelerator=tcg", ""), ("qemu.nope=1", "has no option 'nope'")])
+def test_doctor_reads_options_as_the_server_does(tmp_path: Path, option: str, says: str) -> None:
+    variables = {"FIRKIN_DRIVER_OPTIONS": option}
+    done = firkin("doctor", "--driver", "namespaces", "--no-probe", "--json", state=tmp_path, env=variables)
+    told = [each["detail"] for each in json.loads(done.stdout)["findings"] if "has no option" in each["detail"]]
+    assert [says in detail for detail in told] == ([True] if says else [])
+
+
 def test_doctor_answers_in_json_and_boots_a_sandbox(tmp_path: Path) -> None:
     done = firkin("doctor", "--driver", "memory", "--json", state=tmp_path)
     answer = json.loads(done.stdout)
@@ -360,3 +380,25 @@ def test_a_template_id_is_made_from_its_source() -> None:
 @pytest.mark.parametrize(("text", "version"), [("6.18.44-x", (6, 18)), ("5.4", (5, 4)), ("strange", (0, 0))])
 def test_a_kernel_release_has_two_numbers(text: str, version: tuple[int, int]) -> None:
     assert kernel_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("a/n:v1", ["s1"]),
+        ("n:v1", ["s1", "s2"]),
+        ("b/n:v1", ["s2"]),
+        ("c/n:v1", []),
+        ("a/n", []),
+        ("s3:default", ["s3"]),
+        ("a/s3:default", []),
+    ],
+)
+def test_a_snapshots_name_means_those_that_have_it(text: str, ids: list[str]) -> None:
+    rows = [("s1", "n:v1", "A"), ("s2", "n:v1", "b"), ("s3", None, "a")]
+    assert _called(text, [dict(zip(("id", "name", "owner"), row, strict=True)) for row in rows]) == ids
+
+
+def test_doctor_speaks_of_no_tier_as_one_to_come() -> None:
+    told = [f"{each.why} {each.mend}" for each in (*kernel_findings(), *tool_findings())]
+    assert not [text for text in told if "not offered yet" in text or "none needed" in text]

@@ -93,6 +93,7 @@ def test_a_webhook_is_added_tested_listed_and_removed(state: Path) -> None:
         assert firkin("webhook", "test", added["id"], state=state).stdout == b"delivered\n"
         shown = firkin("webhook", "list", state=state).stdout.decode()
         assert added["id"] in shown
+        assert "HEARD_UP_TO" in shown
         assert added["secret"] not in shown
     finally:
         receiver.shutdown()

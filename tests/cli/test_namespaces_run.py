@@ -26,6 +26,21 @@ def test_a_signal_inside_becomes_128_and_its_number(tmp_path: Path) -> None:
     assert firkin("run", "--", "sh", "-c", "kill -9 $$", state=tmp_path).returncode == 137
 
 
+def test_the_second_interrupt_ends_a_command_whose_child_lives_on(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "firkin.cli.main", "run", "--", "sh", "-c", "trap '' INT; echo up; sleep 77; true"]
+    env = {**os.environ, "TMPDIR": str(tmp_path), "FIRKIN_STATE_DIR": str(tmp_path / "state")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(argv, env=env, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)  # two that come at once are one
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == 137
+    assert not list(tmp_path.glob("firkin-run-*"))
+
+
 def test_limits_on_the_command_line_hold_inside(tmp_path: Path) -> None:
     hungry = "print(len(bytearray(400 << 20)))"
     done = firkin("run", "--memory", "64m", "--", "python3", "-c", hungry, state=tmp_path)

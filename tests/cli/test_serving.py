@@ -154,6 +154,41 @@ def test_exec_of_what_cannot_start_says_so_in_one_sentence(state: Path, words: l
     firkin("sandbox", "kill", sandbox_id, state=state)
 
 
+def test_exec_in_a_paused_sandbox_says_how_it_is_resumed(state: Path) -> None:
+    sandbox_id = created(state)
+    assert firkin("sandbox", "pause", sandbox_id, state=state).returncode == 0
+    done = firkin("sandbox", "exec", sandbox_id, "--", "true", state=state)
+    text = f"firkin: sandbox {sandbox_id} is paused; resume it with: firkin sandbox resume {sandbox_id}\n"
+    assert (done.returncode, done.stderr.decode()) == (2, text)
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
+def test_exec_passes_an_interrupt_on_as_one(state: Path) -> None:
+    sandbox_id = created(state)
+    argv = [sys.executable, "-m", "firkin.cli.main", "sandbox", "exec", "--state-dir", str(state), sandbox_id, "--"]
+    script = "trap 'echo interrupted; exit 5' INT; echo up; while :; do sleep 0.1; done"
+    with subprocess.Popen([*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == b"interrupted\n"
+    assert process.returncode == 5
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
+def test_a_snapshot_is_shown_and_deleted_by_what_its_making_printed(state: Path) -> None:
+    sandbox_id = created(state)
+    for words, also in ((["--name", "N:v1"], ["n:v1"]), ([], [])):
+        printed = firkin("sandbox", "snapshot", sandbox_id, *words, state=state).stdout.decode().strip()
+        for name in (printed, *also):
+            shown = firkin("snapshot", "show", name, "--json", state=state)
+            assert json.loads(shown.stdout)["source_sandbox"] == sandbox_id, shown.stderr
+        assert firkin("snapshot", "delete", printed, state=state).returncode == 0
+        done = firkin("snapshot", "show", printed, state=state)
+        assert (done.returncode, done.stderr.decode()) == (2, f"firkin: snapshot {printed!r} was not found\n")
+    firkin("sandbox", "kill", sandbox_id, state=state)
+
+
 def test_killing_several_kills_the_known_ones_and_tells_of_the_others(state: Path) -> None:
     known = created(state)
     done = firkin("sandbox", "kill", "unknownsandbox000000", known, state=state)

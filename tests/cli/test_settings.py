@@ -148,3 +148,25 @@ def test_floors_queue_and_pressure_become_policies(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidSpec, match="launches_at_once"):
         read_settings({"state_dir": tmp_path, "launches_at_once": 0}, environ={})
+
+
+def test_the_default_lifetime_is_never_above_the_longest(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="default_timeout_s is 600 and max_timeout_s 60; it must not be more"):
+        read(tmp_path, "default_timeout_s = 600\nmax_timeout_s = 60")
+    assert read(tmp_path, "max_timeout_s = 60").default_timeout_s == 60
+    assert read(tmp_path, 'max_timeout_s = "none"').default_timeout_s == 300
+    assert read(tmp_path, 'default_timeout_s = "none"').default_timeout_s is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "the key of 'default' is empty"),
+        ("bob:", "the key of 'bob' is empty"),
+        ("bob:short", "the key of 'bob' has 5 characters"),
+        ("bob:has space inside", "the key of 'bob' has other characters than are allowed"),
+    ],
+)
+def test_a_key_is_refused_for_what_is_wrong_with_it(text: str, says: str) -> None:
+    with pytest.raises(InvalidSpec, match=says):
+        parse_api_key(text)

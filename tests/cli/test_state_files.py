@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import stat
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from firkin.bootstrap.state_files import (
     ServerRecord,
+    claim_state_dir,
     generated_key,
     make_state_dir,
     read_server_record,
@@ -78,3 +80,34 @@ def test_a_state_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidSpec, match="cannot be made"):
         make_state_dir(tmp_path / "file" / "state")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_of_other_peoples_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidSpec, match=f"{tmp_path} holds other files .*; choose an empty folder with --state-dir"):
+        claim_state_dir(tmp_path)
+    assert mode(tmp_path) == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("names", [[], ["config.toml"], ["drivers", "secret", "lock", ".secret.4711"], ["lost+found"]])
+def test_a_folder_that_is_empty_or_half_begun_is_taken_for_its_owner_alone(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("")
+    tmp_path.chmod(0o755)
+    claim_state_dir(tmp_path)
+    assert mode(tmp_path) == 0o700
+
+
+def test_a_state_folder_stays_one_whatever_else_was_put_in_it(tmp_path: Path) -> None:
+    (tmp_path / "drivers").mkdir()
+    sqlite3.connect(tmp_path / "state.db").execute("create table t (x)").connection.close()
+    (tmp_path / "notes.txt").write_text("mine")
+    tmp_path.chmod(0o755)
+    claim_state_dir(tmp_path)
+    assert mode(tmp_path) == 0o700

@@ -69,3 +69,12 @@ def test_input_of_the_wrong_kind_is_refused(
 def test_a_stream_of_input_for_nobody_is_refused_at_its_start(client: RawClient) -> None:
     (end,) = client.stream(STREAM, {"start": {"process": {"pid": 99999}}})
     assert end["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(("number", "word"), [(1, "hangup"), (2, "interrupt")])
+def test_a_program_is_interrupted_and_hung_up_by_the_number_of_the_signal(
+    client: RawClient, number: int, word: str
+) -> None:
+    with reading(client) as (which, output):
+        assert client.unary("process.Process/SendSignal", {"process": which, "signal": number}).status_code == 200
+        assert f'"status":"signal: {word}"'.encode() in b"".join(output)

@@ -163,3 +163,10 @@ async def test_what_nobody_waits_for_is_committed_before_the_end_and_its_failure
     again = await Database.open(tmp_path / "state.db")
     assert (await Records(again).remains("a")).peak_memory_bytes == 7
     await again.aclose()
+
+
+async def test_the_log_and_the_history_tell_a_change_at_the_same_moment(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SandboxSpec.from_template(TEMPLATE))
+    told = (await engine.backend.sandboxes.history(info.id)).changes
+    lines = await engine.backend.logs.list(LogFilter(sandbox_id=info.id, source=LogSource.RUNTIME))
+    assert [line.observed_at for line in lines] == [change.at for change in told]

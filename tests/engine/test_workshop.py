@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from firkin.law.build_steps import BuildLine, BuildStep, EnvStep, Forced, RunStep, WorkdirStep
-from firkin.law.errors import BackendFailure, NotFound, TemplateFault, TemplatePrepareFailure, WrongState
+from firkin.law.errors import (
+    BackendFailure,
+    DeadlineExceeded,
+    NotFound,
+    TemplateFault,
+    TemplatePrepareFailure,
+    WrongState,
+)
 from firkin.law.ids import TemplateId
 from firkin.law.processes import Command, Shell
 from firkin.law.resources import MIB, SandboxResources
@@ -144,6 +151,13 @@ async def test_what_no_sandbox_could_be_made_of_fails_the_preparation(
     assert await engine.leftovers() == []
 
 
+@pytest.mark.thorough
+async def test_a_preparation_whose_time_is_over_says_what_it_was_at(engine: Engine) -> None:
+    slow = replace(spec("slow"), ready=Shell("test -e /never"), timeout_s=1.0)
+    with pytest.raises(DeadlineExceeded, match=r"within 1 s; it was at: running the ready command .*test -e /never"):
+        await built(engine, slow)
+
+
 async def test_a_start_that_fails_later_fails_the_create(engine: Engine) -> None:
     await built(
         engine, replace(spec("once", run("touch ~/once")), start=Shell("rm ~/once; sleep 9"), ready=Shell("true"))
@@ -153,7 +167,7 @@ async def test_a_start_that_fails_later_fails_the_create(engine: Engine) -> None
     record = engine.node.templates.ready("test", TemplateId("once"))
     engine.node.templates._known[TemplateId("once")] = replace(record, info=replace(template, startup=bad))
     before = await engine.leftovers()
-    with pytest.raises(BackendFailure, match="the ready command did not succeed"):
+    with pytest.raises(BackendFailure, match=r"the ready command \(false\) did not succeed within 0.1 s"):
         await engine.backend.sandboxes.create(SandboxSpec.from_template(TemplateId("once")))
     assert await engine.leftovers() == before
 

@@ -13,6 +13,10 @@ EVERY: list[tuple[FirkinError, str]] = [
         errors.UnsupportedCapability("pause", CapabilityName.PAUSE_CAPTURE, Permanent("not built")),
         "cannot pause: pause.capture is not offered here (not built)",
     ),
+    (
+        errors.UnsupportedCapability("create", CapabilityName.RUNTIME_CREATE, Permanent("microVMs have no volumes")),
+        "cannot create: microVMs have no volumes",
+    ),
     (errors.InvalidSpec("check", errors.InvalidReason.INVALID_ID, "bad id"), "bad id"),
     (errors.NotFound("inspect", ResourceKind.SANDBOX, "a"), "sandbox 'a' was not found"),
     (

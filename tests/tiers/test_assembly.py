@@ -71,6 +71,11 @@ def test_the_label_of_a_server_with_one_driver_stays_its_own(tmp_path: Path) -> 
     assert (tmp_path / "ground" / "label").read_text() == "0123abcd\n"
 
 
+def test_an_option_that_another_tier_does_not_have_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="the qemu driver has no option 'nope'; it has kernel, "):
+        build_driver(settings(tmp_path, qemu__nope="1"))
+
+
 def test_volumes_stay_where_a_server_with_one_driver_had_them(tmp_path: Path) -> None:
     assert volumes_folder(tmp_path) == tmp_path / "volumes"
     old = tmp_path / "drivers" / "namespaces" / "volumes"

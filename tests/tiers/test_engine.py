@@ -195,7 +195,9 @@ async def test_a_tier_without_volumes_refuses_them_by_name(world: World, tmp_pat
     async with world.server(kill_all=True) as backend:
         assert backend.volumes is not None
         await backend.volumes.create(VolumeSpec(name=VolumeName("data")))
-        with pytest.raises(UnsupportedCapability, match="the tier gvisor cannot mount"):
+        with pytest.raises(
+            UnsupportedCapability, match="cannot create a sandbox: sandboxes of the tier gvisor cannot mount"
+        ):
             await backend.sandboxes.create(spec(GVISOR, volumes=mounts))
         assert (await backend.sandboxes.create(spec(volumes=mounts))).volumes == mounts
 

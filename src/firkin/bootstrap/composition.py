@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firkin import __version__
-from firkin.bootstrap.state_files import make_state_dir, server_secret
+from firkin.bootstrap.state_files import claim_state_dir, server_secret
 from firkin.bootstrap.temporary_states import temporary_state
 from firkin.bootstrap.tier_assembly import build_driver
 from firkin.engine.backend import LocalBackend
@@ -34,7 +34,7 @@ CLOSE_WITHIN_S = 60.0
 
 def build_backend(settings: Settings) -> LocalBackend:
     """The engine of these settings over their driver, not started. Makes the state folder."""
-    make_state_dir(settings.state_dir)
+    claim_state_dir(settings.state_dir)
     driver = build_driver(settings)
     own = getattr(driver, "root_preparer", None)  # a driver whose roots are not host directories brings its own
     layers = LayerStore(settings.state_dir / "layers")

@@ -19,8 +19,8 @@ from firkin.bootstrap.composition import ensure_template, open_backend
 from firkin.bootstrap.event_log import event, start_log
 from firkin.bootstrap.state_files import (
     ServerRecord,
+    claim_state_dir,
     generated_key,
-    make_state_dir,
     remove_server_record,
     server_secret,
     write_server_record,
@@ -45,7 +45,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     start_log(settings.log_level)
     require_address(settings.host, settings.port)
     certificate = _certificate(settings)
-    make_state_dir(settings.state_dir)
+    claim_state_dir(settings.state_dir)
     with _Stop().installed() as stop:
         try:
             async with open_backend(settings) as backend:

@@ -20,6 +20,16 @@ SECRET_FILE = "secret"
 SERVER_FILE = "server.json"
 TRUST_FILE = "trust.pem"
 
+_OWN_NAMES = frozenset(
+    {
+        *(KEY_FILE, SECRET_FILE, SERVER_FILE, TRUST_FILE, "lock", "state.db", "state.db-wal", "state.db-shm"),
+        *("build-files", "drivers", "ground", "layers", "snapshots", "started", "templates", "volumes", "logs"),
+        *("config.toml", "registry-auth.json", "tls"),  # the operator's, there before the first start
+        "lost+found",  # of a file system of its own
+    }
+)
+_SQLITE = b"SQLite format 3\0"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRecord:
@@ -44,22 +54,52 @@ class ServerRecord:
         return True
 
 
+def claim_state_dir(path: Path) -> None:
+    """Make the state folder, or take one that is there, for its owner only.
+
+    Raises `InvalidSpec` for one that holds other people's files: it would lose
+    them from sight of everybody else, and Firkin's would lie among them.
+    """
+    make_state_dir(path)
+    try:
+        if not _is_ours(path):
+            raise _refused(f"{path} holds other files and is not a state folder of Firkin's; choose an empty folder")
+        path.chmod(0o700)  # disks, templates and secrets of all tenants are below it
+    except OSError as error:
+        raise _refused(f"the state folder {path} cannot be taken: {error.strerror}; choose one") from None
+
+
 def make_state_dir(path: Path) -> None:
     """Make `path`, for its owner only. Raises `InvalidSpec` when that is impossible."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidSpec(
-            "open state folder",
-            InvalidReason.INVALID_SETTINGS,
-            f"the state folder {path} cannot be made: {error.strerror}; choose one with --state-dir",
-        ) from None
+        raise _refused(f"the state folder {path} cannot be made: {error.strerror}; choose one") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise InvalidSpec(
-            "open state folder",
-            InvalidReason.INVALID_SETTINGS,
-            f"the state folder {path} cannot be written; choose one with --state-dir",
-        )
+        raise _refused(f"the state folder {path} cannot be written; choose one")
+
+
+def _is_ours(path: Path) -> bool:
+    """Empty, or with nothing but names of ours (a first start may have failed half-way), or with our database."""
+    strange = [name for name in os.listdir(path) if _plain(name) not in _OWN_NAMES]
+    return not strange or ((path / "drivers").is_dir() and _is_database(path / "state.db"))
+
+
+def _plain(name: str) -> str:
+    """Without what a write that was cut off adds: see `replace_file`."""
+    return name[1:].rpartition(".")[0] if name.startswith(".") else name
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:
+        return False
+
+
+def _refused(detail: str) -> InvalidSpec:
+    return InvalidSpec("open state folder", InvalidReason.INVALID_SETTINGS, f"{detail} with --state-dir")
 
 
 def generated_key(state_dir: Path) -> str:

@@ -49,6 +49,9 @@ def build_driver(settings: Settings) -> Driver:
     ground = _ground(settings.state_dir, _of_ground(settings.driver, options))
     plans = {name: _plan(name, settings.state_dir / "drivers", ground, options.get(name, {})) for name in TIERS}
     default = plans.pop(settings.driver)
+    for plan in plans.values():
+        if options.get(plan.driver):
+            plan.load()()  # what is misspelt must not be found when the first sandbox asks for that tier
     volumes = VolumeDisks(volumes_folder(settings.state_dir))
     return TiersDriver(default, default.load()(), list(plans.values()), volumes=volumes)
 

@@ -26,6 +26,8 @@ from firkin.lifetimes import Children, children
 _CHUNK = 32 * 1024
 _INPUT_WITHIN_S = 3600.0
 _SIGNAL_WITHIN_S = 5.0
+_LAST_WORDS_S = 1.0
+_KILLED = 128 + signal.SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ class AttachedProcess(Protocol):
 
     async def close_stdin(self) -> None: ...
 
-    async def signal(self, number: int) -> None: ...
+    async def signal(self, number: int) -> None:
+        """Silent when the process has ended."""
+        ...
 
     async def resize(self, size: PtySize) -> None: ...
 
@@ -72,10 +76,15 @@ class Show(Protocol):
 
 async def attach(process: AttachedProcess, *, tty_wanted: bool, show: Show | None = None) -> int:
     """Pass everything through until the process ends; its exit code. `show`: another place for its output."""
-    async with children() as tasks:
-        with _raw_terminal(tty_wanted), _signals(process, tasks, tty_wanted):
-            _feed_stdin(process, tasks)
-            return await _show_output(process, show or write_all)
+    try:
+        async with asyncio.timeout(None) as patience, children() as tasks:
+            with _raw_terminal(tty_wanted), _signals(process, tasks, tty_wanted, patience):
+                _feed_stdin(process, tasks)
+                return await _show_output(process, show or write_all)
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        return _KILLED
 
 
 async def _show_output(process: AttachedProcess, show: Show) -> int:
@@ -144,14 +153,20 @@ def _raw_terminal(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _signals(process: AttachedProcess, tasks: Children, tty_wanted: bool) -> Iterator[None]:
-    """Ctrl-C and kill go to the process inside; the second Ctrl-C kills it."""
+def _signals(process: AttachedProcess, tasks: Children, tty_wanted: bool, patience: asyncio.Timeout) -> Iterator[None]:
+    """Ctrl-C and kill go to the process inside; the second Ctrl-C kills it.
+
+    What it has started may live on and hold its output, so then `patience` with
+    that ends soon.
+    """
     loop = asyncio.get_running_loop()
     counts = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), 0)
 
     def pass_on(number: signal.Signals) -> None:
         counts[number] += 1
         meant = number if counts[number] == 1 else signal.SIGKILL
+        if counts[number] == 2:
+            patience.reschedule(loop.time() + _LAST_WORDS_S)
         tasks.start(_patiently(lambda: process.signal(meant)), name="signal")
 
     for number in counts:

@@ -197,7 +197,7 @@ def _check(status: int, raw: bytes) -> None:
         message = f"it answered {status}"
     if status == 401:
         message = f"the server refused the API key: {message}"
-    raise CommandFailure(message, exit_code=BAD_INPUT if status in _BAD_REQUEST else 1)
+    raise CommandFailure(message, exit_code=BAD_INPUT if status in _BAD_REQUEST else 1, status=status)
 
 
 def _check_end(message: Json) -> None:

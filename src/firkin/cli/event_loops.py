@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -20,5 +21,12 @@ def run_server(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_command(work: Coroutine[Any, Any, T]) -> T:
-    """Run on asyncio's own loop, which starts faster."""
+    """Run on asyncio's own loop, which starts faster.
+
+    What the engine logs is a server's to keep. Without a handler Python would
+    write its warnings between the output of the command.
+    """
+    log = logging.getLogger("firkin")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
     return asyncio.run(work)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from firkin.bootstrap.composition import close_abandoned, ensure_template, open_backend
 from firkin.bootstrap.driver_loading import load_driver
 from firkin.bootstrap.temporary_states import temporary_state
-from firkin.bootstrap.tier_assembly import build_driver
+from firkin.bootstrap.tier_assembly import TIERS, build_driver, options_by_driver
 from firkin.cli.failures import one_sentence
 from firkin.cli.findings import Finding, Status, found
 from firkin.cli.floor_checks import floor_findings
@@ -47,7 +47,7 @@ async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
 
 async def _driver_findings(settings: Settings) -> list[Finding]:
     try:
-        driver = load_driver(settings.driver, settings.state_dir / "doctor", settings.driver_options)
+        driver = load_driver(settings.driver, settings.state_dir / "doctor", _own_options(settings))
         preflight = await driver.preflight()
     except FirkinError as error:
         return [_driver_finding(settings.driver, Status.MISSING, one_sentence(error))]
@@ -58,12 +58,21 @@ async def _driver_findings(settings: Settings) -> list[Finding]:
     return [*own, *(_driver_finding(settings.driver, Status.MISSING, reason) for reason in preflight.reasons)]
 
 
+def _own_options(settings: Settings) -> Mapping[str, str]:
+    """Those of the default driver: of a tier, its part of what is written for several."""
+    if settings.driver not in TIERS:
+        return settings.driver_options
+    return options_by_driver(settings.driver, settings.driver_options).get(settings.driver, {})
+
+
 async def _tier_findings(settings: Settings) -> list[Finding]:
     """The tiers beside the default one, which are there for who asks for them."""
     try:
         driver = await asyncio.to_thread(build_driver, settings)
-    except FirkinError:  # told of the driver itself already
-        return []
+    except FirkinError as error:
+        told = one_sentence(error)
+        why = "a server with these settings does not start"
+        return [Finding(name="tiers", status=Status.MISSING, detail=told, why=why, mend=told, needed=True)]
     tiers = await driver.tiers() if isinstance(driver, TieredDriver) else []
     return [_tier_finding(status) for status in tiers if not status.is_default]
 

@@ -29,7 +29,14 @@ CANNOT_START = 126
 NO_SUCH_PROGRAM = 127
 
 _BAD_REQUESTS = (InvalidSpec, UnsupportedCapability, NotFound, WrongState, AlreadyExists)
-_BAD_SOURCES = frozenset({TemplateFault.SOURCE_MISSING, TemplateFault.SOURCE_CORRUPT})
+_BAD_SOURCES = frozenset(
+    {
+        TemplateFault.SOURCE_MISSING,
+        TemplateFault.SOURCE_CORRUPT,
+        TemplateFault.DEFAULT_USER_MISSING,
+        TemplateFault.DEFAULT_WORKDIR_MISSING,
+    }
+)
 _MALFORMED = "invalid reference format"  # skopeo's words; its exit code says nothing
 # What an agent says of a program that it could not start; the server passes on the text alone.
 _NO_SUCH_PROGRAM = re.compile(
@@ -39,13 +46,14 @@ _CANNOT_START = re.compile(r"""['"].*['"]: """, re.DOTALL)
 
 
 class CommandFailure(FirkinError):
-    """The command could not do its work. `exit_code` is what the program ends with."""
+    """The command could not do its work. `exit_code` is what the program ends with; `status` a server's HTTP answer."""
 
     code = "command_failure"
 
-    def __init__(self, text: str, *, exit_code: int = FAILURE) -> None:
+    def __init__(self, text: str, *, exit_code: int = FAILURE, status: int | None = None) -> None:
         super().__init__("run command", text)
         self.exit_code = exit_code
+        self.status = status
 
 
 def exit_code_of(error: FirkinError) -> int:
@@ -60,7 +68,8 @@ def exit_code_of(error: FirkinError) -> int:
 
 
 def template_exit_code(fault: str | None, text: str) -> int:
-    """What a failed preparation ends with: a source that is missing, broken or misspelt is the caller's to mend."""
+    """What a failed preparation ends with: a source that is missing, broken or misspelt is the caller's to mend,
+    and so is a user or a directory that is not in it."""
     return BAD_INPUT if fault in _BAD_SOURCES or _MALFORMED in text else FAILURE
 
 

@@ -213,10 +213,13 @@ def _paused_memory() -> Finding:
 
 
 def _kvm() -> Finding:
+    there, usable = os.path.exists("/dev/kvm"), os.access("/dev/kvm", os.R_OK | os.W_OK)
+    opened = "can be opened; whether a guest boots is not tried" if usable else "/dev/kvm cannot be opened"
+    absent = "modprobe kvm_intel or kvm_amd; a rented machine must offer nested virtualization"
     return found(
         "kvm",
-        os.access("/dev/kvm", os.R_OK | os.W_OK),
-        "can be opened; whether a guest boots is not tried" if os.path.exists("/dev/kvm") else "no /dev/kvm",
-        why="only for microVMs, which are not offered yet",
-        mend="none needed today",
+        usable,
+        opened if there else "no /dev/kvm",
+        why="microVMs run emulated without it, which is much slower; the other tiers do without",
+        mend="run Firkin as root or in the group kvm" if there else absent,
     )

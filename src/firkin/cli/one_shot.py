@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from firkin.bootstrap.composition import BASE, close_abandoned, ensure_template, open_backend
@@ -13,6 +13,7 @@ from firkin.cli.discovery import find_server, running_server
 from firkin.cli.failures import BAD_INPUT, CommandFailure
 from firkin.cli.template import absolute_source
 from firkin.law.backend import SandboxBackend
+from firkin.law.errors import NotFound
 from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.isolation import Isolation
 from firkin.law.network import NetworkPolicy
@@ -181,7 +182,8 @@ class _LocalProcess:
         await self._processes.close_stdin(self._sandbox_id, self._selector)
 
     async def signal(self, number: int) -> None:
-        await self._processes.signal(self._sandbox_id, self._selector, number)
+        with suppress(NotFound):  # it has ended
+            await self._processes.signal(self._sandbox_id, self._selector, number)
 
     async def resize(self, size: PtySize) -> None:
         await self._processes.resize_pty(self._sandbox_id, self._selector, size)

@@ -6,12 +6,13 @@ import base64
 import signal
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
 from firkin.cli.attachment import ExitCode, Output
 from firkin.cli.client import ServerClient
-from firkin.cli.failures import CommandFailure, start_exit_code
+from firkin.cli.failures import BAD_INPUT, CommandFailure, start_exit_code
 from firkin.law.processes import PtySize
 
 _START = "process.Process/Start"
@@ -72,6 +73,8 @@ class RemoteProcess:
                 if isinstance(pid, int):
                     return cls(server, sandbox_id, command, pid, events)
         except CommandFailure as error:
+            if error.status == HTTPStatus.BAD_GATEWAY:
+                await _refuse_paused(server, sandbox_id)
             raise CommandFailure(str(error), exit_code=start_exit_code(str(error)) or error.exit_code) from error
         raise CommandFailure(f"sandbox {sandbox_id} ended before the command started")
 
@@ -94,17 +97,28 @@ class RemoteProcess:
             await self._call("CloseStdin", {})
 
     async def signal(self, number: int) -> None:
-        names = {signal.SIGTERM: "SIGNAL_SIGTERM", signal.SIGKILL: "SIGNAL_SIGKILL"}
         if number == signal.SIGINT and self._command.pty is not None:
             await self.send_input(b"\x03")
             return
-        await self._call("SendSignal", {"signal": names.get(signal.Signals(number), "SIGNAL_SIGTERM")})
+        try:
+            await self._call("SendSignal", {"signal": number})
+        except CommandFailure as error:
+            if error.status != HTTPStatus.NOT_FOUND:  # else it has ended
+                raise
 
     async def resize(self, size: PtySize) -> None:
         await self._call("Update", {"pty": {"size": _size(size)}})
 
     async def _call(self, method: str, body: dict[str, Any]) -> None:
         await self._server.unary(self._sandbox_id, f"process.Process/{method}", {**self._selector, **body})
+
+
+async def _refuse_paused(server: ServerClient, sandbox_id: str) -> None:
+    """The data plane has one answer for whatever does not run; the record knows what can be done about it."""
+    record, _ = await server.call("GET", f"/sandboxes/{sandbox_id}")
+    if record.get("state") == "paused":
+        text = f"sandbox {sandbox_id} is paused; resume it with: firkin sandbox resume {sandbox_id}"
+        raise CommandFailure(text, exit_code=BAD_INPUT)
 
 
 def exit_code(end: Mapping[str, Any]) -> int:

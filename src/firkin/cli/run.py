@@ -7,21 +7,23 @@ from typing import Any
 
 import click
 
-from firkin.cli.options import Size, isolation_option, pairs, state_dir_option
+from firkin.cli.options import MAX_SECONDS, Number, Size, Text, isolation_option, pairs, state_dir_option
 from firkin.settings import read_settings
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--template", default="base", show_default=True, help="A template's id, or a source such as debian:12.")
+@click.option(
+    "--template", type=Text(), default="base", show_default=True, help="A template's id, or a source such as debian:12."
+)
 @isolation_option
-@click.option("--driver", help="What isolates (default namespaces).")
+@click.option("--driver", type=Text(), help="What isolates (default namespaces).")
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for the command; repeatable.")
-@click.option("--cwd", help="Working directory inside.")
-@click.option("--user", help="User inside (default: the template's).")
+@click.option("--cwd", type=Text(), help="Working directory inside.")
+@click.option("--user", type=Text(), help="User inside (default: the template's).")
 @click.option("--memory", type=Size(), help="Memory limit, such as 512m.")
 @click.option("--cpus", type=click.IntRange(1, 512), help="CPU limit.")
 @click.option("--disk", type=Size(), help="Disk size, such as 2g.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Kill the command after so many seconds.")
+@click.option("--timeout", type=Number(0, MAX_SECONDS, above=True), help="Kill the command after so many seconds.")
 @click.option("--internet", is_flag=True, help="Allow connections to public addresses.")
 @click.option("--hardened", is_flag=True, help="Set no_new_privs: sudo inside stops working.")
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")

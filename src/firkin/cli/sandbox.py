@@ -9,7 +9,7 @@ import click
 from firkin.cli.explanation import explain
 from firkin.cli.failures import one_sentence
 from firkin.cli.network import network
-from firkin.cli.options import isolation_option, pairs, server_options, volume_mount
+from firkin.cli.options import Text, isolation_option, pairs, server_options, volume_mount
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.cli.sandbox_lives import COMMANDS
 from firkin.cli.talking import call, talk
@@ -45,7 +45,7 @@ def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: boo
 
 
 @sandbox.command()
-@click.option("--template", default="base", show_default=True, help="The template's id.")
+@click.option("--template", type=Text(), default="base", show_default=True, help="The template's id.")
 @click.option("--timeout", type=click.IntRange(1), default=300, show_default=True, help="Seconds until it is killed.")
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for every process inside; repeatable.")
 @click.option("--metadata", multiple=True, help="NAME=VALUE kept with the record; repeatable.")
@@ -89,8 +89,8 @@ def create(
 
 @sandbox.command(context_settings={"allow_interspersed_args": False})
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for the command; repeatable.")
-@click.option("--cwd", help="Working directory inside.")
-@click.option("--user", help="User inside (default: the template's).")
+@click.option("--cwd", type=Text(), help="Working directory inside.")
+@click.option("--user", type=Text(), help="User inside (default: the template's).")
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
 @server_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end: exit code and output.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from firkin.cli.options import server_options
+from firkin.cli.options import Text, server_options
 from firkin.cli.output import json_option, plain, show_json
 from firkin.cli.talking import call
 
@@ -64,7 +64,7 @@ def fork(sandbox_id: str, count: int, timeout: int, as_json: bool, **where: Any)
 
 @click.command()
 @click.argument("sandbox_id")
-@click.option("--name", help="A name, with or without a tag: NAME or NAME:TAG.")
+@click.option("--name", type=Text(), help="A name, with or without a tag: NAME or NAME:TAG.")
 @server_options
 @json_option
 def snapshot(sandbox_id: str, name: str | None, as_json: bool, **where: Any) -> None:

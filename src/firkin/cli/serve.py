@@ -10,33 +10,35 @@ from typing import Any
 
 import click
 
-from firkin.cli.options import pairs, state_dir_option
+from firkin.cli.options import Place, Text, pairs, state_dir_option
 from firkin.settings import read_settings
 
 
 @click.command()
-@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--host", type=Text(), help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (default 3000; 0 takes a free one).")
 @state_dir_option
 @click.option("--api-key", "api_keys", multiple=True, help="KEY, NAME:KEY or NAME:KEY:MAX_SANDBOXES; repeatable.")
-@click.option("--driver", help="What isolates unless a sandbox asks for another tier (default namespaces).")
+@click.option(
+    "--driver", type=Text(), help="What isolates unless a sandbox asks for another tier (default namespaces)."
+)
 @click.option(
     "--driver-option",
     "driver_options",
     multiple=True,
     help="NAME=VALUE for the driver, DRIVER.NAME=VALUE for another tier's; repeatable.",
 )
-@click.option("--domain", help="Domain under which sandboxes' ports are addressed.")
+@click.option("--domain", type=Text(), help="Domain under which sandboxes' ports are addressed.")
 @click.option("--tls", is_flag=True, default=None, help="Serve HTTPS with the certificate of: firkin tls init.")
-@click.option("--tls-cert", type=click.Path(path_type=Path), help="Serve HTTPS with this certificate (chain, PEM).")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="The key of --tls-cert (PEM, not encrypted).")
+@click.option("--tls-cert", type=Place(), help="Serve HTTPS with this certificate (chain, PEM).")
+@click.option("--tls-key", type=Place(), help="The key of --tls-cert (PEM, not encrypted).")
 @click.option("--max-sandboxes", help="Most sandboxes that may run at once (default none: no limit).")
 @click.option("--queue-max-pending", help="Most requests that may wait for room at once (default 256).")
 @click.option("--queue-max-wait-ms", help="How long each of them may wait, in milliseconds (default 2000).")
 @click.option("--kill-on-exit", is_flag=True, default=None, help="Kill every sandbox when the server ends.")
 @click.option("--log-level", help="debug, info, warning or error (default info).")
 @click.option("--json", "as_json", is_flag=True, help='Print the ready line as JSON: {"url": …}.')
-@click.option("--config", type=click.Path(path_type=Path), help="Configuration file (default STATE_DIR/config.toml).")
+@click.option("--config", type=Place(), help="Configuration file (default STATE_DIR/config.toml).")
 def serve(
     config: Path | None, api_keys: tuple[str, ...], driver_options: tuple[str, ...], as_json: bool, **given: Any
 ) -> None:

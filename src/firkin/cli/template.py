@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from firkin.cli.options import isolation_option, server_options
+from firkin.cli.options import Number, Text, isolation_option, server_options
 from firkin.cli.output import json_option, plain, show_json, show_rows
 
 _COLUMNS = ("id", "state", "source", "size_bytes", "prepared_at", "failure")
@@ -23,21 +23,21 @@ def template() -> None:
 
 
 @template.command()
-@click.argument("source")
-@click.option("--id", "template_id", help="The template's id (default: made from the source).")
+@click.argument("source", type=Text())
+@click.option("--id", "template_id", type=Text(), help="The template's id (default: made from the source).")
 @click.option(
     "--env", "-e", "env", multiple=True, metavar="NAME=VALUE", help="A variable of every sandbox; repeatable."
 )
 @click.option("--setup", multiple=True, metavar="COMMAND", help="Run as the default user, in order; repeatable.")
-@click.option("--start", metavar="COMMAND", help="Runs in every sandbox, in the background.")
-@click.option("--ready", metavar="COMMAND", help="A sandbox is given out once this exits with 0.")
-@click.option("--user", help="The default user (default: the source's).")
-@click.option("--workdir", help="The default working directory (default: the source's).")
+@click.option("--start", type=Text(), metavar="COMMAND", help="Runs in every sandbox, in the background.")
+@click.option("--ready", type=Text(), metavar="COMMAND", help="A sandbox is given out once this exits with 0.")
+@click.option("--user", type=Text(), help="The default user (default: the source's).")
+@click.option("--workdir", type=Text(), help="The default working directory (default: the source's).")
 @click.option("--cpus", "cpu_count", type=click.IntRange(1), help="Of sandboxes that ask for none.")
 @click.option("--memory", "memory_mb", type=click.IntRange(16), help="MiB, of sandboxes that ask for none.")
 @isolation_option
 @click.option("--force", is_flag=True, help="Use nothing that an earlier preparation left.")
-@click.option("--timeout", type=click.FloatRange(1, 86400), default=600.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=Number(1, 86400), default=600.0, show_default=True, help="Seconds.")
 @server_options
 @json_option
 def prepare(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from firkin.cli.options import state_dir_option
+from firkin.cli.options import Place, Text, state_dir_option
 from firkin.cli.output import json_option, show_json
 from firkin.settings import read_settings
 
@@ -21,8 +21,10 @@ def tls() -> None:
 
 
 @tls.command()
-@click.option("--domain", help="The domain under which sandboxes are reached (default: that of the settings).")
-@click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="Default STATE_DIR/tls.")
+@click.option(
+    "--domain", type=Text(), help="The domain under which sandboxes are reached (default: that of the settings)."
+)
+@click.option("--dir", "folder", type=Place(file_okay=False), help="Default STATE_DIR/tls.")
 @click.option("--renew", is_flag=True, help="Only renew: fail when there is no authority yet.")
 @state_dir_option
 @json_option
@@ -34,12 +36,12 @@ def init(domain: str | None, folder: Path | None, renew: bool, state_dir: Path |
     """
     settings = read_settings({"state_dir": state_dir})
     from firkin.bootstrap.certificates import issue  # cryptography loads only here
-    from firkin.bootstrap.state_files import make_state_dir
+    from firkin.bootstrap.state_files import claim_state_dir
     from firkin.bootstrap.tls import TLS_FOLDER
 
     asked = domain or settings.domain
     if folder is None:
-        make_state_dir(settings.state_dir)
+        claim_state_dir(settings.state_dir)
     issued = issue((folder or settings.state_dir / TLS_FOLDER).absolute(), asked.partition(":")[0], only_renew=renew)
     if as_json:
         show_json(_as_json(issued))

@@ -26,8 +26,11 @@ _USED = (
     ("zstd", "zstd", "unpacks tarballs and image layers that are compressed with it", False),
     ("skopeo", "skopeo", "fetches images from registries and archives", False),
     ("mmdebstrap", "mmdebstrap", "builds the recipe 'debian'", False),
+    ("runc", "runc", "the tier of isolation oci takes crun or runc", False),
+    ("crun", "crun", "the tier of isolation oci takes crun or runc", False),
+    ("runsc", "runsc", "the tier of isolation gvisor", False),
 )
-_PEERS = (("docker", "docker.io"), ("podman", "podman"), ("bwrap", "bubblewrap"), ("runc", "runc"), ("crun", "crun"))
+_PEERS = (("docker", "docker.io"), ("podman", "podman"), ("bwrap", "bubblewrap"))
 
 
 def find_program(name: str) -> str | None:
@@ -42,14 +45,14 @@ def tool_findings() -> Iterator[Finding]:
         yield found(
             name, path is not None, path or "not installed", why=why, mend=f"apt-get install {package}", needed=needed
         )
-    for name, package in (*_PEERS, ("runsc", "")):
+    for name, package in _PEERS:
         path = find_program(name)
         yield Finding(
             name=name,
             status=Status.OK if path else Status.DEGRADED,
             detail=path or "not installed",
-            why="only for comparison: firkin bench --peers" if package else "only for the gVisor tier, not offered yet",
-            mend="" if path else (f"apt-get install {package}" if package else "none needed today"),
+            why="only for comparison: firkin bench --peers",
+            mend="" if path else f"apt-get install {package}",
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firkin.cli.options import Size, server_options
+from firkin.cli.options import Place, Size, server_options
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.cli.talking import call, talk
 
@@ -90,7 +90,7 @@ def delete(volume: str, **where: Any) -> None:
 
 
 @volume.command()
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", type=Place(exists=True))
 @click.argument("target", metavar="VOLUME[:PATH]")
 @click.option("--owner", metavar="UID[:GID]", help="Whose it all becomes inside (default: the ids that it has here).")
 @server_options
@@ -113,7 +113,7 @@ def put(source: Path, target: str, owner: str | None, **where: Any) -> None:
 
 @volume.command()
 @click.argument("source", metavar="VOLUME[:PATH]")
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=Place())
 @server_options
 def get(source: str, target: Path, **where: Any) -> None:
     """Copy from a volume to TARGET, with modes, times and links; with owners if run as root.

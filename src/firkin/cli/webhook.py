@@ -14,7 +14,7 @@ from firkin.cli.talking import call
 from firkin.law.lifecycle_events import EVENT_TYPES
 
 _ROUTE = "/firkin/v1/webhooks"
-_COLUMNS = ("id", "url", "events", "delivered", "failures", "last_failure")
+_COLUMNS = ("id", "url", "events", "heard_up_to", "failures", "last_failure")
 _ID = re.compile(r"[A-Za-z0-9]{1,64}")
 _PREFIX = "sandbox.lifecycle."
 _SHORT = [name.removeprefix(_PREFIX) for name in EVENT_TYPES]
@@ -54,8 +54,7 @@ def list_(as_json: bool, **where: Any) -> None:
     if as_json:
         show_json(rows)
         return
-    shown = [{**row, "events": ",".join(name.removeprefix(_PREFIX) for name in row["events"])} for row in rows]
-    show_rows(shown, _COLUMNS, empty="no webhooks")
+    show_rows([_shown(row) for row in rows], _COLUMNS, empty="no webhooks")
 
 
 @webhook.command()
@@ -81,6 +80,12 @@ def test(webhook_id: str, as_json: bool, **where: Any) -> int:
         raise CommandFailure(f"webhook {webhook_id} did not take the event: {outcome['failure']}")
     click.echo("delivered")
     return 0
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """`delivered` is the number of an event, not how many there were: a new one starts at the newest."""
+    events = ",".join(name.removeprefix(_PREFIX) for name in row["events"])
+    return {**row, "events": events, "heard_up_to": f"event {row['delivered']}"}
 
 
 def _full(name: str) -> str:

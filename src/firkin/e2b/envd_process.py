@@ -36,11 +36,15 @@ _DATA_END = b'"}}}'
 _PIPE_CHUNK = 32 * 1024
 _PTY_CHUNK = 16 * 1024
 _STREAM_IDLE_S = 3600.0  # a person may type into it, and not every client sends keepalives
-_SIGNALS: dict[str | int, Signal] = {
+_HANGUP = 1
+# E2B names two. By number `firkin sandbox exec` also passes on what its own user sends it.
+_SIGNALS: dict[str | int, Signal | int] = {
     "SIGNAL_SIGTERM": Signal.TERM,
     "SIGNAL_SIGKILL": Signal.KILL,
     15: Signal.TERM,
     9: Signal.KILL,
+    2: Signal.INTERRUPT,
+    1: _HANGUP,
 }
 
 

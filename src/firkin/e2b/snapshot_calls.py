@@ -51,6 +51,9 @@ class SnapshotCalls:
         if request.memory:
             message = "memory=true is not offered by this server's driver: it captures files; leave memory out"
             raise Refused(400, message, should_retry=False, more={"error_code": "snapshot_memory_unsupported"})
+        if info.state is SandboxState.PAUSED:
+            message = f"Sandbox '{info.id}' is paused and cannot be snapshotted; resume it first"
+            raise Refused(409, message, should_retry=False)
         _require_running(info, f"Sandbox '{info.id}' cannot be snapshotted while in '{{}}' state")
         name = None if request.name is None else await free_name(self._backend, tenant, request.name)
         options = SnapshotOptions(name=name, owner=tenant.name, replace=True)

@@ -210,8 +210,7 @@ class LocalBackend:
 
     async def _build(self, undo: AsyncExitStack, policies: Policies) -> Node:
         """Everything that must be given back is put on `undo`, which releases it in reverse."""
-        self._state_dir.mkdir(mode=0o700, exist_ok=True)
-        self._state_dir.chmod(0o700)  # disks, templates and secrets of all tenants are below it
+        self._state_dir.mkdir(mode=0o700, exist_ok=True)  # whose one is that is there, bootstrap has looked
         lock = StateLock(self._state_dir)
         undo.callback(lock.release)
         seal = None if self._server_secret is None else Seal(self._server_secret)

@@ -102,7 +102,7 @@ class Ledger:
         return entries
 
     def _tell(self, entry: JournalEntry) -> None:
-        self._logs.write(entry.sandbox_id, LogSource.RUNTIME, describe_change(entry))
+        self._logs.write(entry.sandbox_id, LogSource.RUNTIME, describe_change(entry), at=entry.at)
         self._events.publish(LifecycleChanged(entry.sandbox_id, entry.became, entry.cause))
         _log.info(
             "sandbox=%s state=%s cause=%r actor=%s", entry.sandbox_id, entry.became.value, entry.cause, entry.actor

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from datetime import datetime
 from operator import attrgetter
 
 from firkin.engine.clock import Clock
@@ -53,13 +54,20 @@ class LogStore:
         self._listeners: Listeners[LogEntry] = Listeners()
 
     def write(
-        self, sandbox_id: SandboxId | None, source: LogSource, message: str, level: LogLevel = LogLevel.INFO
+        self,
+        sandbox_id: SandboxId | None,
+        source: LogSource,
+        message: str,
+        level: LogLevel = LogLevel.INFO,
+        *,
+        at: datetime | None = None,
     ) -> None:
+        """`at`: when it happened, where that is written down elsewhere too and must be the same."""
         kept = self._of(sandbox_id)
         if kept is None:
             kept = self._kept[sandbox_id] = _Kept()
-        now = self._clock.now()
-        entry = LogEntry(sandbox_id=sandbox_id, source=source, level=level, message=message, observed_at=now)
+        when = at or self._clock.now()
+        entry = LogEntry(sandbox_id=sandbox_id, source=source, level=level, message=message, observed_at=when)
         kept.add(entry)
         self._listeners.tell(entry)
 

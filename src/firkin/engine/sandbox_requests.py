@@ -28,7 +28,8 @@ def check_sandbox(spec: SandboxSpec, tier: TierStatus) -> None:
         offer.require(_CREATE, CapabilityName.SNAPSHOT_RESTORE)
     check_network(_CREATE, spec.network, offer, gateways=tier.has_gateways)
     if spec.volumes and not tier.mounts_volumes:
-        reason = Permanent(f"sandboxes of the tier {tier.isolation or tier.driver} cannot mount this runtime's volumes")
+        name = tier.isolation or tier.driver
+        reason = Permanent(f"sandboxes of the tier {name} cannot mount this runtime's volumes; ask for another tier")
         raise UnsupportedCapability(_CREATE, CapabilityName.RUNTIME_CREATE, reason)
     if spec.lifecycle.on_timeout is OnTimeout.PAUSE:
         offer.require(_CREATE, CapabilityName.PAUSE_CAPTURE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -85,7 +86,9 @@ async def _ready(
                     await asyncio.sleep(pause_s)
                 pause_s = min(_LAST_LOOK_S, pause_s * 1.5)
     except TimeoutError:
-        raise _failed(f"the ready command did not succeed within {startup.ready_within_s:g} s: {said}") from None
+        command = shlex.join(startup.ready)[:_SHOWN]
+        late = f"the ready command ({command}) did not succeed within {startup.ready_within_s:g} s"
+        raise _failed(f"{late}: {said or 'its first try took all of them'}") from None
 
 
 async def _complaint(processes: GuestProcesses, ready: tuple[str, ...], around: Surroundings) -> str:

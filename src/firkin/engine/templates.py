@@ -55,6 +55,7 @@ from firkin.law.templates import (
 _log = logging.getLogger("firkin.engine")
 _DELETE = "delete template"
 _PREPARE = "prepare template"
+_SHOWN = 200
 
 
 @dataclass(slots=True, eq=False)
@@ -263,13 +264,20 @@ class TemplateRegistry:
 
     async def _fill(self, template_id: TemplateId, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
         limit = asyncio.timeout(spec.timeout_s)
+        last = ""
+
+        def told(line: BuildLine) -> None:
+            nonlocal last
+            last = line.message[:_SHOWN]
+            report(line)
+
         try:
             directory.mkdir(mode=0o700, parents=True)
             async with limit:
-                return await self._built(spec, directory, report)
+                return await self._built(spec, directory, told)
         except TimeoutError as error:
             if limit.expired():
-                raise DeadlineExceeded(_PREPARE, spec.timeout_s) from error
+                raise DeadlineExceeded(_PREPARE, spec.timeout_s, doing=last) from error
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
         except OSError as error:
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error

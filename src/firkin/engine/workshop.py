@@ -8,6 +8,7 @@ user, directory and variables that the step was done with.
 from __future__ import annotations
 
 import secrets
+import shlex
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -39,6 +40,7 @@ from firkin.law.templates import EnvdPlane, TemplateSpec
 
 _FINAL = "[finalize] checking what sandboxes will be made of"
 _START_WATCHED_S = 0.5
+_SHOWN = 200
 _FORMAT = "1"  # part of every key: raise it when what a step does changes
 
 
@@ -131,7 +133,7 @@ class Workshop:
                 detail = f"the working directory {site.workdir!r} does not exist in the template"
                 raise TemplatePrepareFailure(TemplateFault.DEFAULT_WORKDIR_MISSING, detail) from None
             if startup:
-                teller.tell("running the start and ready commands", LogLevel.INFO)
+                teller.tell(_starting(startup), LogLevel.INFO)
                 around = Surroundings(user=user.name, workdir=site.workdir, env=site.env)
                 try:
                     await start_up(bench.processes, startup, around, watched_s=_START_WATCHED_S)
@@ -150,6 +152,12 @@ class _Teller:
 
     def tell(self, message: str, level: LogLevel) -> None:
         self.report(BuildLine(message=message, level=level, step=self.step or BASE_STEP))
+
+
+def _starting(startup: Startup) -> str:
+    commands = (("start", startup.start), ("ready", startup.ready))
+    told = [f"the {name} command {shlex.join(argv)[:_SHOWN]}" for name, argv in commands if argv]
+    return f"running {' and '.join(told)}"
 
 
 def _setup_step(command: CommandMode) -> RunStep:

@@ -152,10 +152,14 @@ class FirkinError(Exception):
 
 
 class UnsupportedCapability(FirkinError):
+    """Of `runtime.create` it is one wish that is refused, which `reason` names: sandboxes can be made."""
+
     code = "unsupported_capability"
 
     def __init__(self, operation: str, capability: CapabilityName, reason: CapabilityReason) -> None:
-        super().__init__(operation, f"cannot {operation}: {capability.value} is not offered here ({reason})")
+        one_wish = capability.value == "runtime.create"
+        why = str(reason) if one_wish else f"{capability.value} is not offered here ({reason})"
+        super().__init__(operation, f"cannot {operation}: {why}")
         self.capability = capability
         self.reason = reason
 
@@ -318,10 +322,13 @@ class HostDiskFull(CapacityRejected):
 
 
 class DeadlineExceeded(FirkinError):
+    """`doing` is what it was at, where that is known."""
+
     code = "deadline_exceeded"
 
-    def __init__(self, operation: str, within_s: float, *, sandbox_id: str | None = None) -> None:
-        super().__init__(operation, f"{operation} did not finish within {within_s:g} s", retry=RetryClass.UNKNOWN)
+    def __init__(self, operation: str, within_s: float, *, sandbox_id: str | None = None, doing: str = "") -> None:
+        at = f"; it was at: {doing}" if doing else ""
+        super().__init__(operation, f"{operation} did not finish within {within_s:g} s{at}", retry=RetryClass.UNKNOWN)
         self.within_s = within_s
         self.sandbox_id = sandbox_id
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firkin.cli.failures import BAD_INPUT, FAILURE, CommandFailure
+from firkin.cli.options import Number, Place, Text
 
 if TYPE_CHECKING:
     from firkin.cli.bench.report import Report
     from firkin.cli.bench.stage import Amounts, Stage
 
 _TIERS = ("microvm", "gvisor", "oci")
-_REPORT = click.Path(dir_okay=False, path_type=Path)
+_REPORT = Place(dir_okay=False)
 
 
 @click.command()
@@ -29,7 +30,7 @@ _REPORT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--from", "from_file", type=_REPORT, help="Measure nothing: take what --json wrote.")
 @click.option("--compare", nargs=2, type=_REPORT, help="Measure nothing: two reports of --json, the older first.")
 @click.option(
-    "--threshold", type=click.FloatRange(0), default=10, show_default=True, help="Per cent that --compare lets pass."
+    "--threshold", type=Number(0, 10_000), default=10, show_default=True, help="Per cent that --compare lets pass."
 )
 @click.option("--quick", is_flag=True, help="A few samples of most things: proves that it runs, nothing more.")
 @click.option("--only", multiple=True, help="Only this scenario; repeatable.")
@@ -38,12 +39,12 @@ _REPORT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--idle", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Idle ones to weigh.")
 @click.option("--alive", type=click.IntRange(0, 100_000), default=1000, show_default=True, help="Alive, at most.")
 @click.option("--cycles", type=click.IntRange(0, 10**6), default=2000, show_default=True, help="Create, exec, kill.")
-@click.option("--template", default="base", show_default=True, help="The template to create from.")
-@click.option("--driver", help="The driver of the benchmark's own server (default namespaces).")
+@click.option("--template", type=Text(), default="base", show_default=True, help="The template to create from.")
+@click.option("--driver", type=Text(), help="The driver of the benchmark's own server (default namespaces).")
 @click.option("--driver-option", "driver_options", multiple=True, help="NAME=VALUE for its drivers; repeatable.")
-@click.option("--url", help="A running server to measure instead of one of the benchmark's own.")
-@click.option("--api-key", help="The key to that server (default: E2B_API_KEY).")
-@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="That server's state folder.")
+@click.option("--url", type=Text(), help="A running server to measure instead of one of the benchmark's own.")
+@click.option("--api-key", type=Text(), help="The key to that server (default: E2B_API_KEY).")
+@click.option("--state-dir", type=Place(file_okay=False), help="That server's state folder.")
 def bench(
     json_file: str | None,
     html_file: Path | None,

@@ -21,7 +21,7 @@ from firkin.host.firewall import Firewall, FirewallUnavailable, allow_forwarding
 from firkin.host.netns_sockets import NamespaceSockets
 from firkin.host.networks import SandboxNetworks
 from firkin.host.wires import Wires
-from firkin.law.errors import BackendFailure
+from firkin.law.errors import BackendFailure, IoFailure
 from firkin.law.ids import SandboxId
 
 READY_SLOTS = 104
@@ -146,12 +146,24 @@ def _label(folder: Path) -> str:
     """This server's name on the host, the same over restarts."""
     path = folder / "label"
     try:
-        return path.read_text().strip()
-    except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            if known := path.read_text().strip():  # a disk that was full may have left it empty
+                return known
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        label = secrets.token_hex(4)
-        path.write_text(label + "\n")
-        return label
+        return _written(path, secrets.token_hex(4))
+    except OSError as error:
+        raise IoFailure("keep the name of this server in", str(path), error.strerror or str(error)) from error
+
+
+def _written(path: Path, label: str) -> str:
+    """Through a name beside it: two servers must not have half a label, nor none, in common."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(label + "\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return label
 
 
 def _in_use(label: str) -> bool:
