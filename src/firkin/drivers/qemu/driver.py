@@ -35,7 +35,7 @@ from firkin.drivers.qemu.ahead import (
     is_online,
     rehearse,
 )
-from firkin.drivers.qemu.files import captured_store, processor, require_memory, require_whole
+from firkin.drivers.qemu.files import captured_store, processor, require_whole
 from firkin.drivers.qemu.instance import NAME, Folders, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
 from firkin.drivers.qemu.launches import BOOT_WITHIN_S, WAKE_WITHIN_S, Launches, Parts
@@ -44,7 +44,7 @@ from firkin.drivers.qemu.memory import MemoryImages
 from firkin.drivers.qemu.options import QemuOptions
 from firkin.drivers.qemu.preparations import Preparations
 from firkin.drivers.qemu.seeds import Seeds
-from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, require_digest
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
@@ -87,7 +87,7 @@ class QemuDriver:
         self._roots = RootImages(state_dir / "roots")
         self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
         self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
-        self._memories = MemoryImages(require_memory)
+        self._memories = MemoryImages(require_digest)
         self._launches: Launches | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
         self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)

@@ -20,7 +20,7 @@ from firkin.drivers.qemu.instance import NAME, Folders, Names, QemuInstance
 from firkin.drivers.qemu.kits import Kit
 from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages, empty_memory
-from firkin.drivers.qemu.stores import STATE, Fit, Store
+from firkin.drivers.qemu.stores import MEMORY, STATE, Fit, Store
 from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
 from firkin.law.driver import BootPlan, InstanceRef
@@ -97,7 +97,8 @@ class Launches:
             if store is None:
                 opened[machines.FD_MEMORY] = empty_memory(size)
             else:
-                opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size)
+                digest = store.digests.get(MEMORY, "")
+                opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size, digest)
                 opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
             order = _order(plan.sandbox_id, slot, kit, fit.shape, list(opened), waking=store is not None)
             launched = await self.launcher.launch_to_its_end(

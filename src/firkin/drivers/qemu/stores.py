@@ -68,8 +68,7 @@ class Store:
 
     def require_whole(self, name: str) -> None:
         """Read a file and compare it with its digest. Blocks. `SnapshotIntegrityFailure`, `OSError`."""
-        if digest_of(self.folder / name) != self.digests.get(name):
-            raise SnapshotIntegrityFailure(_READ, None, f"its file {name!r} is damaged: it is not what was written")
+        require_digest(self.folder / name, self.digests.get(name))
 
 
 def _told(shape: Shape) -> str:
@@ -124,6 +123,12 @@ def finish_store(folder: Path, fit: Fit, disk_bytes: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(folder / MANIFEST)
+
+
+def require_digest(path: Path, digest: str | None) -> None:
+    """`SnapshotIntegrityFailure` for a file that has another. Blocks."""
+    if digest_of(path) != digest:
+        raise SnapshotIntegrityFailure(_READ, None, f"its file {path.name!r} is damaged: it is not what was written")
 
 
 def digest_of(path: Path) -> str:
