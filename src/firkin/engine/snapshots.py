@@ -106,12 +106,18 @@ class LocalSnapshots:
         await self._node.acts.run(delete(self._node, snapshot_id), name=f"delete snapshot {snapshot_id}")
 
     async def export_archive(self, snapshot_id: SnapshotId) -> SnapshotArchive:
-        """The chunks may be read once. A snapshot that is deleted meanwhile is exported to its end."""
+        """The chunks may be read once. A snapshot that is deleted meanwhile is exported to its end.
+
+        Where its files are not what was written, that is refused, or ends the chunks.
+        """
         self._require_known(_EXPORT, snapshot_id, _C.SNAPSHOT_EXPORT)
         record = self._node.snapshots.get(_EXPORT, snapshot_id)
         content = record.info.integrity
         if content is None:
             raise SnapshotIntegrityFailure(_EXPORT, snapshot_id, "its record has no digest")
+        with self._node.snapshots.borrowed(_EXPORT, snapshot_id):
+            async with substrate(_EXPORT, record.info.driver, within_s=CAPTURE_WITHIN_S):
+                await self._node.snapshots.require_whole(_EXPORT, snapshot_id)
 
         async def chunks() -> AsyncIterator[bytes]:
             with self._node.snapshots.borrowed(_EXPORT, snapshot_id) as (_, directory):
