@@ -47,6 +47,7 @@ from firkin.drivers.qemu.seeds import Seeds
 from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, require_digest
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host.base_disks import BaseDisks
+from firkin.host.counter_rates import counter_khz
 from firkin.host.netlink import Traffic
 from firkin.host.root_images import RootImages
 from firkin.law.backend import Preflight
@@ -88,6 +89,7 @@ class QemuDriver:
         self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
         self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
         self._memories = MemoryImages(require_digest)
+        self._counter_khz = 0
         self._launches: Launches | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
         self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
@@ -207,6 +209,7 @@ class QemuDriver:
         No store for files that a machine which is gone left: it boots from them.
         """
         kit = await self._kits.kit()
+        self._counter_khz = self._counter_khz or await asyncio.to_thread(counter_khz)
         root = await self._roots.image(plan.root, lambda line: None)
         accelerator = await self._accelerators.choose(lambda accelerator: self._probe(plan, kit, root, accelerator))
         fit = self._fit(kit, Shape.of(plan.resources, accelerator), root)
@@ -297,8 +300,9 @@ class QemuDriver:
     # -- what it is made of ---------------------------------------------------------------------
 
     def _fit(self, kit: Kit, shape: Shape, root: Path) -> Fit:
-        seen = processor() if shape.accelerator == "kvm" else "emulated"
-        return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=seen, shape=shape)
+        emulated = shape.accelerator != "kvm"
+        seen, khz = ("emulated", self._counter_khz) if emulated else (processor(), 0)
+        return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=seen, shape=shape, counter_khz=khz)
 
     async def _probe(self, plan: BootPlan, kit: Kit, root: Path, accelerator: str) -> bool:
         """Whether a machine boots with that accelerator so far that its agent answers."""
@@ -387,6 +391,7 @@ class QemuDriver:
             root=str(facts["root"]),
             processor=str(facts["processor"]),
             shape=shape,
+            counter_khz=int(facts.get("counter_khz", 0)),
         )
         slot = self._ground.adopt(int(facts["slot"]))
         self._ground.networks.adopt(sandbox_id, slot.wire, Traffic.of_text(str(facts.get("traffic_before", ""))))
