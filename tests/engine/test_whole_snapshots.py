@@ -1,4 +1,4 @@
-"""Snapshots whose files are not what was written: nothing is made of them, and nobody reads gigabytes twice."""
+"""Snapshots are what was written and what was asked for: nothing is made of others, and no gigabytes are read twice."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from firkin.drivers.memory import MemoryDriver
 from firkin.engine import captured_files
-from firkin.law.errors import SnapshotIntegrityFailure
+from firkin.law.errors import SnapshotIntegrityFailure, UnsupportedCapability
 from firkin.law.ids import SnapshotId
-from firkin.law.snapshots import RestoreOptions, SnapshotIntegrity, SnapshotOptions
+from firkin.law.snapshots import RestoreOptions, SnapshotIntegrity, SnapshotKind, SnapshotOptions
 
 from .conftest import SPEC, Engine, engine_over
 
@@ -95,3 +96,20 @@ async def test_the_files_are_read_once_by_a_later_server_and_by_their_own_not_at
         for _ in range(2):
             await engine.backend.snapshots.restore(ref.id, RestoreOptions())
         assert len(read) == 2
+
+
+class _GoesOn(MemoryDriver):
+    """One whose captures are said to be of whole machines."""
+
+    @property
+    def captures(self) -> SnapshotKind:
+        return SnapshotKind.CONTINUATION
+
+
+async def test_files_alone_are_refused_where_a_capture_is_of_the_whole_machine(tmp_path: Path) -> None:
+    async with engine_over(tmp_path / "state", driver=_GoesOn()) as engine:
+        source = await engine.backend.sandboxes.create(SPEC)
+        with pytest.raises(UnsupportedCapability, match="whose programs go on"):
+            await engine.backend.snapshots.capture(source.id, SnapshotOptions(kind=SnapshotKind.FILESYSTEM))
+        ref = await engine.backend.snapshots.capture(source.id, SnapshotOptions(kind=SnapshotKind.CONTINUATION))
+        assert ref.kind is SnapshotKind.CONTINUATION
