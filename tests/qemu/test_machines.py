@@ -23,7 +23,7 @@ from firkin.drivers.qemu.preflight import check
 from firkin.drivers.qemu.stores import DISK, MANIFEST, MEMORY, STATE
 from firkin.host.counter_rates import counter_khz
 from firkin.law.driver import BootPlan
-from firkin.law.errors import FirkinError, InvalidSpec, SandboxUnavailable, SnapshotIntegrityFailure
+from firkin.law.errors import InvalidSpec, SandboxUnavailable, SnapshotIntegrityFailure
 from firkin.law.ids import SandboxId
 from firkin.law.isolation import SeccompMode
 from firkin.law.network import NetworkPolicy
@@ -268,7 +268,7 @@ async def test_a_capture_is_refused_when_the_machine_dies_in_it(world: World, tm
     capturing = asyncio.get_running_loop().create_task(instance.capture(into, room_bytes=1 << 40))
     await asyncio.sleep(0)
     os.kill(instance.pid, signal.SIGKILL)
-    with pytest.raises(FirkinError):
+    with pytest.raises(SandboxUnavailable):
         await capturing
     assert not (into / MANIFEST).exists(), "half of a machine was called whole"
 

@@ -68,6 +68,8 @@ from firkin.lifetimes import Children, finish
 _UNDO_WITHIN_S = 30.0
 _FLUSH_WITHIN_S = 2.0
 _ATTEMPTS = 3
+_PREPARED_WITHIN_S = 50.0  # before the patience of who asks is over, so that they are told what they wait for
+_GOES_ON = "the first machine of its template and size is being prepared, which goes on; try again in a minute"
 
 
 class QemuDriver:
@@ -198,7 +200,13 @@ class QemuDriver:
 
     async def _parts(self, plan: BootPlan) -> Parts:
         key = repr((plan.root, plan.resources, bool(plan.captured or plan.continues)))
-        parts = await self._preparations.wait(key, lambda: self._prepared(plan))
+        try:
+            async with asyncio.timeout(_PREPARED_WITHIN_S if plan.repeats and not plan.captured else None) as limit:
+                parts = await self._preparations.wait(key, lambda: self._prepared(plan))
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("create sandbox", _PREPARED_WITHIN_S, detail=_GOES_ON) from error
         if plan.captured:
             parts = replace(parts, store=await asyncio.to_thread(captured_store, plan, parts.fit))
         return parts
@@ -231,9 +239,10 @@ class QemuDriver:
                 retry = isinstance(error, (HelperDied, TimeoutError, ConnectionError))
                 if isinstance(error, Exception) and (retry or waiting is not None) and attempt + 1 < _ATTEMPTS:
                     continue
+                if parts.store is None and isinstance(error, (TimeoutError, ConnectionError)):
+                    raise _no_boot(parts) from error
                 if isinstance(error, TimeoutError):
-                    within_s = WAKE_WITHIN_S if parts.store else BOOT_WITHIN_S
-                    raise DeadlineExceeded("create sandbox", within_s, sandbox_id=plan.sandbox_id) from error
+                    raise DeadlineExceeded("create sandbox", WAKE_WITHIN_S, sandbox_id=plan.sandbox_id) from error
                 if isinstance(error, HelperDied):
                     raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
                 if isinstance(error, OSError):
@@ -462,3 +471,12 @@ class QemuDriver:
         await asyncio.to_thread(self._memories.drop_idle, all_of_them=True)
         await asyncio.to_thread(leave_host, self._trees, self._folders.sockets)
         await self._ground.aclose()
+
+
+def _no_boot(parts: Parts) -> BackendFailure:
+    detail = (
+        f"with its guest kernel and the accelerator {parts.fit.shape.accelerator!r} the machine ended, or its agent"
+        f" did not answer within {BOOT_WITHIN_S:.0f} s; the server's options qemu.kernel and qemu.accelerator"
+        " choose others"
+    )
+    return BackendFailure("boot a machine", NAME, detail)
