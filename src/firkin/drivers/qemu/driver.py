@@ -57,6 +57,7 @@ from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
     HostDiskFull,
+    SandboxUnavailable,
     SnapshotIntegrityFailure,
     UnsupportedCapability,
 )
@@ -245,6 +246,8 @@ class QemuDriver:
                     raise DeadlineExceeded("create sandbox", WAKE_WITHIN_S, sandbox_id=plan.sandbox_id) from error
                 if isinstance(error, HelperDied):
                     raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
+                if isinstance(error, SandboxUnavailable):
+                    raise BackendFailure("create sandbox", NAME, "its machine ended while it was woken") from error
                 if isinstance(error, OSError):
                     if HostDiskFull.explains(error):
                         raise HostDiskFull("create sandbox") from error
