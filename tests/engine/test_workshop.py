@@ -154,7 +154,7 @@ async def test_what_no_sandbox_could_be_made_of_fails_the_preparation(
 @pytest.mark.thorough
 async def test_a_preparation_whose_time_is_over_says_what_it_was_at(engine: Engine) -> None:
     slow = replace(spec("slow"), ready=Shell("test -e /never"), timeout_s=1.0)
-    with pytest.raises(DeadlineExceeded, match=r"within 1 s; it was at: running the ready command .*test -e /never"):
+    with pytest.raises(DeadlineExceeded, match=r"within 1 s: it was at running the ready command .*test -e /never"):
         await built(engine, slow)
 
 

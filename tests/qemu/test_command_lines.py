@@ -11,10 +11,11 @@ from firkin.law.errors import InvalidSpec
 from firkin.law.resources import MIB, SandboxResources
 
 
-def _told(machine: str, accelerator: str, *, waking: bool = False) -> dict[str, str]:
+def _told(machine: str, accelerator: str, *, waking: bool = False, counter_khz: int = 0) -> dict[str, str]:
     """The options that are given once, by name."""
     shape = Shape(memory_bytes=256 * MIB, vcpus=2, accelerator=accelerator, machine=machine)
-    argv = command_line(shape, start=("/.firkin/loader", "start.py"), name="one", waking=waking)
+    start = ("/.firkin/loader", "start.py")
+    argv = command_line(shape, start=start, name="one", waking=waking, counter_khz=counter_khz)
     return {name: value for name, value in pairwise(argv) if name.startswith("-")} | {"": argv[0]}
 
 
@@ -32,6 +33,12 @@ def test_x86_is_a_microvm_that_knows_its_clock_s_rate_where_it_is_emulated() -> 
     assert told["-M"].startswith("microvm,accel=tcg,")
     assert "tsc_early_khz=" in told["-append"]
     assert "tsc_early_khz=" not in _told("x86_64", "kvm")["-append"]
+
+
+@pytest.mark.parametrize(("khz", "trusted"), [(2_499_997, True), (0, False)])
+def test_an_emulated_clock_is_the_host_s_counter_where_that_counts_evenly(khz: int, trusted: bool) -> None:
+    words = _told("x86_64", "tcg", counter_khz=khz)["-append"].split()
+    assert ("tsc=reliable" in words, f"tsc_early_khz={khz}" in words) == (trusted, trusted)
 
 
 @pytest.mark.parametrize(

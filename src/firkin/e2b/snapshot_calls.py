@@ -14,9 +14,9 @@ from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.pages_of import page, read_token
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_names import free_name, is_called, wire_id, wire_names
-from firkin.law.errors import AlreadyExists, FirkinError
+from firkin.law.errors import AlreadyExists, FirkinError, UnsupportedCapability
 from firkin.law.sandboxes import SandboxInfo, Timeout
-from firkin.law.snapshots import ForkOptions, SnapshotFilter, SnapshotInfo, SnapshotOptions
+from firkin.law.snapshots import ForkOptions, SnapshotFilter, SnapshotInfo, SnapshotKind, SnapshotOptions
 from firkin.law.states import SandboxState
 
 _FORK_DEFAULT_S = 15
@@ -25,7 +25,7 @@ _MAX_PAGE = 100
 
 
 class NewSnapshot(msgspec.Struct, forbid_unknown_fields=True):
-    """``POST /sandboxes/{id}/snapshots``. `memory` None takes what the driver can."""
+    """``POST /sandboxes/{id}/snapshots``. `memory` None takes what the sandbox's driver does."""
 
     name: str | None = None
     memory: bool | None = None
@@ -48,20 +48,23 @@ class SnapshotCalls:
     async def capture(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         request = parse(await exchange.body(self._settings.max_json_bytes), NewSnapshot)
         info = await self._directory.owned(tenant, path[0])
-        if request.memory:
-            message = "memory=true is not offered by this server's driver: it captures files; leave memory out"
-            raise Refused(400, message, should_retry=False, more={"error_code": "snapshot_memory_unsupported"})
         if info.state is SandboxState.PAUSED:
             message = f"Sandbox '{info.id}' is paused and cannot be snapshotted; resume it first"
             raise Refused(409, message, should_retry=False)
         _require_running(info, f"Sandbox '{info.id}' cannot be snapshotted while in '{{}}' state")
         name = None if request.name is None else await free_name(self._backend, tenant, request.name)
-        options = SnapshotOptions(name=name, owner=tenant.name, replace=True)
+        options = SnapshotOptions(name=name, kind=_kind(request.memory), owner=tenant.name, replace=True)
         try:
             ref = await self._backend.snapshots.capture(info.id, options)
         except AlreadyExists as error:
             message = f"A snapshot called '{request.name}' is being made at this moment"
             raise Refused(409, message, should_retry=True) from error
+        except UnsupportedCapability as error:
+            if request.memory is None:
+                raise
+            message = f"memory={str(request.memory).lower()} is refused: {error.reason}; leave memory out"
+            more = {"error_code": "snapshot_memory_unsupported"}
+            raise Refused(400, message, should_retry=False, more=more) from error
         made = await self._backend.snapshots.get(ref.id)
         await exchange.answer_json(201, _snapshot(tenant, made))
 
@@ -122,6 +125,12 @@ def _has_name(tenant: ApiKey, info: SnapshotInfo, text: str) -> bool:
     if ":" in text:
         return is_called(tenant, info, text)
     return is_called(tenant, info, f"{text}:{info.name.partition(':')[2]}")
+
+
+def _kind(memory: bool | None) -> SnapshotKind | None:
+    if memory is None:
+        return None
+    return SnapshotKind.CONTINUATION if memory else SnapshotKind.FILESYSTEM
 
 
 def _snapshot(tenant: ApiKey, info: SnapshotInfo) -> dict[str, object]:

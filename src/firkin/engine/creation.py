@@ -109,6 +109,8 @@ async def _create_from(
     with node.snapshots.borrowed(_CREATE, snapshot_id) as (record, captured):
         tier = await node.tiers.restoring(_CREATE, record.info.driver, spec.isolation)
         check_sandbox(spec, tier)
+        async with substrate(_CREATE, record.info.driver, within_s=COPY_WITHIN_S):
+            await node.snapshots.require_whole(_CREATE, snapshot_id)
         foundation = on_snapshot(_CREATE, record, str(captured))
         return await create_on(node, spec, foundation, tier, sandbox_id=sandbox_id)
 

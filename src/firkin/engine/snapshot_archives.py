@@ -21,11 +21,12 @@ from firkin.engine import captured_files
 from firkin.engine.captured_files import StreamWriter
 from firkin.engine.sealed_policies import without_password
 from firkin.engine.stored_forms import SnapshotRecord, dump, load_snapshot
+from firkin.engine.whole_snapshots import damaged
 from firkin.law.errors import CapacityRejected, FirkinError, HostDiskFull, IoFailure, SnapshotIntegrityFailure
 from firkin.law.snapshots import SnapshotIntegrity
 
 MEDIA_TYPE = "application/vnd.firkin.snapshot+tar"
-_IMPORT = "import a snapshot"
+_IMPORT, _EXPORT = "import a snapshot", "export a snapshot"
 _MANIFEST, _FILES, _SEAL = "manifest.json", "files", "manifest.sha256"
 _SEAL_BYTES = 64
 _RECORD = 512
@@ -34,29 +35,36 @@ _PIECE = 1 << 20
 
 
 async def exported(record: SnapshotRecord, directory: Path, content: SnapshotIntegrity) -> AsyncIterator[bytes]:
-    """The archive in pieces of about 1 MiB; ends early, with `IoFailure`, when the files cannot be read.
+    """The archive in pieces of about 1 MiB; ends early, with `SnapshotIntegrityFailure`, when the files are not
+    `content` or cannot be read: what is not whole is not sealed.
 
     It is for other machines: who imports it gives the proxy's password anew, or reaches nothing.
     """
     manifest = dump(replace(record, network=without_password(record.network))).encode()
     yield _head(_MANIFEST, len(manifest)) + manifest + _padding(len(manifest)) + _head(_FILES, content.size_bytes)
-    stream = captured_files.stream(directory)
+    stream, digest, size = captured_files.stream(directory), hashlib.sha256(), 0
     try:
-        while piece := await asyncio.to_thread(_next_piece, stream):
+        while piece := await asyncio.to_thread(_next_piece, stream, digest):
+            size += len(piece)
+            if size > content.size_bytes:
+                break
             yield piece
     except OSError as error:
-        raise IoFailure("export", str(directory), error.strerror or str(error)) from error
+        raise damaged(_EXPORT, record.info.id, f"cannot be read ({error.strerror})") from error
+    if SnapshotIntegrity(sha256=digest.hexdigest(), size_bytes=size) != content:
+        raise damaged(_EXPORT, record.info.id, "are not what was written")
     seal = hashlib.sha256(manifest).hexdigest().encode()
     yield _padding(content.size_bytes) + _head(_SEAL, _SEAL_BYTES) + seal + _padding(_SEAL_BYTES) + bytes(2 * _RECORD)
 
 
-def _next_piece(stream: captured_files.Pieces) -> bytes:
-    """As much as makes a large piece; nothing at the end."""
+def _next_piece(stream: captured_files.Pieces, digest: hashlib._Hash) -> bytes:
+    """As much as makes a large piece, added to the digest; nothing at the end."""
     gathered = bytearray()
     for part in stream:
         gathered += part
         if len(gathered) >= _PIECE:
             break
+    digest.update(gathered)
     return bytes(gathered)
 
 

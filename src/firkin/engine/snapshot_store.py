@@ -21,7 +21,9 @@ from firkin.engine.records import Records
 from firkin.engine.stored_forms import SnapshotRecord
 from firkin.engine.template_uses import TemplateUse
 from firkin.engine.templates import TemplateRegistry
+from firkin.engine.whole_snapshots import Marks, WholeSnapshots
 from firkin.host.directories import remove_tree
+from firkin.host.file_marks import marks_in
 from firkin.law.errors import AlreadyExists, FirkinError, HostDiskFull, IoFailure, NotFound, ResourceKind
 from firkin.law.ids import SandboxId, SnapshotId
 from firkin.law.snapshots import SnapshotIntegrity
@@ -46,6 +48,8 @@ class SnapshotStore:
         self._arriving: set[SnapshotId] = set()
         self._borrowed: Counter[SnapshotId] = Counter()
         self._doomed: set[SnapshotId] = set()
+        self._whole = WholeSnapshots()
+        self._digested: dict[Path, Marks] = {}
 
     async def load(self) -> None:
         """Take up what an earlier server left and remove what it did not finish."""
@@ -107,12 +111,14 @@ class SnapshotStore:
         try:
             yield path
         finally:
+            self._digested.pop(path, None)
             if path.exists():
                 await finish(remove_tree(path), within_s=REMOVE_WITHIN_S)
 
     async def settled(self, path: Path) -> SnapshotIntegrity:
         """Make the files in `path` durable and find their digest, both at once."""
         try:
+            self._digested[path] = await asyncio.to_thread(marks_in, path)
             content, _ = await asyncio.gather(
                 asyncio.to_thread(captured_files.integrity, path), asyncio.to_thread(_sync, path)
             )
@@ -135,6 +141,8 @@ class SnapshotStore:
                 await finish(remove_tree(place), within_s=REMOVE_WITHIN_S)
                 raise
             self._adopt(record)
+            if aside in self._digested:
+                self._whole.written(snapshot_id, self._digested[aside])
         finally:
             self._arriving.discard(snapshot_id)
 
@@ -145,6 +153,7 @@ class SnapshotStore:
         if self._known.pop(snapshot_id, None) is None:
             raise NotFound(operation, ResourceKind.SNAPSHOT, snapshot_id)
         self._doomed.add(snapshot_id)
+        self._whole.forget(snapshot_id)
         self._clear(snapshot_id)
         return record
 
@@ -158,6 +167,12 @@ class SnapshotStore:
         finally:
             self._borrowed[snapshot_id] -= 1
             self._clear(snapshot_id)
+
+    async def require_whole(self, operation: str, snapshot_id: SnapshotId) -> None:
+        """`SnapshotIntegrityFailure` when its files are not what was written. Long at their first use only."""
+        content = self.get(operation, snapshot_id).info.integrity
+        if content is not None:
+            await self._whole.require(operation, snapshot_id, self._directory / snapshot_id, content)
 
     def _clear(self, snapshot_id: SnapshotId) -> None:
         if snapshot_id in self._doomed and self._borrowed[snapshot_id] <= 0:

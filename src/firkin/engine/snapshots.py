@@ -20,7 +20,7 @@ from firkin.engine.node import Node, require, room_on_disk
 from firkin.engine.roster import Resident
 from firkin.engine.stored_forms import SnapshotRecord
 from firkin.engine.substrate import substrate
-from firkin.law.capabilities import CapabilityName
+from firkin.law.capabilities import CapabilityName, Permanent
 from firkin.law.errors import (
     CapacityRejected,
     FirkinError,
@@ -30,6 +30,7 @@ from firkin.law.errors import (
     ResourceKind,
     SandboxUnavailable,
     SnapshotIntegrityFailure,
+    UnsupportedCapability,
     WrongState,
 )
 from firkin.law.events import SnapshotChanged
@@ -55,6 +56,10 @@ CAPTURE_WITHIN_S = 600.0
 MOST_FORKS = 100
 FORKS_AT_ONCE = 8
 _C = CapabilityName
+_HOLDS = {
+    SnapshotKind.FILESYSTEM: "files, without programs and their memory",
+    SnapshotKind.CONTINUATION: "the whole machine, whose programs go on in what is made from it",
+}
 _CAPTURE, _RESTORE, _FORK = "capture a snapshot", "restore a snapshot", "fork a sandbox"
 _EXPORT, _IMPORT = "export a snapshot", "import a snapshot"
 
@@ -106,12 +111,18 @@ class LocalSnapshots:
         await self._node.acts.run(delete(self._node, snapshot_id), name=f"delete snapshot {snapshot_id}")
 
     async def export_archive(self, snapshot_id: SnapshotId) -> SnapshotArchive:
-        """The chunks may be read once. A snapshot that is deleted meanwhile is exported to its end."""
+        """The chunks may be read once. A snapshot that is deleted meanwhile is exported to its end.
+
+        Where its files are not what was written, that is refused, or ends the chunks.
+        """
         self._require_known(_EXPORT, snapshot_id, _C.SNAPSHOT_EXPORT)
         record = self._node.snapshots.get(_EXPORT, snapshot_id)
         content = record.info.integrity
         if content is None:
             raise SnapshotIntegrityFailure(_EXPORT, snapshot_id, "its record has no digest")
+        with self._node.snapshots.borrowed(_EXPORT, snapshot_id):
+            async with substrate(_EXPORT, record.info.driver, within_s=CAPTURE_WITHIN_S):
+                await self._node.snapshots.require_whole(_EXPORT, snapshot_id)
 
         async def chunks() -> AsyncIterator[bytes]:
             with self._node.snapshots.borrowed(_EXPORT, snapshot_id) as (_, directory):
@@ -139,10 +150,11 @@ class LocalSnapshots:
     async def _capture(self, sandbox_id: SandboxId, options: SnapshotOptions) -> SnapshotInfo:
         node, store = self._node, self._node.snapshots
         resident = await node.roster.meet(_CAPTURE, sandbox_id)
+        kind = (await node.tiers.of(resident.info.driver)).captures
+        _require_kind(_CAPTURE, options, resident.info.driver, kind)
         with store.naming(_CAPTURE, options.owner, options.name, replace=options.replace):
             async with store.aside() as aside:
                 info = await _captured(node, resident, aside, _CAPTURE, also_paused=True)
-                kind = (await node.tiers.of(info.driver)).captures
                 record = _record(node, resident, info, options, kind, await store.settled(aside))
                 mark("settled")
                 old = store.named(options.owner, options.name) if options.name else None
@@ -195,6 +207,7 @@ class LocalSnapshots:
                     require_disk=lambda size: _require_disk(node, size),
                 )
                 driver = await node.tiers.verifier(_IMPORT, arrived.record.info.driver)
+                _require_kind(_IMPORT, options, driver.name, arrived.record.info.kind)
                 record = _naturalised(node, arrived.record, snapshot_id, options)
                 async with substrate(_IMPORT, driver.name, within_s=CAPTURE_WITHIN_S):
                     await driver.verify(aside)
@@ -242,6 +255,14 @@ async def _copied(node: Node, resident: Resident, into: Path, operation: str) ->
     assert resident.instance is not None  # the caller holds the lock and has looked
     async with substrate(operation, resident.info.driver, within_s=CAPTURE_WITHIN_S, sandbox_id=resident.id):
         await resident.instance.capture(into, room_bytes=room_on_disk(node))
+
+
+def _require_kind(operation: str, options: SnapshotOptions, driver: str, kind: SnapshotKind) -> None:
+    """Files alone are no part of a continuation, nor the other way round."""
+    if options.kind in (None, kind):
+        return
+    reason = Permanent(f"a snapshot by the driver {driver!r} is of the kind {kind.value!r}: {_HOLDS.get(kind, '')}")
+    raise UnsupportedCapability(operation, _C.SNAPSHOT_CAPTURE, reason)
 
 
 def _require_disk(node: Node, needed: int) -> None:

@@ -277,7 +277,7 @@ class TemplateRegistry:
                 return await self._built(spec, directory, told)
         except TimeoutError as error:
             if limit.expired():
-                raise DeadlineExceeded(_PREPARE, spec.timeout_s, doing=last) from error
+                raise DeadlineExceeded(_PREPARE, spec.timeout_s, detail=last and f"it was at {last}") from error
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
         except OSError as error:
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error

@@ -30,6 +30,9 @@ IMAGE, MODULES, RELEASE = "kernel", "modules", "release"
 _PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
 _DEPENDENCY = re.compile(r"^\s*Depends: (linux-image-[0-9]\S*)$", re.MULTILINE)
 _FETCH = "fetch a guest kernel"
+_HEAD = 1024
+# vmlinux (ELF) and bzImage ("HdrS"); arm64's Image: Documentation/arch/x86/boot.rst, arm64/booting.rst.
+_MARKS = {"x86_64": ((0, b"\x7fELF"), (0x202, b"HdrS")), "aarch64": ((56, b"ARM\x64"),)}
 _DECOMPRESSORS = (
     (b"\x02\x21\x4c\x18", ("lz4", "-dc")),
     (b"\x28\xb5\x2f\xfd", ("zstd", "-dc")),
@@ -46,6 +49,16 @@ class GuestKernel:
     modules: tuple[Path, ...]
     release: str
     digest: str
+
+
+def is_kernel(image: Path, machine: str = os.uname().machine) -> bool:
+    """Whether a file begins as a kernel for `machine` does. What follows is for a boot to find out. Blocks, shortly."""
+    try:
+        with image.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return any(head[at : at + len(mark)] == mark for at, mark in _MARKS.get(machine, ((0, b""),)))
 
 
 def known_kernel(folder: Path) -> GuestKernel | None:

@@ -322,13 +322,13 @@ class HostDiskFull(CapacityRejected):
 
 
 class DeadlineExceeded(FirkinError):
-    """`doing` is what it was at, where that is known."""
+    """`detail` says what becomes of the work and what to do, where that is known."""
 
     code = "deadline_exceeded"
 
-    def __init__(self, operation: str, within_s: float, *, sandbox_id: str | None = None, doing: str = "") -> None:
-        at = f"; it was at: {doing}" if doing else ""
-        super().__init__(operation, f"{operation} did not finish within {within_s:g} s{at}", retry=RetryClass.UNKNOWN)
+    def __init__(self, operation: str, within_s: float, *, sandbox_id: str | None = None, detail: str = "") -> None:
+        text = f"{operation} did not finish within {within_s:g} s" + (f": {detail}" if detail else "")
+        super().__init__(operation, text, retry=RetryClass.UNKNOWN)
         self.within_s = within_s
         self.sandbox_id = sandbox_id
 

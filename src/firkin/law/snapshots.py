@@ -31,10 +31,13 @@ class SnapshotOptions:
     """`name` is unique for its `owner`: capturing it again is `AlreadyExists` unless `replace`.
 
     With `replace` the name moves to the new snapshot and the old one is deleted
-    once the new one stands. `labels` are the front end's private notes.
+    once the new one stands. `labels` are the front end's private notes. `kind` is what the
+    snapshot must be; None takes what the sandbox's driver captures, and another kind than
+    that is `UnsupportedCapability`.
     """
 
     name: str | None = None
+    kind: SnapshotKind | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     replace: bool = False
     owner: str = ""

@@ -17,6 +17,7 @@ from firkin.law.errors import (
     NotFound,
     ResourceKind,
     SandboxUnavailable,
+    UnsupportedCapability,
     WrongState,
 )
 from firkin.law.events import EventFilter, SnapshotChanged
@@ -88,6 +89,16 @@ class CaptureObligations(SnapshotSuite):
         assert len(bytes.fromhex(info.integrity.sha256)) == 32
         assert info.integrity.size_bytes > 0
         assert list(await snapshots.list(SnapshotFilter())) == [info]
+
+    async def test_a_snapshot_is_of_the_kind_that_was_asked_for_or_is_refused(
+        self, snapshots: SnapshotControl, sandbox: SandboxInfo
+    ) -> None:
+        ref = await snapshots.capture(sandbox.id, SnapshotOptions(kind=self.captures))
+        assert ref.kind is self.captures
+        for kind in set(SnapshotKind) - {self.captures}:
+            with pytest.raises(UnsupportedCapability, match=f"of the kind '{self.captures}'"):
+                await snapshots.capture(sandbox.id, SnapshotOptions(kind=kind, name="never"))
+        assert await self.ids(snapshots) == {ref.id}
 
     async def test_a_captured_sandbox_runs_on(
         self, snapshots: SnapshotControl, processes: ProcessControl, sandbox: SandboxInfo

@@ -25,7 +25,7 @@ from firkin.host.cgroups import Layout
 from firkin.host.superblocks import is_clean
 from firkin.host.syscalls import kill_pidfd, open_tree
 from firkin.law.driver import BootPlan, RootFilesystem
-from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec
+from firkin.law.errors import BackendFailure, InvalidReason, InvalidSpec, SnapshotIntegrityFailure
 from firkin.law.ids import SandboxId
 from firkin.lifetimes import finish
 from firkin.phases import current, mark
@@ -170,8 +170,8 @@ class Launches:
         try:
             image = os.open(Path(plan.captured) / IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            detail = f"the captured disk cannot be read: {error}"
-            raise BackendFailure("create sandbox", self.tier.name, detail) from error
+            detail = f"its file {IMAGE!r} cannot be read: {error.strerror}"
+            raise SnapshotIntegrityFailure("create sandbox", None, detail) from error
         try:
             _require_size(image, plan.resources.disk_bytes)
         except BaseException:

@@ -28,6 +28,7 @@ _STATE_SET = 900
 _FILE_HEADER = 8  # magic and version
 _DESCRIPTION = 6  # QEMU, migration/savevm.h
 _GIVE_UP_WITHIN_S = 60.0
+_ROOM = 1 << 20  # many times what device state takes
 
 
 class Capture:
@@ -53,13 +54,20 @@ class Capture:
                 await monitor.ask("add-fd", fd=writing, fdset_id=_STATE_SET)
             finally:
                 os.close(writing)
-            await monitor.ask("xen-save-devices-state", filename=f"/dev/fdset/{_STATE_SET}", live=False)
-            with suppress(BackendFailure):
-                await monitor.ask("remove-fd", fdset_id=_STATE_SET)
+            await self._write_state(monitor, raw)
             await self._in_thread(lambda: self._copy(raw))
         finally:
             os.close(raw)
             (self._into / f".{STATE}").unlink(missing_ok=True)
+
+    async def _write_state(self, monitor: Monitor, raw: int) -> None:
+        try:
+            await monitor.ask("xen-save-devices-state", filename=f"/dev/fdset/{_STATE_SET}", live=False)
+        except BackendFailure:
+            await self._in_thread(lambda: _require_room(raw))
+            raise
+        with suppress(BackendFailure):
+            await monitor.ask("remove-fd", fdset_id=_STATE_SET)
 
     async def finish(self) -> None:
         """It may run again."""
@@ -121,6 +129,12 @@ class Capture:
 
 async def _over(running: asyncio.Future[T]) -> None:
     await asyncio.wait({running})
+
+
+def _require_room(file: int) -> None:
+    """`OSError` when nothing more can be written to `file`: QEMU itself says of that only that it could not."""
+    os.pwrite(file, b"\1" * _ROOM, os.fstat(file).st_size)
+    os.fsync(file)
 
 
 def _whole_stream(devices: bytes) -> bytes:

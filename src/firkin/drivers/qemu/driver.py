@@ -35,7 +35,7 @@ from firkin.drivers.qemu.ahead import (
     is_online,
     rehearse,
 )
-from firkin.drivers.qemu.files import captured_store, processor, require_memory, require_whole
+from firkin.drivers.qemu.files import captured_store, processor, require_whole
 from firkin.drivers.qemu.instance import NAME, Folders, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
 from firkin.drivers.qemu.launches import BOOT_WITHIN_S, WAKE_WITHIN_S, Launches, Parts
@@ -44,9 +44,10 @@ from firkin.drivers.qemu.memory import MemoryImages
 from firkin.drivers.qemu.options import QemuOptions
 from firkin.drivers.qemu.preparations import Preparations
 from firkin.drivers.qemu.seeds import Seeds
-from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit
+from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, require_digest
 from firkin.drivers.qemu.trunk import Trunk
 from firkin.host.base_disks import BaseDisks
+from firkin.host.counter_rates import counter_khz
 from firkin.host.netlink import Traffic
 from firkin.host.root_images import RootImages
 from firkin.law.backend import Preflight
@@ -56,6 +57,7 @@ from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
     HostDiskFull,
+    SandboxUnavailable,
     SnapshotIntegrityFailure,
     UnsupportedCapability,
 )
@@ -67,6 +69,8 @@ from firkin.lifetimes import Children, finish
 _UNDO_WITHIN_S = 30.0
 _FLUSH_WITHIN_S = 2.0
 _ATTEMPTS = 3
+_PREPARED_WITHIN_S = 50.0  # before the patience of who asks is over, so that they are told what they wait for
+_GOES_ON = "the first machine of its template and size is being prepared, which goes on; try again in a minute"
 
 
 class QemuDriver:
@@ -87,7 +91,8 @@ class QemuDriver:
         self._roots = RootImages(state_dir / "roots")
         self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
         self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
-        self._memories = MemoryImages(require_memory)
+        self._memories = MemoryImages(require_digest)
+        self._counter_khz = 0
         self._launches: Launches | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
         self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
@@ -196,7 +201,13 @@ class QemuDriver:
 
     async def _parts(self, plan: BootPlan) -> Parts:
         key = repr((plan.root, plan.resources, bool(plan.captured or plan.continues)))
-        parts = await self._preparations.wait(key, lambda: self._prepared(plan))
+        try:
+            async with asyncio.timeout(_PREPARED_WITHIN_S if plan.repeats and not plan.captured else None) as limit:
+                parts = await self._preparations.wait(key, lambda: self._prepared(plan))
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("create sandbox", _PREPARED_WITHIN_S, detail=_GOES_ON) from error
         if plan.captured:
             parts = replace(parts, store=await asyncio.to_thread(captured_store, plan, parts.fit))
         return parts
@@ -207,6 +218,7 @@ class QemuDriver:
         No store for files that a machine which is gone left: it boots from them.
         """
         kit = await self._kits.kit()
+        self._counter_khz = self._counter_khz or await asyncio.to_thread(counter_khz)
         root = await self._roots.image(plan.root, lambda line: None)
         accelerator = await self._accelerators.choose(lambda accelerator: self._probe(plan, kit, root, accelerator))
         fit = self._fit(kit, Shape.of(plan.resources, accelerator), root)
@@ -228,11 +240,14 @@ class QemuDriver:
                 retry = isinstance(error, (HelperDied, TimeoutError, ConnectionError))
                 if isinstance(error, Exception) and (retry or waiting is not None) and attempt + 1 < _ATTEMPTS:
                     continue
+                if parts.store is None and isinstance(error, (TimeoutError, ConnectionError)):
+                    raise _no_boot(parts) from error
                 if isinstance(error, TimeoutError):
-                    within_s = WAKE_WITHIN_S if parts.store else BOOT_WITHIN_S
-                    raise DeadlineExceeded("create sandbox", within_s, sandbox_id=plan.sandbox_id) from error
+                    raise DeadlineExceeded("create sandbox", WAKE_WITHIN_S, sandbox_id=plan.sandbox_id) from error
                 if isinstance(error, HelperDied):
                     raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
+                if isinstance(error, SandboxUnavailable):
+                    raise BackendFailure("create sandbox", NAME, "its machine ended while it was woken") from error
                 if isinstance(error, OSError):
                     if HostDiskFull.explains(error):
                         raise HostDiskFull("create sandbox") from error
@@ -297,8 +312,9 @@ class QemuDriver:
     # -- what it is made of ---------------------------------------------------------------------
 
     def _fit(self, kit: Kit, shape: Shape, root: Path) -> Fit:
-        seen = processor() if shape.accelerator == "kvm" else "emulated"
-        return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=seen, shape=shape)
+        emulated = shape.accelerator != "kvm"
+        seen, khz = ("emulated", self._counter_khz) if emulated else (processor(), 0)
+        return Fit(qemu=kit.qemu, kit=kit.digest, root=root.stem, processor=seen, shape=shape, counter_khz=khz)
 
     async def _probe(self, plan: BootPlan, kit: Kit, root: Path, accelerator: str) -> bool:
         """Whether a machine boots with that accelerator so far that its agent answers."""
@@ -387,6 +403,7 @@ class QemuDriver:
             root=str(facts["root"]),
             processor=str(facts["processor"]),
             shape=shape,
+            counter_khz=int(facts.get("counter_khz", 0)),
         )
         slot = self._ground.adopt(int(facts["slot"]))
         self._ground.networks.adopt(sandbox_id, slot.wire, Traffic.of_text(str(facts.get("traffic_before", ""))))
@@ -457,3 +474,12 @@ class QemuDriver:
         await asyncio.to_thread(self._memories.drop_idle, all_of_them=True)
         await asyncio.to_thread(leave_host, self._trees, self._folders.sockets)
         await self._ground.aclose()
+
+
+def _no_boot(parts: Parts) -> BackendFailure:
+    detail = (
+        f"with its guest kernel and the accelerator {parts.fit.shape.accelerator!r} the machine ended, or its agent"
+        f" did not answer within {BOOT_WITHIN_S:.0f} s; the server's options qemu.kernel and qemu.accelerator"
+        " choose others"
+    )
+    return BackendFailure("boot a machine", NAME, detail)

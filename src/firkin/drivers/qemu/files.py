@@ -50,11 +50,6 @@ def own_disk(path: Path, plan: BootPlan, store: Store | None, base: Path) -> Non
         os.close(source)
 
 
-def require_memory(path: Path) -> None:
-    """What is about to be mapped by many must be what was written."""
-    read_store(path.parent).require_whole(MEMORY)
-
-
 def require_whole(folder: Path) -> None:
     store = read_store(folder)
     for name in (MEMORY, STATE):

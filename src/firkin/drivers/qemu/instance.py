@@ -33,6 +33,7 @@ _KEPT = Permanent("a machine keeps the processors and the memory that it was boo
 _ANSWER_S = 10.0
 _FLUSH_WITHIN_S = 1.0
 _BOX_GONE_WITHIN_S = 10.0
+_END_SHOWS_WITHIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,19 @@ class QemuInstance(HeldInstance):
                 raise BackendFailure("reach the machine", NAME, str(error) or "it does not answer") from error
         return self._monitor
 
+    async def _command(self, command: str) -> None:
+        """Have QEMU do something. `SandboxUnavailable` when it has ended, `BackendFailure`."""
+        try:
+            await (await self.monitor()).ask(command)
+        except BackendFailure:
+            await self._require_survival(command)
+            raise
+
+    async def _require_survival(self, operation: str) -> None:
+        """It failed: `SandboxUnavailable` if because it has ended, which shows a little after its sockets' end."""
+        await asyncio.wait({self._end}, timeout=_END_SHOWS_WITHIN_S)
+        self._require_alive(operation)
+
     async def resize(self, resources: SandboxResources) -> None:
         raise UnsupportedCapability("change the limits", CapabilityName.RUNTIME_CREATE, _KEPT)
 
@@ -184,7 +198,7 @@ class QemuInstance(HeldInstance):
 
     async def go(self) -> None:
         """Let a machine run that was woken, or stands still. `BackendFailure`."""
-        await (await self.monitor()).ask("cont")
+        await self._command("cont")
         self.frozen = False
 
     async def freeze(self) -> None:
@@ -192,7 +206,7 @@ class QemuInstance(HeldInstance):
         async with self._standing:
             if not self.frozen:
                 await self.flush()
-                await (await self.monitor()).ask("stop")
+                await self._command("stop")
                 self.frozen = True
 
     async def thaw(self) -> None:
@@ -224,8 +238,11 @@ class QemuInstance(HeldInstance):
                 await work.write(await self.monitor())
                 self._require_alive("capture")  # ended meanwhile: what was read may be of nobody
             await work.finish()
+        except BackendFailure:
+            await self._require_survival("capture")
+            raise
         except OSError as error:
-            self._require_alive("capture")
+            await self._require_survival("capture")
             if HostDiskFull.explains(error):
                 raise HostDiskFull("capture a snapshot") from error
             raise IoFailure("capture", f"the machine of sandbox {self._id!r}", error.strerror or str(error)) from error
@@ -237,7 +254,7 @@ class QemuInstance(HeldInstance):
                 yield
                 return
             await self.flush()
-            await (await self.monitor()).ask("stop")
+            await self._command("stop")
             stopped = time.monotonic()
             self.frozen = True
             try:

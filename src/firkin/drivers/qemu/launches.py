@@ -18,9 +18,8 @@ from firkin.drivers.qemu import machines
 from firkin.drivers.qemu.files import listen, own_disk
 from firkin.drivers.qemu.instance import NAME, Folders, Names, QemuInstance
 from firkin.drivers.qemu.kits import Kit
-from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages, empty_memory
-from firkin.drivers.qemu.stores import STATE, Fit, Store
+from firkin.drivers.qemu.stores import MEMORY, STATE, Fit, Store
 from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
 from firkin.law.driver import BootPlan, InstanceRef
@@ -97,9 +96,10 @@ class Launches:
             if store is None:
                 opened[machines.FD_MEMORY] = empty_memory(size)
             else:
-                opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size)
+                digest = store.digests.get(MEMORY, "")
+                opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size, digest)
                 opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
-            order = _order(plan.sandbox_id, slot, kit, fit.shape, list(opened), waking=store is not None)
+            order = _order(plan.sandbox_id, slot, kit, fit, list(opened), waking=store is not None)
             launched = await self.launcher.launch_to_its_end(
                 plan.sandbox_id, json.dumps(order).encode(), [slot.network, *opened.values()]
             )
@@ -118,6 +118,7 @@ class Launches:
             "memory_bytes": fit.shape.memory_bytes,
             "vcpus": fit.shape.vcpus,
             "accelerator": fit.shape.accelerator,
+            "counter_khz": fit.counter_khz,
         }
         return self.become(plan.sandbox_id, InstanceRef(NAME, facts), launched.pid, launched.pidfd, slot, fit)
 
@@ -132,7 +133,9 @@ def names_in(plan: BootPlan) -> Names:
     )
 
 
-def _order(sandbox_id: str, slot: Slot, kit: Kit, shape: Shape, given: list[int], *, waking: bool) -> dict[str, Any]:
+def _order(sandbox_id: str, slot: Slot, kit: Kit, fit: Fit, given: list[int], *, waking: bool) -> dict[str, Any]:
+    shape = fit.shape
+    argv = machines.command_line(shape, start=kit.start, name=sandbox_id, waking=waking, counter_khz=fit.counter_khz)
     return {
         "id": sandbox_id,
         "slot": slot.numbers.slot,
@@ -145,7 +148,7 @@ def _order(sandbox_id: str, slot: Slot, kit: Kit, shape: Shape, given: list[int]
         "kvm": shape.accelerator == "kvm",
         "file_bytes": 1 << 44,
         "program": kit.program,
-        "argv": machines.command_line(shape, start=kit.start, name=sandbox_id, waking=waking),
+        "argv": argv,
     }
 
 

@@ -65,15 +65,18 @@ def program(machine: str = os.uname().machine) -> str:
     return f"qemu-system-{machine}"
 
 
-def command_line(shape: Shape, *, start: tuple[str, ...], name: str, waking: bool) -> list[str]:
-    """`start` is how the agent begins in the initramfs; `waking`: from the state in `FD_STATE`, and standing still."""
+def command_line(shape: Shape, *, start: tuple[str, ...], name: str, waking: bool, counter_khz: int = 0) -> list[str]:
+    """`start` is how the agent begins in the initramfs; `waking`: from the state in `FD_STATE`, and standing still.
+
+    `counter_khz` is the rate of the host's time stamp counter; 0 where no clock is to be made of that.
+    """
     argv = [program(shape.machine), "-name", f"{name},process=firkin-vm", "-nodefaults", "-no-user-config"]
     argv += ["-display", "none", "-no-reboot", "-M", _machine(shape), "-cpu", shape.cpu]
     argv += ["-m", f"{shape.memory_mib}M", "-smp", str(shape.vcpus)]
     memory = f"memory-backend-file,id=ram,size={shape.memory_mib}M,mem-path=/proc/self/fd/{FD_MEMORY},share=off"
     argv += ["-object", memory, "-machine", "memory-backend=ram"]
     argv += ["-kernel", f"/proc/self/fd/{FD_KERNEL}", "-initrd", f"/proc/self/fd/{FD_INITRAMFS}"]
-    argv += ["-append", _kernel_command_line(shape, start)]
+    argv += ["-append", _kernel_command_line(shape, start, counter_khz)]
     argv += _disk("root", FD_ROOT, read_only=True) + _disk("disk", FD_DISK, read_only=False)
     argv += ["-netdev", f"tap,id=net0,fd={FD_TAP}", "-device", f"virtio-net-device,netdev=net0,mac={_MAC}"]
     argv += ["-device", "virtio-rng-device", "-device", f"virtio-serial-device,max_ports={_SERIAL_PORTS}"]
@@ -102,8 +105,11 @@ def _disk(name: str, fd: int, *, read_only: bool) -> list[str]:
     return ["-add-fd", f"fd={fd},set={fd}", "-blockdev", node, "-device", f"virtio-blk-device,drive={name}"]
 
 
-def _kernel_command_line(shape: Shape, start: tuple[str, ...]) -> str:
+def _kernel_command_line(shape: Shape, start: tuple[str, ...], counter_khz: int) -> str:
     """`panic=-1`: a kernel that cannot go on ends the machine. The rates spare a calibration that hangs under TCG.
+
+    `tsc=reliable`: an emulated counter is the host's own. A kernel that was not told that compares it with its timer's
+    ticks, takes it for the one that is wrong as soon as the host is busy, and loses time with every late tick.
 
     An emulated processor does not speculate, so what guards against that only costs a tenth of its time.
     """
@@ -111,7 +117,8 @@ def _kernel_command_line(shape: Shape, start: tuple[str, ...]) -> str:
     if shape.accelerator != "kvm":
         words += ["mitigations=off", "audit=0", "cryptomgr.notests", "nowatchdog"]
     if shape.accelerator != "kvm" and shape.machine == "x86_64":
-        words += [f"tsc_early_khz={_khz()}", "lpj=4000000", "no_timer_check"]
+        words += [f"tsc_early_khz={counter_khz or _khz()}", "lpj=4000000", "no_timer_check"]
+        words += ["tsc=reliable"] if counter_khz else []
     return " ".join([*words, f"rdinit={start[0]}", "--", *start[1:]])
 
 

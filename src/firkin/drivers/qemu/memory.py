@@ -29,6 +29,7 @@ from pathlib import Path
 
 from firkin.drivers.qemu.machines import FD_MEMORY
 from firkin.host.disks import copy_sparse
+from firkin.host.file_marks import FileMark
 
 PAGE = mmap.PAGESIZE  # of the host: 16 or 64 KiB with some kernels for arm64
 NAME = "firkin-ram"
@@ -198,31 +199,39 @@ class _Loaded:
     used_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One file with one content: neither an inode that is given again nor an altered file is taken for it."""
+
+    mark: FileMark
+    digest: str
+
+
 class MemoryImages:
     """Stored memories that were loaded, by the file that they are stored in. Thread-safe; every call blocks."""
 
-    def __init__(self, check: Callable[[Path], None]) -> None:
-        """`check` raises when a stored memory is not what it was."""
+    def __init__(self, check: Callable[[Path, str], None]) -> None:
+        """`check` raises when a stored memory has not the digest that its store names."""
         self._check = check
-        self._loaded: dict[tuple[int, int], _Loaded] = {}
+        self._loaded: dict[_Key, _Loaded] = {}
         self._lock = threading.Lock()
-        self._loading: dict[tuple[int, int], threading.Lock] = {}
+        self._loading: dict[_Key, threading.Lock] = {}
 
-    def open(self, path: Path, size: int) -> int:
-        """A descriptor of the loaded memory of the file `path`; the caller closes it."""
+    def open(self, path: Path, size: int, digest: str) -> int:
+        """A descriptor of the loaded memory of the file `path`, which has that `digest`; the caller closes it."""
         source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             status = os.fstat(source)
             if status.st_size != size:
                 raise OSError(errno.EINVAL, f"the stored memory has {status.st_size} bytes, not {size}")
-            key = (status.st_dev, status.st_ino)
+            key = _Key(FileMark.of(status), digest)
             with self._lock:
                 loading = self._loading.setdefault(key, threading.Lock())
             with loading:
                 with self._lock:
                     known = self._loaded.get(key)
                 if known is None:
-                    self._check(path)
+                    self._check(path, digest)
                     known = _Loaded(load_memory(source, size), time.monotonic())
                     with self._lock:
                         self._loaded[key] = known

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from firkin.host.guest_kernels import IMAGE, is_kernel
 from firkin.law.errors import InvalidReason, InvalidSpec
 
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -37,6 +39,8 @@ class QemuOptions:
         kernel = options.get("kernel", "")
         if kernel and not os.path.isfile(os.path.join(kernel, "kernel")):
             raise _invalid(f"kernel names {kernel!r}, in which there is no file 'kernel'")
+        if kernel and not is_kernel(Path(kernel) / IMAGE):
+            raise _invalid(f"kernel names {kernel!r}, whose file 'kernel' is none that a machine of this type boots")
         try:
             ready = int(options.get("ready_slots", cls().ready_slots))
             woken = int(options.get("ready_machines", cls().ready_machines))

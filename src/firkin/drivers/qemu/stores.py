@@ -25,19 +25,24 @@ _MOST_MANIFEST = 64 * 1024
 _PIECE = 4 << 20
 _BLOCK = 64 << 10
 _ZEROS = bytes(_BLOCK)
+_MOST_DRIFT = 0.0005  # a second in half an hour; two measurements of one counter differ by a fifth of that at most
 _READ = "restore a machine"
 _NEEDED = {"qemu": "QEMU", "kit": "guest kernel and agent", "root": "template content", "processor": "processor"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What must be the same where a stored machine goes on."""
+    """What must be the same where a stored machine goes on.
+
+    `counter_khz` is the rate of the counter that its clock is made of, as measured; 0 for one of another kind.
+    """
 
     qemu: str
     kit: str
     root: str
     processor: str
     shape: Shape
+    counter_khz: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +70,16 @@ class Store:
         if self.fit.shape != here.shape:
             detail = f"it is of a machine with {_told(self.fit.shape)}, and one with {_told(here.shape)} is asked for"
             raise SnapshotIntegrityFailure(_READ, None, detail)
+        if abs(self.fit.counter_khz - here.counter_khz) > here.counter_khz * _MOST_DRIFT:
+            detail = (
+                f"its clock counts with a processor's {self.fit.counter_khz} kHz, and would be wrong with the"
+                f" {here.counter_khz} kHz here; prepare the template here and begin anew"
+            )
+            raise SnapshotIntegrityFailure(_READ, None, detail)
 
     def require_whole(self, name: str) -> None:
         """Read a file and compare it with its digest. Blocks. `SnapshotIntegrityFailure`, `OSError`."""
-        if digest_of(self.folder / name) != self.digests.get(name):
-            raise SnapshotIntegrityFailure(_READ, None, f"its file {name!r} is damaged: it is not what was written")
+        require_digest(self.folder / name, self.digests.get(name))
 
 
 def _told(shape: Shape) -> str:
@@ -89,7 +99,7 @@ def read_store(folder: Path) -> Store:
             detail = f"it is of the format {said['format']!r}; {FORMAT} is known here"
             raise SnapshotIntegrityFailure(_READ, None, detail)
         shape = Shape(**said["shape"])
-        fit = Fit(**{name: str(said[name]) for name in _NEEDED}, shape=shape)
+        fit = Fit(**{name: str(said[name]) for name in _NEEDED}, shape=shape, counter_khz=int(said["counter_khz"]))
         sizes = {name: int(size) for name, size in said["sizes"].items()}
         digests = {name: str(digest) for name, digest in said["digests"].items()}
         disk_bytes = int(said["disk_bytes"])
@@ -114,6 +124,7 @@ def finish_store(folder: Path, fit: Fit, disk_bytes: int) -> None:
         "format": FORMAT,
         **{name: getattr(fit, name) for name in _NEEDED},
         "shape": shape,
+        "counter_khz": fit.counter_khz,
         "disk_bytes": disk_bytes,
         "sizes": {name: os.stat(folder / name).st_size for name in (MEMORY, STATE, DISK)},
         "digests": {name: digest_of(folder / name) for name in (MEMORY, STATE)},
@@ -124,6 +135,12 @@ def finish_store(folder: Path, fit: Fit, disk_bytes: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(folder / MANIFEST)
+
+
+def require_digest(path: Path, digest: str | None) -> None:
+    """`SnapshotIntegrityFailure` for a file that has another. Blocks."""
+    if digest_of(path) != digest:
+        raise SnapshotIntegrityFailure(_READ, None, f"its file {path.name!r} is damaged: it is not what was written")
 
 
 def digest_of(path: Path) -> str:
