@@ -11,7 +11,7 @@ import pytest
 
 from firkin.drivers.memory import MemoryDriver
 from firkin.engine.refills import LOOK_EVERY_S, WarmSpare
-from firkin.law.errors import BackendFailure, CapacityRejected, NotFound
+from firkin.law.errors import BackendFailure, CapacityRejected, InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.network import NetworkPolicy
 from firkin.law.policies import Policies
@@ -90,6 +90,34 @@ async def test_a_pool_outlives_the_server(tmp_path: Path) -> None:
         [entry] = (await engine.backend.warm_pool.status()).entries
         assert (entry.ready, entry.spec.eviction) == (2, WarmEvictionPolicy.NEWEST)
         assert (await engine.backend.sandboxes.create(SPEC)).id == before[0]
+
+
+async def test_a_pool_that_cannot_be_read_is_dropped_and_keeps_no_server_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine_over(tmp_path / "state") as engine:
+        await warm(engine, 1)
+        text = await engine.node.records.fact("warm pools")
+        assert text is not None
+        spoilt = text.replace("{", '{"broken":{"depth":2.5,"min_ready":1},', 1)
+        await engine.node.records.put_fact("warm pools", spoilt)
+    async with engine_over(tmp_path / "state") as engine:
+        assert [entry.key for entry in (await engine.backend.warm_pool.status()).entries] == [TEMPLATE]
+    assert "template=broken" in caplog.text
+
+
+async def test_what_could_not_be_read_again_is_refused_and_not_kept(tmp_path: Path) -> None:
+    wrong = NetworkPolicy(internet=1)  # type: ignore[arg-type]
+    async with engine_over(tmp_path / "state") as engine:
+        with pytest.raises(InvalidSpec):
+            await engine.backend.warm_pool.prewarm(TEMPLATE, replace(WarmPoolSpec.of_depth(1), network=wrong))
+        with pytest.raises(InvalidSpec):
+            await engine.backend.sandboxes.create(replace(SPEC, network=wrong))
+        with pytest.raises(InvalidSpec):
+            await engine.backend.templates.prepare(TemplateSpec(source=HostSource(), id=TEMPLATE, user=5))  # type: ignore[arg-type]
+    async with engine_over(tmp_path / "state") as engine:
+        assert not engine.node.warm.wanted()
+        assert await engine.leftovers() == []
 
 
 async def test_what_died_with_the_machine_is_forgotten_and_made_again(tmp_path: Path) -> None:

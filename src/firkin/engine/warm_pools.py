@@ -8,6 +8,7 @@ out is `leases`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,16 @@ import msgspec
 from firkin.engine.clock import Clock
 from firkin.engine.records import Records
 from firkin.engine.roster import Resident
-from firkin.engine.stored_forms import decode_hook, encode_hook
+from firkin.engine.stored_forms import decode_hook, encode_hook, legible
+from firkin.law.errors import InvalidSpec
 from firkin.law.ids import TemplateId, WarmPoolKey
 from firkin.law.warm_pool import WarmEvictionPolicy, WarmPoolEntry, WarmPoolSpec
 
 _FACT = "warm pools"
-_stored = msgspec.json.Decoder(dict[str, WarmPoolSpec], dec_hook=decode_hook)
+_stored = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_all_specs = msgspec.json.Decoder(dict[str, WarmPoolSpec], dec_hook=decode_hook)
+_specs = msgspec.json.Decoder(WarmPoolSpec, dec_hook=decode_hook)
+_log = logging.getLogger("firkin.engine")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -75,9 +80,13 @@ class WarmPools:
         self.changed = asyncio.Event()
 
     async def load(self) -> None:
+        """Take up the pools of an earlier server. One that cannot be read is dropped and told of."""
         text = await self._records.fact(_FACT)
-        for template_id, spec in _stored.decode(text or "{}").items():
-            self._pools[template_id] = Pool(template_id=TemplateId(template_id), spec=spec)
+        for template_id, stored in _stored.decode(text or "{}").items():
+            try:
+                self._pools[template_id] = Pool(template_id=TemplateId(template_id), spec=_specs.decode(stored))
+            except (msgspec.DecodeError, InvalidSpec) as error:
+                _log.error("warm pool dropped, set it again template=%s error=%s", template_id, error)
 
     async def set(self, specs: Mapping[TemplateId, WarmPoolSpec]) -> list[Pool]:
         """Have these from now on; a depth of 0 is none. Returns the pools, with what has to go still in them."""
@@ -85,7 +94,8 @@ class WarmPools:
             str(name): spec for name, spec in specs.items()
         }
         kept = {name: spec for name, spec in kept.items() if spec.depth}
-        await self._records.put_fact(_FACT, msgspec.json.encode(kept, enc_hook=encode_hook).decode())
+        text = msgspec.json.encode(kept, enc_hook=encode_hook).decode()
+        await self._records.put_fact(_FACT, legible(text, _all_specs.decode))
         touched = []
         for template_id, spec in specs.items():
             pool = self._pools.get(template_id) or Pool(template_id=template_id, spec=spec)

@@ -49,16 +49,20 @@ class WarmPoolSpec:
     isolation: Isolation | None = None
 
     def __post_init__(self) -> None:
+        if {type(self.depth), type(self.min_ready)} != {int}:
+            raise _impossible(f"depth {self.depth!r} and min_ready {self.min_ready!r}: both must be whole numbers")
         if not 0 <= self.depth <= MAX_DEPTH or not 0 <= self.min_ready <= self.depth:
-            raise InvalidSpec(
-                "check warm pool",
-                InvalidReason.INVALID_RESOURCES,
-                f"depth {self.depth} and min_ready {self.min_ready}: need 0 <= min_ready <= depth <= {MAX_DEPTH}",
+            raise _impossible(
+                f"depth {self.depth} and min_ready {self.min_ready}: need 0 <= min_ready <= depth <= {MAX_DEPTH}"
             )
 
     @classmethod
     def of_depth(cls, depth: int) -> WarmPoolSpec:
         return cls(depth=depth, min_ready=depth)
+
+
+def _impossible(detail: str) -> InvalidSpec:
+    return InvalidSpec("check warm pool", InvalidReason.INVALID_RESOURCES, detail)
 
 
 @dataclass(frozen=True, slots=True)
