@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from firkin.drivers.memory import MemoryDriver
+from firkin.engine import leases
 from firkin.engine.refills import LOOK_EVERY_S, WarmSpare
 from firkin.law.errors import BackendFailure, CapacityRejected, InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
@@ -70,6 +71,36 @@ async def test_one_whose_agent_does_not_answer_is_ended_and_the_next_is_taken(en
     await eventually(lambda: engine.node.roster.get(first.id) is None)
     changes = [change.cause for change in (await engine.backend.sandboxes.history(first.id)).changes]
     assert any("could not be handed out" in cause for cause in changes)
+
+
+async def test_entries_that_hang_cost_a_create_one_short_wait_and_are_ended_behind_its_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "ANSWER_WITHIN_S", 0.05)
+    monkeypatch.setattr(leases, "SUSPECT_WITHIN_S", 0.05)
+    await warm(engine, 8)
+    WarmSpare(engine.node).hold("a test")
+    entries = await waiting(engine)
+    for entry in entries[:-1]:
+        await hang(engine, entry)
+    async with asyncio.timeout(0.3):  # seven one after another would take longer
+        made = await engine.backend.sandboxes.create(SPEC)
+    assert made.id not in [entry.id for entry in entries]
+    await eventually(lambda: len(list(engine.node.roster)) == 2)
+    [left] = await waiting(engine)
+    assert (left.id, ready(engine)) == (entries[-1].id, 1)
+    history = await engine.backend.sandboxes.history(entries[0].id)
+    assert history.info.end_cause is EndCause.AGENT_SILENT
+    [status] = (await engine.backend.warm_pool.status()).entries
+    assert (status.hits, status.misses, status.total) == (0, 1, 1)
+
+
+async def hang(engine: Engine, entry: SandboxInfo) -> None:
+    """Its agent takes requests and answers none."""
+    resident = engine.node.roster.get(entry.id)
+    assert resident is not None
+    assert resident.instance is not None
+    await resident.instance.freeze()
 
 
 async def test_many_at_once_never_get_the_same_one(engine: Engine) -> None:
@@ -184,6 +215,20 @@ async def test_what_no_entry_can_become_is_made_and_counts_as_no_miss_of_theirs(
     assert entry.id not in [info.id for info in infos]
     [status] = (await engine.backend.warm_pool.status()).entries
     assert (status.ready, status.hits, status.misses) == (1, 0, 0)
+
+
+async def test_a_refused_create_is_no_miss(tmp_path: Path) -> None:
+    policies = Policies(capacity=replace(NO_FLOORS, max_sandboxes=2))
+    async with engine_over(tmp_path / "state", policies=policies) as engine:
+        await warm(engine, 2)
+        outcomes = await asyncio.gather(
+            *(engine.backend.sandboxes.create(SPEC) for _ in range(9)), return_exceptions=True
+        )
+        with pytest.raises(CapacityRejected):
+            await engine.backend.warm_pool.checkout(TEMPLATE, WarmLeasePolicy.REQUIRE_READY)
+        assert sum(isinstance(outcome, CapacityRejected) for outcome in outcomes) == 7
+        [entry] = (await engine.backend.warm_pool.status()).entries
+        assert (entry.hits, entry.misses) == (2, 0)
 
 
 @pytest.mark.thorough

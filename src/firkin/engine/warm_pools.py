@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from firkin.engine.roster import Resident
 from firkin.engine.stored_forms import decode_hook, encode_hook, legible
 from firkin.law.errors import InvalidSpec
 from firkin.law.ids import TemplateId, WarmPoolKey
+from firkin.law.sandboxes import FromTemplate, SandboxSpec
 from firkin.law.warm_pool import WarmEvictionPolicy, WarmPoolEntry, WarmPoolSpec
 
 _FACT = "warm pools"
@@ -33,12 +34,16 @@ _log = logging.getLogger("firkin.engine")
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Pool:
-    """`shelf` holds what is ready, the one that has waited longest first. `due_at` is when it may be filled again."""
+    """`shelf` holds what is ready, the one that has waited longest first. `due_at` is when it may be filled again.
+
+    `probing` are off the shelf until they have shown whether they still answer.
+    """
 
     template_id: TemplateId
     spec: WarmPoolSpec
     shelf: deque[Resident] = field(default_factory=deque)
     making: int = 0
+    probing: int = 0
     hits: int = 0
     misses: int = 0
     failures: int = 0
@@ -49,17 +54,45 @@ class Pool:
     def land(self) -> None:
         """One that was being made is no more: wake all who wait for that."""
         self.making -= 1
+        self._wake()
+
+    def suspect(self) -> list[Resident]:
+        """Take all off the shelf to be probed; `probed` is called for each."""
+        suspects = list(self.shelf)
+        self.shelf.clear()
+        self.probing += len(suspects)
+        return suspects
+
+    def probed(self) -> None:
+        """One that was being probed is on the shelf again, or has ended."""
+        self.probing -= 1
+        self._wake()
+
+    def _wake(self) -> None:
         event, self.landed = self.landed, asyncio.Event()
         event.set()
 
     @property
+    def entry_spec(self) -> SandboxSpec:
+        """What each entry is made by."""
+        source = FromTemplate(self.template_id)
+        return SandboxSpec(source=source, network=self.spec.network, isolation=self.spec.isolation)
+
+    @property
     def lack(self) -> int:
         """How many entries are to be made."""
-        return max(0, self.spec.depth - len(self.shelf) - self.making)
+        return max(0, self.spec.depth - len(self.shelf) - self.making - self.probing)
 
     @property
     def surplus(self) -> int:
         return max(0, len(self.shelf) - self.spec.depth)
+
+    def take(self, fits: Callable[[Resident], bool]) -> Resident | None:
+        """Of those that fit, the one that has waited longest; it is off the shelf then."""
+        found = next((one for one in self.shelf if fits(one)), None)
+        if found is not None:
+            self.shelf.remove(found)
+        return found
 
     def pick(self, count: int) -> list[Resident]:
         """Take up to `count` off the shelf, in the order in which they have to go."""
@@ -140,7 +173,7 @@ class WarmPools:
             WarmPoolEntry(
                 key=WarmPoolKey(pool.template_id),
                 ready=len(pool.shelf),
-                total=len(pool.shelf) + pool.making,
+                total=len(pool.shelf) + pool.making + pool.probing,
                 spec=pool.spec,
                 hits=pool.hits,
                 misses=pool.misses,

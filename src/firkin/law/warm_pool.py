@@ -75,9 +75,9 @@ class WarmPoolTarget:
 class WarmPoolEntry:
     """One pool as it is. `total` counts those that are being made as well.
 
-    `hits` and `misses` count creates that it served and that it could have served, since
-    the server started. `held` says why nothing is made at the moment, `failure` why the last one could
-    not be made; both are empty otherwise.
+    `hits` and `misses` count the sandboxes that it served and that it should have served, since the
+    server started; a create that was refused is neither. `held` says why nothing is made at the
+    moment, `failure` why the last one could not be made; both are empty otherwise.
     """
 
     key: WarmPoolKey
