@@ -21,7 +21,7 @@ from firkin.engine.orders import Order, deadline_at
 from firkin.engine.roster import Resident
 from firkin.engine.substrate import substrate
 from firkin.engine.warm_pools import Pool
-from firkin.law.errors import CapacityRejected, DeadlineExceeded, FirkinError, SandboxUnavailable, UnsupportedCapability
+from firkin.law.errors import CapacityRejected, FirkinError, SandboxUnavailable, UnsupportedCapability
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.phases import mark
 
@@ -99,8 +99,9 @@ async def _probed(node: Node, pool: Pool, resident: Resident, gate: asyncio.Sema
 async def _answers(node: Node, resident: Resident) -> bool:
     try:
         async with resident.turn("probe a warm sandbox"):
-            await node.links.ping(resident, within_s=SUSPECT_WITHIN_S)
-    except FirkinError:
+            async with asyncio.timeout(SUSPECT_WITHIN_S):
+                await node.links.ping(resident)
+    except (FirkinError, TimeoutError):
         return False
     return resident.info.state is SandboxState.POOLED  # else it ended meanwhile
 
@@ -166,8 +167,9 @@ async def _became(node: Node, order: Order, resident: Resident) -> bool:
 
 async def _ping(node: Node, resident: Resident) -> None:
     try:
-        await node.links.ping(resident, within_s=ANSWER_WITHIN_S)
-    except DeadlineExceeded as silent:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            await node.links.ping(resident)
+    except TimeoutError as silent:
         raise _Silent from silent
 
 
