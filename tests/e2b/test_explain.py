@@ -30,6 +30,7 @@ ADVICE = {
     EndCause.DRIVER_FAILED: "firkin doctor",
     EndCause.HOST_RESTARTED: "machine was restarted",
     EndCause.DISK_FAILED: "kernel log",
+    EndCause.AGENT_SILENT: "the template starts",
 }
 
 

@@ -113,6 +113,42 @@ async def test_nobody_waits_longer_than_is_allowed(own: Children) -> None:
     assert "5.0 s" in str(refused.value)
 
 
+async def test_of_many_that_waited_in_vain_each_is_told_its_own_place_and_comes_again_in_that_order(
+    own: Children,
+) -> None:
+    door = Door(own)
+    first = await (await door.come("first"))
+    lucky = await door.come("lucky")
+    late = [await door.come(name) for name in "abc"]
+    first.release()
+    await settle(3)
+    assert lucky.done()
+    await door.clock.advance(5.1)
+    await settle(5)
+    refusals = []
+    for waiter in late:
+        with pytest.raises(CapacityRejected) as refused:
+            await waiter
+        refusals.append(refused.value.refusal)
+    assert [refusal.position for refusal in refusals] == [1, 2, 3]
+    again = [refusal.retry_after_s for refusal in refusals]
+    assert again == sorted(again)
+
+
+async def test_places_are_counted_by_turns_of_tenants(own: Children) -> None:
+    door = Door(own)
+    await (await door.come("first"))
+    greedy = [await door.come(f"greedy{number}", "greedy") for number in range(3)]
+    modest = await door.come("modest", "modest")
+    await door.clock.advance(5.1)
+    places = []
+    for waiter in (*greedy, modest):
+        with pytest.raises(CapacityRejected) as refused:
+            await waiter
+        places.append(refused.value.refusal.position)
+    assert places == [1, 2, 3, 2]
+
+
 async def test_a_cancelled_caller_leaves_at_once_and_what_it_got_in_that_moment_goes_on(own: Children) -> None:
     door = Door(own)
     room = await (await door.come("first"))

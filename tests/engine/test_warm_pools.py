@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from firkin.drivers.memory import MemoryDriver
+from firkin.engine import leases
 from firkin.engine.refills import LOOK_EVERY_S, WarmSpare
-from firkin.law.errors import BackendFailure, CapacityRejected, NotFound
+from firkin.law.errors import BackendFailure, CapacityRejected, InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.network import NetworkPolicy
 from firkin.law.policies import Policies
@@ -72,6 +73,36 @@ async def test_one_whose_agent_does_not_answer_is_ended_and_the_next_is_taken(en
     assert any("could not be handed out" in cause for cause in changes)
 
 
+async def test_entries_that_hang_cost_a_create_one_short_wait_and_are_ended_behind_its_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "ANSWER_WITHIN_S", 0.05)
+    monkeypatch.setattr(leases, "SUSPECT_WITHIN_S", 0.05)
+    await warm(engine, 8)
+    WarmSpare(engine.node).hold("a test")
+    entries = await waiting(engine)
+    for entry in entries[:-1]:
+        await hang(engine, entry)
+    async with asyncio.timeout(0.3):  # seven one after another would take longer
+        made = await engine.backend.sandboxes.create(SPEC)
+    assert made.id not in [entry.id for entry in entries]
+    await eventually(lambda: len(list(engine.node.roster)) == 2)
+    [left] = await waiting(engine)
+    assert (left.id, ready(engine)) == (entries[-1].id, 1)
+    history = await engine.backend.sandboxes.history(entries[0].id)
+    assert history.info.end_cause is EndCause.AGENT_SILENT
+    [status] = (await engine.backend.warm_pool.status()).entries
+    assert (status.hits, status.misses, status.total) == (0, 1, 1)
+
+
+async def hang(engine: Engine, entry: SandboxInfo) -> None:
+    """Its agent takes requests and answers none."""
+    resident = engine.node.roster.get(entry.id)
+    assert resident is not None
+    assert resident.instance is not None
+    await resident.instance.freeze()
+
+
 async def test_many_at_once_never_get_the_same_one(engine: Engine) -> None:
     await warm(engine, 5)
     infos = await asyncio.gather(*(engine.backend.sandboxes.create(SPEC) for _ in range(12)))
@@ -90,6 +121,34 @@ async def test_a_pool_outlives_the_server(tmp_path: Path) -> None:
         [entry] = (await engine.backend.warm_pool.status()).entries
         assert (entry.ready, entry.spec.eviction) == (2, WarmEvictionPolicy.NEWEST)
         assert (await engine.backend.sandboxes.create(SPEC)).id == before[0]
+
+
+async def test_a_pool_that_cannot_be_read_is_dropped_and_keeps_no_server_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine_over(tmp_path / "state") as engine:
+        await warm(engine, 1)
+        text = await engine.node.records.fact("warm pools")
+        assert text is not None
+        spoilt = text.replace("{", '{"broken":{"depth":2.5,"min_ready":1},', 1)
+        await engine.node.records.put_fact("warm pools", spoilt)
+    async with engine_over(tmp_path / "state") as engine:
+        assert [entry.key for entry in (await engine.backend.warm_pool.status()).entries] == [TEMPLATE]
+    assert "template=broken" in caplog.text
+
+
+async def test_what_could_not_be_read_again_is_refused_and_not_kept(tmp_path: Path) -> None:
+    wrong = NetworkPolicy(internet=1)  # type: ignore[arg-type]
+    async with engine_over(tmp_path / "state") as engine:
+        with pytest.raises(InvalidSpec):
+            await engine.backend.warm_pool.prewarm(TEMPLATE, replace(WarmPoolSpec.of_depth(1), network=wrong))
+        with pytest.raises(InvalidSpec):
+            await engine.backend.sandboxes.create(replace(SPEC, network=wrong))
+        with pytest.raises(InvalidSpec):
+            await engine.backend.templates.prepare(TemplateSpec(source=HostSource(), id=TEMPLATE, user=5))  # type: ignore[arg-type]
+    async with engine_over(tmp_path / "state") as engine:
+        assert not engine.node.warm.wanted()
+        assert await engine.leftovers() == []
 
 
 async def test_what_died_with_the_machine_is_forgotten_and_made_again(tmp_path: Path) -> None:
@@ -156,6 +215,20 @@ async def test_what_no_entry_can_become_is_made_and_counts_as_no_miss_of_theirs(
     assert entry.id not in [info.id for info in infos]
     [status] = (await engine.backend.warm_pool.status()).entries
     assert (status.ready, status.hits, status.misses) == (1, 0, 0)
+
+
+async def test_a_refused_create_is_no_miss(tmp_path: Path) -> None:
+    policies = Policies(capacity=replace(NO_FLOORS, max_sandboxes=2))
+    async with engine_over(tmp_path / "state", policies=policies) as engine:
+        await warm(engine, 2)
+        outcomes = await asyncio.gather(
+            *(engine.backend.sandboxes.create(SPEC) for _ in range(9)), return_exceptions=True
+        )
+        with pytest.raises(CapacityRejected):
+            await engine.backend.warm_pool.checkout(TEMPLATE, WarmLeasePolicy.REQUIRE_READY)
+        assert sum(isinstance(outcome, CapacityRejected) for outcome in outcomes) == 7
+        [entry] = (await engine.backend.warm_pool.status()).entries
+        assert (entry.hits, entry.misses) == (2, 0)
 
 
 @pytest.mark.thorough

@@ -300,6 +300,20 @@ def test_a_warm_pool_must_be_possible(depth: int, min_ready: int) -> None:
         WarmPoolSpec(depth=depth, min_ready=min_ready)
 
 
+@pytest.mark.parametrize("number", [1.5, 2.0, True, "3", None])
+def test_a_number_of_things_is_a_whole_number(number: object) -> None:
+    for make in (
+        lambda: WarmPoolSpec(depth=number, min_ready=0),  # type: ignore[arg-type]
+        lambda: WarmPoolSpec(depth=5, min_ready=number),  # type: ignore[arg-type]
+        lambda: WarmPoolSpec.of_depth(number),  # type: ignore[arg-type]
+        lambda: SandboxResources(vcpus=number),  # type: ignore[arg-type]
+        lambda: SandboxResources(pids=number),  # type: ignore[arg-type]
+        lambda: EnvdPlane(port=number),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidSpec):
+            make()
+
+
 MODULES = (
     events, files, logs, metrics, network, policies, processes, resources, sandboxes, snapshots, templates, warm_pool,
 )  # fmt: skip

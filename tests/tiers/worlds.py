@@ -11,6 +11,7 @@ from firkin.drivers.memory.driver import MemoryInstance
 from firkin.drivers.tiers.driver import TiersDriver
 from firkin.drivers.tiers.tier import Make, TierPlan
 from firkin.engine.backend import LocalBackend
+from firkin.engine.stalls import StallGauge
 from firkin.law.backend import Preflight
 from firkin.law.driver import BootPlan
 from firkin.law.errors import BackendFailure
@@ -90,7 +91,11 @@ class World:
     async def server(self, default: str = "namespaces", *, kill_all: bool = False) -> AsyncIterator[LocalBackend]:
         """A server on it, with a template. What lives is left to the next one unless `kill_all`."""
         backend = LocalBackend(
-            driver=self.driver(default), preparer=MemoryRootPreparer(), state_dir=self.folder, server_secret=b"x" * 32
+            driver=self.driver(default),
+            preparer=MemoryRootPreparer(),
+            state_dir=self.folder,
+            server_secret=b"x" * 32,
+            stalls=StallGauge(self.folder / "no proc"),  # how busy the machine of the tests is changes nothing
         )
         await backend.start(FREE)
         try:

@@ -127,6 +127,14 @@ def _disk_failed(info: SandboxInfo, end: StateChange | None) -> str:
     )
 
 
+def _agent_silent(info: SandboxInfo, end: StateChange | None) -> str:
+    return (
+        "Its agent did not answer while it was kept ready in a warm pool, so it was ended before anybody was given it, "
+        "and another takes its place. If it happens often, see that nothing the template starts stops or starves the "
+        "processes inside, and that the machine is not overloaded (firkin node)."
+    )
+
+
 _SENTENCES: Mapping[EndCause, Callable[[SandboxInfo, StateChange | None], str]] = {
     EndCause.REQUESTED: _requested,
     EndCause.DEADLINE: _deadline,
@@ -138,6 +146,7 @@ _SENTENCES: Mapping[EndCause, Callable[[SandboxInfo, StateChange | None], str]] 
     EndCause.DRIVER_FAILED: _driver_failed,
     EndCause.HOST_RESTARTED: _host_restarted,
     EndCause.DISK_FAILED: _disk_failed,
+    EndCause.AGENT_SILENT: _agent_silent,
 }
 
 

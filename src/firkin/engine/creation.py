@@ -15,16 +15,17 @@ from dataclasses import replace
 
 from firkin.engine.admission import Kind, Reservation
 from firkin.engine.foundations import Foundation, fitting, on_snapshot, on_template
-from firkin.engine.leases import leased
+from firkin.engine.leases import leased, pool_for
 from firkin.engine.ledger import Why
 from firkin.engine.links import Inside
 from firkin.engine.node import Node
-from firkin.engine.orders import Order, deadline_at
+from firkin.engine.orders import Order, could_become, deadline_at
 from firkin.engine.roster import Resident
 from firkin.engine.sandbox_requests import check_sandbox, deadline_after
 from firkin.engine.startups import Surroundings, start_up
 from firkin.engine.substrate import substrate
 from firkin.engine.waiting_line import Ticket, Wish
+from firkin.engine.warm_pools import Pool
 from firkin.engine.watching import watch
 from firkin.law.backend import TierStatus
 from firkin.law.capabilities import CapabilityName
@@ -68,12 +69,17 @@ async def create(node: Node, spec: SandboxSpec, *, sandbox_id: SandboxId | None 
 
 async def create_spare(node: Node, spec: SandboxSpec) -> Resident:
     """A sandbox for a warm pool: it is nobody's, and waits."""
+    resident = await _made(node, await spare_order(node, spec))
+    await _rehearse(node, resident)
+    return resident
+
+
+async def spare_order(node: Node, spec: SandboxSpec) -> Order:
+    """What `create_spare` makes today. Fails as it does."""
     assert isinstance(spec.source, FromTemplate)
     foundation, tier = await _on_template(node, spec, spec.source)
     resources = fitting(foundation, None, node.policies.default_resources)
-    resident = await _made(node, Order(spec, foundation, tier, resources, None, pooled=True))
-    await _rehearse(node, resident)
-    return resident
+    return Order(spec, foundation, tier, resources, None, pooled=True)
 
 
 async def _rehearse(node: Node, resident: Resident) -> None:
@@ -121,7 +127,13 @@ async def create_on(
     """As `create`, from what a sandbox is made on. The files of `foundation` must stay until this returns."""
     order = await _ordered(node, spec, foundation, tier, sandbox_id)
     with node.warm.serving():
-        return await _from_pool(node, order) or (await _made(node, order)).info
+        if taken := await _from_pool(node, order):
+            return taken
+        missing = await _missing(node, order)
+        made = (await _made(node, order)).info
+        if missing is not None:
+            missing.misses += 1
+        return made
 
 
 async def _ordered(
@@ -141,6 +153,18 @@ async def _from_pool(node: Node, order: Order) -> SandboxInfo | None:
         return None
     _settle_in(node, order, resident, (node.clock.monotonic() - began) * 1000)
     return resident.info
+
+
+async def _missing(node: Node, order: Order) -> Pool | None:
+    """The pool that should have had it: of its template, on its tier, with its size of disk."""
+    pool = pool_for(node, order)
+    if pool is None:
+        return None
+    try:
+        spare = await spare_order(node, pool.entry_spec)
+    except FirkinError:  # what cannot be made at all is missed by nobody
+        return None
+    return pool if could_become(spare, order) else None
 
 
 async def _made(node: Node, order: Order) -> Resident:

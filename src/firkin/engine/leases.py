@@ -7,8 +7,10 @@ has had since it was made, and nobody else ever had them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 
 from firkin.engine import endings
 from firkin.engine.ledger import Why
@@ -19,11 +21,14 @@ from firkin.engine.orders import Order, deadline_at
 from firkin.engine.roster import Resident
 from firkin.engine.substrate import substrate
 from firkin.engine.warm_pools import Pool
-from firkin.law.errors import FirkinError, SandboxUnavailable, UnsupportedCapability
+from firkin.law.errors import CapacityRejected, FirkinError, SandboxUnavailable, UnsupportedCapability
 from firkin.law.states import Act, EndCause, SandboxState
 from firkin.phases import mark
 
 LEASE_WITHIN_S = 15.0
+ANSWER_WITHIN_S = 0.5  # a caller waits; an agent answers within a few milliseconds
+SUSPECT_WITHIN_S = 1.0  # nobody waits, but it holds room that somebody may want
+PROBED_AT_ONCE = 32
 _LEASE = "take a sandbox from the warm pool"
 _log = logging.getLogger("firkin.engine")
 
@@ -32,9 +37,13 @@ class _KeepsItsLimits(Exception):
     """Its tier cannot change them: the next entry's would not change either."""
 
 
+class _Silent(Exception):
+    """Its agent does not answer. What stopped it may have stopped the others, too."""
+
+
 async def leased(node: Node, order: Order) -> Resident | None:
     """An entry that has become what was ordered; None where no pool could serve it, or none had one that lives."""
-    pool = _serving(node, order)
+    pool = pool_for(node, order)
     if pool is None:
         return None
     try:
@@ -42,32 +51,69 @@ async def leased(node: Node, order: Order) -> Resident | None:
     finally:
         node.warm.changed.set()
     pool.hits += resident is not None
-    pool.misses += resident is None
     return resident
 
 
 async def _first_that_fits(node: Node, order: Order, pool: Pool) -> Resident | None:
-    while pool.shelf:
-        resident = pool.shelf.popleft()
+    while (resident := pool.take(partial(_can_become, order))) is not None:
         try:
             if not _is_fresh(order, resident):
                 give_up(node, resident, "its template is another by now")
             elif await _became(node, order, resident):
                 return resident
         except _KeepsItsLimits:  # nothing was changed
-            pool.shelf.appendleft(resident)
+            _put_back(node, resident)
+            return None
+        except _Silent:  # the caller waits for no other that hangs: it gets a new one
+            _call_the_roll(node, pool, resident)
             return None
     return None
 
 
-def give_up(node: Node, resident: Resident, detail: str) -> None:
+def _put_back(node: Node, resident: Resident) -> None:
+    if not node.warm.shelve(resident):
+        give_up(node, resident, "the pool became smaller")
+
+
+def _call_the_roll(node: Node, pool: Pool, silent: Resident) -> None:
+    """See behind the caller's back which of all that wait still answer. The others are ended."""
+    pool.shelf.appendleft(silent)
+    gate = asyncio.Semaphore(PROBED_AT_ONCE)
+    for one in pool.suspect():
+        node.acts.start(_probed(node, pool, one, gate), name=f"probe {one.id}")
+
+
+async def _probed(node: Node, pool: Pool, resident: Resident, gate: asyncio.Semaphore) -> None:
+    try:
+        async with gate:
+            if await _answers(node, resident):
+                _put_back(node, resident)
+            else:
+                _log.warning("warm entry silent sandbox=%s", resident.id)
+                await end_entry(node, resident, "it waited in a warm pool", EndCause.AGENT_SILENT)
+    finally:
+        pool.probed()
+        node.warm.changed.set()
+
+
+async def _answers(node: Node, resident: Resident) -> bool:
+    try:
+        async with resident.turn("probe a warm sandbox"):
+            async with asyncio.timeout(SUSPECT_WITHIN_S):
+                await node.links.ping(resident)
+    except (FirkinError, TimeoutError):
+        return False
+    return resident.info.state is SandboxState.POOLED  # else it ended meanwhile
+
+
+def give_up(node: Node, resident: Resident, detail: str, cause: EndCause = EndCause.REQUESTED) -> None:
     """End an entry that is on no shelf any more, behind the back of whoever found it."""
-    node.acts.start(end_entry(node, resident, detail), name=f"end warm {resident.id}")
+    node.acts.start(end_entry(node, resident, detail, cause), name=f"end warm {resident.id}")
 
 
-async def end_entry(node: Node, resident: Resident, detail: str) -> None:
+async def end_entry(node: Node, resident: Resident, detail: str, cause: EndCause = EndCause.REQUESTED) -> None:
     """Nothing is left of it, nor a record that anybody could list; its journal says why it went."""
-    why = Why.ended(EndCause.REQUESTED, actor="engine", detail=detail)
+    why = Why.ended(cause, actor="engine", detail=detail)
     try:
         async with resident.turn("end a warm sandbox"):
             if node.roster.get(resident.id) is resident:
@@ -76,18 +122,18 @@ async def end_entry(node: Node, resident: Resident, detail: str) -> None:
         _log.error("warm entry not ended sandbox=%s error=%s", resident.id, error)
 
 
-def _serving(node: Node, order: Order) -> Pool | None:
-    """The pool of its template, if what waits there can become it."""
+def pool_for(node: Node, order: Order) -> Pool | None:
+    """The pool of its template, if it is of a kind that pools serve at all."""
     foundation, spec = order.foundation, order.spec
     pool = node.warm.get(foundation.template_id)
     if pool is None or foundation.snapshot_id or order.sandbox_id or order.pooled or spec.hardened or spec.volumes:
         return None
-    first = pool.shelf[0].info if pool.shelf else None
-    if first is not None and (
-        first.driver != order.tier.driver or first.resources.disk_bytes != order.resources.disk_bytes
-    ):
-        return None
     return pool
+
+
+def _can_become(order: Order, resident: Resident) -> bool:
+    info = resident.info
+    return (info.driver, info.resources.disk_bytes) == (order.tier.driver, order.resources.disk_bytes)
 
 
 def _is_fresh(order: Order, resident: Resident) -> bool:
@@ -103,19 +149,36 @@ async def _became(node: Node, order: Order, resident: Resident) -> bool:
     """Whether it is the caller's now. One that could not be made so is ended: it may have been changed in part."""
     try:
         async with resident.turn(_LEASE):
-            await node.links.ping(resident)
+            await _ping(node, resident)
             mark("ping")
             await _resize(order, resident)
             await _dress(node, order, resident)
-    except _KeepsItsLimits:
+    except (_KeepsItsLimits, _Silent):
         raise
     except BaseException as failure:
-        give_up(node, resident, f"it could not be handed out: {failure or type(failure).__name__}")
+        detail = f"it could not be handed out: {failure or type(failure).__name__}"
+        give_up(node, resident, detail, _cause_of(failure))
         if not isinstance(failure, FirkinError):
             raise
         _log.warning("not handed out sandbox=%s error=%s", resident.id, failure)
         return False
     return True
+
+
+async def _ping(node: Node, resident: Resident) -> None:
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            await node.links.ping(resident)
+    except TimeoutError as silent:
+        raise _Silent from silent
+
+
+def _cause_of(failure: BaseException) -> EndCause:
+    """Of one that was not handed out. It is sound where its caller went away or asked for more than there is."""
+    if isinstance(failure, SandboxUnavailable):
+        return EndCause.AGENT_SILENT
+    sound = not isinstance(failure, FirkinError) or isinstance(failure, CapacityRejected)
+    return EndCause.REQUESTED if sound else EndCause.DRIVER_FAILED
 
 
 async def _resize(order: Order, resident: Resident) -> None:

@@ -49,5 +49,10 @@ class Order:
         )
 
 
+def could_become(made: Order, asked: Order) -> bool:
+    """Whether what is made for the one can be handed out for the other, limits and network aside."""
+    return (made.tier.driver, made.resources.disk_bytes) == (asked.tier.driver, asked.resources.disk_bytes)
+
+
 def deadline_at(now: datetime, lifetime_s: float | None) -> datetime | None:
     return None if lifetime_s is None else now + timedelta(seconds=lifetime_s)

@@ -22,6 +22,7 @@ from firkin.engine.stored_forms import (
     dump,
     dump_lines,
     dump_template,
+    legible,
     load_entry,
     load_info,
     load_lines,
@@ -114,7 +115,7 @@ class Records:
         return None if row is None else self._policies.open_info(load_info(row[0]))
 
     def _dumped(self, info: SandboxInfo) -> str:
-        return dump(self._policies.close_info(info))
+        return legible(dump(self._policies.close_info(info)), load_info)
 
     async def journal(self, sandbox_id: str, limit: int = 1000) -> list[JournalEntry]:
         """The newest `limit` changes, oldest first."""
@@ -176,7 +177,7 @@ class Records:
         return await self._database.run(lambda connection: _forget(connection, before.timestamp()))
 
     async def put_snapshot(self, record: SnapshotRecord) -> None:
-        row = (record.info.id, dump(self._policies.close_snapshot(record)))
+        row = (record.info.id, legible(dump(self._policies.close_snapshot(record)), load_snapshot))
         await self._database.run(
             lambda connection: connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", row)
         )
@@ -205,7 +206,7 @@ class Records:
         )
 
     async def put_template(self, record: TemplateRecord) -> None:
-        row = (record.info.id, dump_template(record))
+        row = (record.info.id, legible(dump_template(record), load_template))
         await self._database.run(
             lambda connection: connection.execute("INSERT OR REPLACE INTO templates VALUES (?, ?)", row)
         )

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 
 from firkin.engine import creation
 from firkin.engine.leases import end_entry
 from firkin.engine.node import Node
+from firkin.engine.orders import Order
 from firkin.engine.roster import Resident
 from firkin.engine.warm_pools import Pool
 from firkin.law.errors import FirkinError, NotFound, WrongState
 from firkin.law.events import WarmPoolChanged
 from firkin.law.ids import TemplateId, WarmPoolKey
-from firkin.law.sandboxes import FromTemplate, SandboxSpec
+from firkin.law.sandboxes import SandboxInfo
 from firkin.law.warm_pool import WarmPoolSpec
 from firkin.lifetimes import children
 
@@ -32,6 +33,7 @@ AT_ONCE = 2
 _NO_POOLS_S = 3600.0
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 1.0, 60.0
 _GONE = "the pool became smaller"
+_OTHER = "its pool has others by now"
 _log = logging.getLogger("firkin.engine")
 
 
@@ -60,11 +62,12 @@ async def evict(node: Node, entries: Iterable[Resident], because: str) -> int:
 
 
 async def trim(node: Node, pool: Pool) -> int:
-    """End what is more than the pool's size, or was made from files that its template does not have any more."""
-    stale = [one for one in pool.shelf if not _is_of_today(node, one)]
-    for one in stale:
-        pool.shelf.remove(one)
+    """End what is more than the pool's size, or is not what would be made for it today."""
+    stale = _taken_off(pool, lambda one: not _is_of_today(node, one))
     count = await evict(node, stale, "its template is another by now")
+    order = await _order_of_today(node, pool)
+    others = [] if order is None else _taken_off(pool, lambda one: not _is_as_ordered(order, one.info))
+    count += await evict(node, others, _OTHER)
     return count + await evict(node, pool.pick(pool.surplus), _GONE)
 
 
@@ -130,7 +133,7 @@ async def _refill(node: Node, pool: Pool) -> None:
 async def _fill_one(node: Node, pool: Pool) -> tuple[int, str]:
     """Also waits for what others make for it."""
     made = 0
-    while (pool.lack or pool.making) and not pool.failure:
+    while (pool.lack or pool.making or pool.probing) and not pool.failure:
         if some := _some_more(node, pool):
             made += sum(await asyncio.gather(*some))
         else:
@@ -147,10 +150,11 @@ def _some_more(node: Node, pool: Pool) -> list[Coroutine[None, None, bool]]:
 
 async def _one_more(node: Node, pool: Pool) -> bool:
     try:
-        resident = await _made(node, pool)
+        made_by = pool.entry_spec
+        resident = await creation.create_spare(node, made_by)
         pool.failures, pool.failure = 0, ""
-        if not node.warm.shelve(resident):  # it is not wanted any more
-            await end_entry(node, resident, _GONE)
+        if pool.entry_spec != made_by or not node.warm.shelve(resident):  # it is not wanted any more
+            await end_entry(node, resident, _GONE if pool.entry_spec == made_by else _OTHER)
             return False
     except FirkinError as error:
         _put_off(node, pool, str(error))
@@ -159,11 +163,6 @@ async def _one_more(node: Node, pool: Pool) -> bool:
         pool.land()
     node.events.publish(WarmPoolChanged(WarmPoolKey(pool.template_id)))
     return True
-
-
-async def _made(node: Node, pool: Pool) -> Resident:
-    spec = SandboxSpec(source=FromTemplate(pool.template_id), network=pool.spec.network, isolation=pool.spec.isolation)
-    return await creation.create_spare(node, spec)
 
 
 def _put_off(node: Node, pool: Pool, why: str) -> None:
@@ -187,6 +186,26 @@ def _is_usable(node: Node, pool: Pool) -> bool:
 def _is_of_today(node: Node, resident: Resident) -> bool:
     record = node.templates.of_directory(resident.origin.directory)
     return record is not None and record.info.id == resident.info.template_id
+
+
+def _taken_off(pool: Pool, goes: Callable[[Resident], bool]) -> list[Resident]:
+    going = [one for one in pool.shelf if goes(one)]
+    for one in going:
+        pool.shelf.remove(one)
+    return going
+
+
+async def _order_of_today(node: Node, pool: Pool) -> Order | None:
+    """None while nothing can be made: then what there is, is the best that can be had."""
+    try:
+        return await creation.spare_order(node, pool.entry_spec)
+    except FirkinError:
+        return None
+
+
+def _is_as_ordered(order: Order, info: SandboxInfo) -> bool:
+    asked = (order.tier.driver, order.resources, order.spec.network)
+    return (info.driver, info.resources, info.network) == asked
 
 
 def _next_look(node: Node) -> float:

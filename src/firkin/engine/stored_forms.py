@@ -6,7 +6,7 @@ A value of a union carries its ``kind``; everything else is told by its fields.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any  # the JSON edge: what is read was written by this module
@@ -15,6 +15,7 @@ import msgspec
 
 from firkin.law.build_steps import Startup
 from firkin.law.driver import InstanceRef, RootFilesystem
+from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.events import LifecycleEntry
 from firkin.law.ids import Identifier, SandboxId, TemplateId
 from firkin.law.isolation import Isolation
@@ -134,6 +135,16 @@ _templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=decode_hook)
 
 def dump(value: SandboxInfo | Origin | InstanceRef | SnapshotRecord) -> str:
     return _encoder.encode(value).decode()
+
+
+def legible(text: str, load: Callable[[str], object]) -> str:
+    """`text`, which can be read again: one record that cannot would keep every later server from starting."""
+    try:
+        load(text)
+    except msgspec.DecodeError as error:
+        detail = f"a value has another type than it must have: {error}"
+        raise InvalidSpec("keep a record", InvalidReason.INVALID_SETTINGS, detail) from error
+    return text
 
 
 def load_info(text: str) -> SandboxInfo:

@@ -58,11 +58,15 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
+    """`first_place` is its place when it came, from 1; `served_before` how many had been served in all by then."""
+
     take: Callable[[], Reservation]
     short: CapacityRejected
     owner: str
     came_s: float
     deadline_s: float
+    first_place: int = 1
+    served_before: int = 0
     given: asyncio.Future[Reservation] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -82,7 +86,7 @@ class WaitingLine:
         self._clock, self._children = clock, children
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._counts = Counter[RejectReason]()
-        self._at_once = self._after_waiting = self._left = 0
+        self._at_once = self._after_waiting = self._left = self._served = 0
         self._waited_ms = 0.0
         self._pace_s: float | None = None
         self._freed_at: float | None = None
@@ -157,6 +161,7 @@ class WaitingLine:
     async def _wait(self, wish: Wish, short: CapacityRejected, ticket: Ticket, deadline_s: float) -> Reservation:
         waiter = _Waiter(wish.take, short, ticket.owner, self._clock.monotonic(), deadline_s)
         self._queues.setdefault(ticket.owner, deque()).append(waiter)
+        waiter.first_place, waiter.served_before = self._turns_until(waiter), self._served
         ticket.leave = lambda: self._turn_away(waiter, RejectReason.NO_ROOM)
         hurried = None if ticket.hurry is None else self._children.start(_leave_on(ticket.hurry, ticket), name="hurry")
         if ticket.withdrawn:
@@ -196,6 +201,7 @@ class WaitingLine:
                     self._make_room()
                     return
                 self._remove(head, served=True)
+                self._served += 1
                 if head.given.done():  # cancelled in this very moment
                     outcome.release()
                 else:
@@ -267,7 +273,7 @@ class WaitingLine:
         if waiter.given.done():
             return
         now = self._clock.monotonic()
-        position = self._position(waiter)
+        position = max(1, waiter.first_place - (self._served - waiter.served_before))
         self._remove(waiter)
         refusal = Refusal(
             reason=reason,
@@ -290,10 +296,10 @@ class WaitingLine:
     def _all(self) -> list[_Waiter]:
         return [waiter for queue in self._queues.values() for waiter in queue]
 
-    def _position(self, waiter: _Waiter) -> int:
-        """How many turns until its own, with tenants served by turns."""
-        own = self._queues.get(waiter.owner, deque())
-        index = own.index(waiter) if waiter in own else 0
+    def _turns_until(self, waiter: _Waiter) -> int:
+        """Its own included, with tenants served by turns."""
+        own = self._queues[waiter.owner]
+        index = own.index(waiter)
         ahead, seen = index, False
         for owner, queue in self._queues.items():
             if owner == waiter.owner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from firkin.engine import creation
 from firkin.engine.node import Node
@@ -42,9 +41,7 @@ class LocalWarmPools:
         node, key = self._node, WarmPoolKey(template_id)
         node.templates.ready(_CHECKOUT, template_id)
         pool = node.warm.get(template_id)
-        spec = SandboxSpec.from_template(template_id)
-        if pool is not None:
-            spec = replace(spec, network=pool.spec.network, isolation=pool.spec.isolation)
+        spec = SandboxSpec.from_template(template_id) if pool is None else pool.entry_spec
         if policy is WarmLeasePolicy.CREATE_IF_EMPTY:
             return WarmLease(key, (await creation.create(node, spec)).id)
         info = await creation.checked_out(node, spec)

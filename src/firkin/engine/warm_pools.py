@@ -8,8 +8,9 @@ out is `leases`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,22 +19,31 @@ import msgspec
 from firkin.engine.clock import Clock
 from firkin.engine.records import Records
 from firkin.engine.roster import Resident
-from firkin.engine.stored_forms import decode_hook, encode_hook
+from firkin.engine.stored_forms import decode_hook, encode_hook, legible
+from firkin.law.errors import InvalidSpec
 from firkin.law.ids import TemplateId, WarmPoolKey
+from firkin.law.sandboxes import FromTemplate, SandboxSpec
 from firkin.law.warm_pool import WarmEvictionPolicy, WarmPoolEntry, WarmPoolSpec
 
 _FACT = "warm pools"
-_stored = msgspec.json.Decoder(dict[str, WarmPoolSpec], dec_hook=decode_hook)
+_stored = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_all_specs = msgspec.json.Decoder(dict[str, WarmPoolSpec], dec_hook=decode_hook)
+_specs = msgspec.json.Decoder(WarmPoolSpec, dec_hook=decode_hook)
+_log = logging.getLogger("firkin.engine")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Pool:
-    """`shelf` holds what is ready, the one that has waited longest first. `due_at` is when it may be filled again."""
+    """`shelf` holds what is ready, the one that has waited longest first. `due_at` is when it may be filled again.
+
+    `probing` are off the shelf until they have shown whether they still answer.
+    """
 
     template_id: TemplateId
     spec: WarmPoolSpec
     shelf: deque[Resident] = field(default_factory=deque)
     making: int = 0
+    probing: int = 0
     hits: int = 0
     misses: int = 0
     failures: int = 0
@@ -44,17 +54,45 @@ class Pool:
     def land(self) -> None:
         """One that was being made is no more: wake all who wait for that."""
         self.making -= 1
+        self._wake()
+
+    def suspect(self) -> list[Resident]:
+        """Take all off the shelf to be probed; `probed` is called for each."""
+        suspects = list(self.shelf)
+        self.shelf.clear()
+        self.probing += len(suspects)
+        return suspects
+
+    def probed(self) -> None:
+        """One that was being probed is on the shelf again, or has ended."""
+        self.probing -= 1
+        self._wake()
+
+    def _wake(self) -> None:
         event, self.landed = self.landed, asyncio.Event()
         event.set()
 
     @property
+    def entry_spec(self) -> SandboxSpec:
+        """What each entry is made by."""
+        source = FromTemplate(self.template_id)
+        return SandboxSpec(source=source, network=self.spec.network, isolation=self.spec.isolation)
+
+    @property
     def lack(self) -> int:
         """How many entries are to be made."""
-        return max(0, self.spec.depth - len(self.shelf) - self.making)
+        return max(0, self.spec.depth - len(self.shelf) - self.making - self.probing)
 
     @property
     def surplus(self) -> int:
         return max(0, len(self.shelf) - self.spec.depth)
+
+    def take(self, fits: Callable[[Resident], bool]) -> Resident | None:
+        """Of those that fit, the one that has waited longest; it is off the shelf then."""
+        found = next((one for one in self.shelf if fits(one)), None)
+        if found is not None:
+            self.shelf.remove(found)
+        return found
 
     def pick(self, count: int) -> list[Resident]:
         """Take up to `count` off the shelf, in the order in which they have to go."""
@@ -75,9 +113,13 @@ class WarmPools:
         self.changed = asyncio.Event()
 
     async def load(self) -> None:
+        """Take up the pools of an earlier server. One that cannot be read is dropped and told of."""
         text = await self._records.fact(_FACT)
-        for template_id, spec in _stored.decode(text or "{}").items():
-            self._pools[template_id] = Pool(template_id=TemplateId(template_id), spec=spec)
+        for template_id, stored in _stored.decode(text or "{}").items():
+            try:
+                self._pools[template_id] = Pool(template_id=TemplateId(template_id), spec=_specs.decode(stored))
+            except (msgspec.DecodeError, InvalidSpec) as error:
+                _log.error("warm pool dropped, set it again template=%s error=%s", template_id, error)
 
     async def set(self, specs: Mapping[TemplateId, WarmPoolSpec]) -> list[Pool]:
         """Have these from now on; a depth of 0 is none. Returns the pools, with what has to go still in them."""
@@ -85,7 +127,8 @@ class WarmPools:
             str(name): spec for name, spec in specs.items()
         }
         kept = {name: spec for name, spec in kept.items() if spec.depth}
-        await self._records.put_fact(_FACT, msgspec.json.encode(kept, enc_hook=encode_hook).decode())
+        text = msgspec.json.encode(kept, enc_hook=encode_hook).decode()
+        await self._records.put_fact(_FACT, legible(text, _all_specs.decode))
         touched = []
         for template_id, spec in specs.items():
             pool = self._pools.get(template_id) or Pool(template_id=template_id, spec=spec)
@@ -130,7 +173,7 @@ class WarmPools:
             WarmPoolEntry(
                 key=WarmPoolKey(pool.template_id),
                 ready=len(pool.shelf),
-                total=len(pool.shelf) + pool.making,
+                total=len(pool.shelf) + pool.making + pool.probing,
                 spec=pool.spec,
                 hits=pool.hits,
                 misses=pool.misses,

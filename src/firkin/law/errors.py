@@ -228,7 +228,11 @@ class RejectReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """How it came that there was no room. `position` is the last place in the queue, from 1, of who has queued."""
+    """How it came that there was no room.
+
+    `position` is the place in the queue, from 1, that who has queued had at first, less those served since. Who
+    gave up before it is counted: of many that wait the same time, each would be the first when its time is over.
+    """
 
     reason: RejectReason = RejectReason.NO_ROOM
     position: int | None = None

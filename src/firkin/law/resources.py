@@ -36,6 +36,9 @@ class SandboxResources:
 
 
 def _within(name: str, value: int, least: int, most: int) -> None:
+    if type(value) is not int:  # nor a truth value: what a caller gives is not always what its type says
+        detail = f"{name} is {value!r}; it must be a whole number between {least} and {most}"
+        raise InvalidSpec("check resources", InvalidReason.INVALID_RESOURCES, detail)
     if not least <= value <= most:
         raise InvalidSpec(
             "check resources",

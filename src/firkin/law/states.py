@@ -101,3 +101,4 @@ class EndCause(StrEnum):
     DRIVER_FAILED = "driver failed"
     HOST_RESTARTED = "host restarted"
     DISK_FAILED = "disk failed"
+    AGENT_SILENT = "agent did not answer"

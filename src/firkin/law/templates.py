@@ -181,8 +181,8 @@ class EnvdPlane:
     arch: GuestArch | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.port < 65536:
-            raise InvalidSpec("check data plane", InvalidReason.INVALID_PORT, f"port {self.port} is not 1…65535")
+        if type(self.port) is not int or not 0 < self.port < 65536:
+            raise InvalidSpec("check data plane", InvalidReason.INVALID_PORT, f"port {self.port!r} is not 1…65535")
         if not self.health_path.startswith("/"):
             raise InvalidSpec(
                 "check data plane", InvalidReason.INVALID_DATA_PLANE, "the health path must start with '/'"

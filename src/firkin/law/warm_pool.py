@@ -49,16 +49,20 @@ class WarmPoolSpec:
     isolation: Isolation | None = None
 
     def __post_init__(self) -> None:
+        if {type(self.depth), type(self.min_ready)} != {int}:
+            raise _impossible(f"depth {self.depth!r} and min_ready {self.min_ready!r}: both must be whole numbers")
         if not 0 <= self.depth <= MAX_DEPTH or not 0 <= self.min_ready <= self.depth:
-            raise InvalidSpec(
-                "check warm pool",
-                InvalidReason.INVALID_RESOURCES,
-                f"depth {self.depth} and min_ready {self.min_ready}: need 0 <= min_ready <= depth <= {MAX_DEPTH}",
+            raise _impossible(
+                f"depth {self.depth} and min_ready {self.min_ready}: need 0 <= min_ready <= depth <= {MAX_DEPTH}"
             )
 
     @classmethod
     def of_depth(cls, depth: int) -> WarmPoolSpec:
         return cls(depth=depth, min_ready=depth)
+
+
+def _impossible(detail: str) -> InvalidSpec:
+    return InvalidSpec("check warm pool", InvalidReason.INVALID_RESOURCES, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +75,9 @@ class WarmPoolTarget:
 class WarmPoolEntry:
     """One pool as it is. `total` counts those that are being made as well.
 
-    `hits` and `misses` count creates that it served and that it could have served, since
-    the server started. `held` says why nothing is made at the moment, `failure` why the last one could
-    not be made; both are empty otherwise.
+    `hits` and `misses` count the sandboxes that it served and that it should have served, since the
+    server started; a create that was refused is neither. `held` says why nothing is made at the
+    moment, `failure` why the last one could not be made; both are empty otherwise.
     """
 
     key: WarmPoolKey
