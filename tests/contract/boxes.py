@@ -22,6 +22,7 @@ from firkin.law.policies import Policies
 from firkin.law.resources import MIB, SandboxResources
 from firkin.law.templates import TemplateSpec
 from firkin.testing.backend_suite import MakeBackend
+from tests.calm import calm
 
 BoxKind = type[NamespacesDriver] | type[OciDriver] | type[GvisorDriver]
 
@@ -89,7 +90,7 @@ class BoxBackendSuite:
 
         async def make(policies: Policies) -> LocalBackend:
             self._driver: BoxDriver = self.kind.from_settings(state, _OPTIONS)
-            backend = LocalBackend(driver=self._driver, preparer=Prepared(host_root), state_dir=state)
+            backend = LocalBackend(driver=self._driver, preparer=Prepared(host_root), state_dir=state, stalls=calm())
             await backend.start(policies)
             return backend
 

@@ -13,6 +13,7 @@ from firkin.law.policies import Policies
 from firkin.law.processes import Command
 from firkin.testing import BackendContract
 from firkin.testing.backend_suite import MakeBackend
+from tests.calm import calm
 
 
 class TestMemoryBackend(BackendContract):
@@ -23,7 +24,9 @@ class TestMemoryBackend(BackendContract):
     @pytest.fixture
     def make_backend(self, driver: MemoryDriver, tmp_path: Path) -> MakeBackend:
         async def make(policies: Policies) -> LocalBackend:
-            backend = LocalBackend(driver=driver, preparer=MemoryRootPreparer(), state_dir=tmp_path / "state")
+            backend = LocalBackend(
+                driver=driver, preparer=MemoryRootPreparer(), state_dir=tmp_path / "state", stalls=calm()
+            )
             await backend.start(policies)
             return backend
 

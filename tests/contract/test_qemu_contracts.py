@@ -21,6 +21,7 @@ from firkin.law.snapshots import SnapshotKind
 from firkin.law.templates import ImageConfig, TemplateSpec
 from firkin.testing import BackendContract, DriverContract
 from firkin.testing.backend_suite import MakeBackend
+from tests.calm import calm
 from tests.qemu.homes import Home, qemu_home
 
 _READINESS = check(Path("/var/tmp"), "")
@@ -78,7 +79,9 @@ class TestQemuBackend(BackendContract):
     async def make_backend(self, home: Home, tmp_path: Path) -> MakeBackend:
         async def make(policies: Policies) -> LocalBackend:
             self._driver: QemuDriver = home.driver()
-            backend = LocalBackend(driver=self._driver, preparer=OneRoot(home.root), state_dir=tmp_path / "state")
+            backend = LocalBackend(
+                driver=self._driver, preparer=OneRoot(home.root), state_dir=tmp_path / "state", stalls=calm()
+            )
             await backend.start(replace(policies, default_resources=SIZE))
             return backend
 

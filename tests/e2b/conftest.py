@@ -25,6 +25,7 @@ from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.policies import DeadlinePolicy, Policies
 from firkin.law.ports import ByteChannel, Port
 from firkin.law.templates import TemplateSpec
+from tests.calm import calm
 
 ALICE = "e2b_" + "a" * 40
 BOB = "e2b_" + "b" * 40
@@ -111,7 +112,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     state_dir = tmp_path_factory.mktemp("state") / "firkin"
     with in_a_thread(
         lambda: LocalBackend(
-            driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=state_dir, server_secret=SECRET
+            driver=MemoryDriver(),
+            preparer=MemoryRootPreparer(),
+            state_dir=state_dir,
+            server_secret=SECRET,
+            stalls=calm(),
         )
     ) as running:
         yield running

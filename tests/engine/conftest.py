@@ -19,6 +19,7 @@ from firkin.law.ids import TemplateId
 from firkin.law.policies import Capacity, Policies
 from firkin.law.sandboxes import SandboxSpec
 from firkin.law.templates import TemplateSpec
+from tests.calm import calm
 
 TEMPLATE = TemplateId("plain")
 SPEC = SandboxSpec.from_template(TEMPLATE)
@@ -68,7 +69,7 @@ async def engine_over(
         clock=clock,
         server_secret=server_secret,
         gauge=gauge,
-        stalls=stalls or StallGauge(state_dir / "no proc"),  # how busy the machine of the tests is changes nothing
+        stalls=stalls or calm(),
     )
     await backend.start(policies)
     try:

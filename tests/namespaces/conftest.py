@@ -18,6 +18,7 @@ from firkin.law.ids import TemplateId
 from firkin.law.processes import Argv, Command, CommandOutput
 from firkin.law.sandboxes import SandboxSpec
 from firkin.law.templates import TemplateSpec
+from tests.calm import calm
 from tests.contract.boxes import BoxKind
 
 Shell = Callable[..., Awaitable[CommandOutput]]
@@ -35,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def backend_at(state_dir: Path, kind: BoxKind = NamespacesDriver, **options: str) -> LocalBackend:
     driver = kind.from_settings(state_dir, {"ready_slots": "3", **options})
     layers = LayerStore(state_dir / "layers")
-    return LocalBackend(driver=driver, preparer=HostRootPreparer(layers=layers), state_dir=state_dir, layers=layers)
+    return LocalBackend(
+        driver=driver, preparer=HostRootPreparer(layers=layers), state_dir=state_dir, layers=layers, stalls=calm()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,14 @@ from firkin.law.policies import Capacity, Policies
 from firkin.law.templates import TemplateSpec
 from firkin.runtime.runtime import Runtime
 from firkin.runtime.sandbox import Sandbox
+from tests.calm import calm
 
 
 @pytest.fixture
 async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    backend = LocalBackend(driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=tmp_path / "state")
+    backend = LocalBackend(
+        driver=MemoryDriver(), preparer=MemoryRootPreparer(), state_dir=tmp_path / "state", stalls=calm()
+    )
     policies = Policies(capacity=Capacity(memory_floor_bytes=0, disk_floor_bytes=0))
     async with Runtime.open(backend, policies=policies, kill_all=True) as opened:
         await opened.templates.prepare(TemplateSpec.host(id=TemplateId("plain")))

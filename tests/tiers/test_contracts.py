@@ -16,6 +16,7 @@ from firkin.law.processes import Command
 from firkin.law.resources import SandboxResources
 from firkin.testing import BackendContract, DriverContract
 from firkin.testing.backend_suite import MakeBackend
+from tests.calm import calm
 
 from .worlds import World
 
@@ -51,7 +52,7 @@ class TestTiersBackend(BackendContract):
 
         async def make(policies: Policies) -> LocalBackend:
             backend = LocalBackend(
-                driver=self._world.driver(), preparer=MemoryRootPreparer(), state_dir=self._world.folder
+                driver=self._world.driver(), preparer=MemoryRootPreparer(), state_dir=self._world.folder, stalls=calm()
             )
             await backend.start(policies)
             return backend

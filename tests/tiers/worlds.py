@@ -11,7 +11,6 @@ from firkin.drivers.memory.driver import MemoryInstance
 from firkin.drivers.tiers.driver import TiersDriver
 from firkin.drivers.tiers.tier import Make, TierPlan
 from firkin.engine.backend import LocalBackend
-from firkin.engine.stalls import StallGauge
 from firkin.law.backend import Preflight
 from firkin.law.driver import BootPlan
 from firkin.law.errors import BackendFailure
@@ -20,6 +19,7 @@ from firkin.law.isolation import Isolation
 from firkin.law.policies import Capacity, Policies
 from firkin.law.templates import TemplateSpec
 from firkin.law.volumes import VolumeKeeper
+from tests.calm import calm
 
 TIERS = {"namespaces": Isolation.NAMESPACES, "gvisor": Isolation.GVISOR, "qemu": Isolation.MICROVM}
 TEMPLATE = TemplateId("plain")
@@ -95,7 +95,7 @@ class World:
             preparer=MemoryRootPreparer(),
             state_dir=self.folder,
             server_secret=b"x" * 32,
-            stalls=StallGauge(self.folder / "no proc"),  # how busy the machine of the tests is changes nothing
+            stalls=calm(),
         )
         await backend.start(FREE)
         try:
