@@ -21,7 +21,7 @@ from firkin.law.errors import BackendFailure
 _DEVICE = "/dev/kvm"
 PROBE_WITHIN_S = 12.0
 _NO_KVM = (
-    f"qemu.accelerator is 'kvm', but {_DEVICE} is missing or no machine booted with it within {PROBE_WITHIN_S:.0f} s;"
+    f"qemu.accelerator is 'kvm', but this host has no KVM, or no machine booted with it within {PROBE_WITHIN_S:.0f} s;"
     " mend that or the guest kernel (qemu.kernel) and start the server anew, or let it take auto or tcg"
 )
 
