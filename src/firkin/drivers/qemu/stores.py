@@ -25,7 +25,7 @@ _MOST_MANIFEST = 64 * 1024
 _PIECE = 4 << 20
 _BLOCK = 64 << 10
 _ZEROS = bytes(_BLOCK)
-_MOST_DRIFT = 0.0005  # a second in half an hour; two measurements of one counter differ by a fifth of that at most
+_MOST_DRIFT = 0.002  # a second in eight minutes; measurements of one counter differ by a twentieth of that at most
 _READ = "restore a machine"
 _NEEDED = {"qemu": "QEMU", "kit": "guest kernel and agent", "root": "template content", "processor": "processor"}
 
