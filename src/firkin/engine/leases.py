@@ -26,8 +26,8 @@ from firkin.law.states import Act, EndCause, SandboxState
 from firkin.phases import mark
 
 LEASE_WITHIN_S = 15.0
-ANSWER_WITHIN_S = 0.5  # a caller waits; an agent answers within a few milliseconds
-SUSPECT_WITHIN_S = 1.0  # nobody waits, but it holds room that somebody may want
+ANSWER_WITHIN_S = 1.0  # a caller waits; an agent answers within a few milliseconds, on a host that is not swamped
+SUSPECT_WITHIN_S = 5.0  # nobody waits, and a burst that swamps the host must not cost those that are sound
 PROBED_AT_ONCE = 32
 _LEASE = "take a sandbox from the warm pool"
 _log = logging.getLogger("firkin.engine")
