@@ -72,3 +72,16 @@ async def test_a_tunnel_is_broken_off_although_its_head_was_whole() -> None:
     async with answering(tunnel, whole=False) as (reader, writer):
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await asked(reader, writer, b"two")
+
+
+async def test_what_has_begun_inside_is_not_repeatable() -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Message) -> None: ...
+
+    exchange = Exchange({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+    assert await exchange.body(10) == await exchange.body(10) == b"{}"
+    assert exchange.repeatable
+    exchange.commit()
+    assert not exchange.repeatable

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from firkin.e2b.traces import KEPT
 from firkin.phases import MOST_PHASES, Trace, current, mark, tracing
 
 from .conftest import ALICE, RunningServer
@@ -98,3 +99,11 @@ def test_steps_of_a_helper_stand_inside_the_phase_they_were_told_in() -> None:
     first, second = trace.phases
     assert [(phase.name, phase.seconds) for phase in first.inside] == [("disk", 0.002), ("mounts", 0.001)]
     assert second.inside == ()
+
+
+def test_who_is_not_let_in_pushes_no_trace_out(client: RawClient) -> None:
+    headers = wanted()
+    client.api("GET", "/v2/sandboxes", headers=headers)
+    for _ in range(KEPT + 1):
+        client.api("GET", "/v2/sandboxes", key=None, headers=wanted())
+    assert trace(client, headers)["request"] == "GET /v2/sandboxes"

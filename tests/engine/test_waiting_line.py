@@ -277,8 +277,8 @@ async def test_launches_take_turns_and_those_for_a_pool_come_last(own: Children)
     order: list[str] = []
     go = asyncio.Event()
 
-    async def launch(name: str, *, background: bool = False) -> None:
-        async with launches.turn("create", background=background):
+    async def launch(name: str, *, owner: str = "alice", background: bool = False) -> None:
+        async with launches.turn("create", owner, background=background):
             order.append(name)
             await go.wait()
 
@@ -293,12 +293,30 @@ async def test_launches_take_turns_and_those_for_a_pool_come_last(own: Children)
     assert (launches.running, launches.waiting) == (0, 0)
 
 
+async def test_launches_of_several_owners_go_by_turns(own: Children) -> None:
+    launches = Launches(Admission(Capacity(), Gauge()), at_once=1)
+    order: list[str] = []
+    go = asyncio.Event()
+
+    async def launch(owner: str) -> None:
+        async with launches.turn("create", owner):
+            order.append(owner)
+            await go.wait()
+
+    for owner in ("bob", "bob", "bob", "bob", "alice", "alice"):
+        own.start(launch(owner), name=owner)
+    await settle(3)
+    go.set()
+    await settle(20)
+    assert order == ["bob", "bob", "alice", "bob", "alice", "bob"]
+
+
 async def test_a_launch_whose_machine_fell_below_its_floor_meanwhile_is_refused() -> None:
     gauge = Gauge()
     launches = Launches(Admission(Capacity(memory_floor_bytes=GIB), gauge), at_once=2)
     gauge.room = replace(gauge.room, memory_bytes=100 * MIB)
     with pytest.raises(CapacityRejected):
-        async with launches.turn("create"):
+        async with launches.turn("create", "alice"):
             raise AssertionError("never begun")
     assert launches.running == 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from firkin.engine import captured_files
 from firkin.law.errors import SnapshotIntegrityFailure, UnsupportedCapability
 from firkin.law.ids import SnapshotId
 from firkin.law.snapshots import RestoreOptions, SnapshotIntegrity, SnapshotKind, SnapshotOptions
+from firkin.lifetimes import children
 
 from .conftest import SPEC, Engine, engine_over
 
@@ -113,3 +116,28 @@ async def test_files_alone_are_refused_where_a_capture_is_of_the_whole_machine(t
             await engine.backend.snapshots.capture(source.id, SnapshotOptions(kind=SnapshotKind.FILESYSTEM))
         ref = await engine.backend.snapshots.capture(source.id, SnapshotOptions(kind=SnapshotKind.CONTINUATION))
         assert ref.kind is SnapshotKind.CONTINUATION
+
+
+async def test_who_asks_and_leaves_has_no_files_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with engine_over(tmp_path / "state") as engine:
+        snapshot_id, _ = await _captured(engine)
+    reading, go = [], threading.Event()
+
+    def slow(directory: Path) -> SnapshotIntegrity:
+        reading.append(directory)
+        go.wait(10)
+        return captured_files_integrity(directory)
+
+    captured_files_integrity = captured_files.integrity
+    async with engine_over(tmp_path / "state") as engine, children() as clients:
+        monkeypatch.setattr(captured_files, "integrity", slow)
+        for _ in range(5):
+            client = clients.start(engine.backend.snapshots.restore(snapshot_id, RestoreOptions()), name="restore")
+            async with asyncio.timeout(5):
+                while not reading:  # noqa: ASYNC110 — a thread's doing
+                    await asyncio.sleep(0.002)
+            client.cancel()
+            await asyncio.wait({client})
+        go.set()
+        await engine.backend.snapshots.restore(snapshot_id, RestoreOptions())
+        assert len(reading) == 1

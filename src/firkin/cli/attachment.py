@@ -164,10 +164,13 @@ def _signals(process: AttachedProcess, tasks: Children, tty_wanted: bool, patien
 
     def pass_on(number: signal.Signals) -> None:
         counts[number] += 1
-        meant = number if counts[number] == 1 else signal.SIGKILL
-        if counts[number] == 2:
+        first = counts[number] == 1
+        tasks.start(_patiently(lambda: process.signal(number)) if first else kill(), name="signal")
+
+    async def kill() -> None:
+        await _patiently(lambda: process.signal(signal.SIGKILL))
+        if patience.when() is None:
             patience.reschedule(loop.time() + _LAST_WORDS_S)
-        tasks.start(_patiently(lambda: process.signal(meant)), name="signal")
 
     for number in counts:
         loop.add_signal_handler(number, pass_on, number)

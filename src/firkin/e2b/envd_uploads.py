@@ -127,6 +127,7 @@ async def compose(exchange: Exchange, files: FilesystemControl, directory: Sandb
         sources = [caller.path(text) for text in request.source_paths]
         if path in sources:
             raise Refused(400, "destination must not be one of source_paths", should_retry=False)
+        exchange.commit()
         entry = await files.write(info.id, path, _joined(files, info, sources), WriteOptions(user=name, metadata={}))
         for source in dict.fromkeys(sources):
             await files.remove(info.id, source)

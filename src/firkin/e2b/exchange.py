@@ -185,6 +185,10 @@ class Exchange:
         self._body = parts[0] if len(parts) == 1 else b"".join(parts)
         return self._body
 
+    def commit(self) -> None:
+        """Something has begun of which a part may be done: answering anew would not be the same."""
+        self._body, self._read = None, True
+
     @property
     def repeatable(self) -> bool:
         """Whether it can be answered from its beginning again: nothing was said yet, and its body is at hand."""

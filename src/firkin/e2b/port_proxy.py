@@ -23,7 +23,7 @@ from firkin.e2b.proxy_requests import TRAFFIC_HEADER, masked_host
 from firkin.e2b.routing import SandboxTarget
 from firkin.e2b.signatures import equal
 from firkin.e2b.tunnel import tunnel
-from firkin.law.errors import FirkinError, PortFailure
+from firkin.law.errors import FirkinError, PortFailure, WrongState
 from firkin.law.ports import ByteChannel, Port
 from firkin.law.sandboxes import AttachOptions, SandboxInfo
 
@@ -150,6 +150,8 @@ class PortProxy:
             raise closed_port(info.id, port) from error
         except TimeoutError:
             raise Refused(504, f"port {port} did not answer within {_CONNECT_WITHIN_S:g} s") from None
+        except WrongState:  # it was paused since it was looked up; whoever asks may be served after that
+            raise
         except FirkinError as error:
             raise (dead_sandbox(info.id) if is_gone(error) else error) from error
 

@@ -294,7 +294,7 @@ async def _booted(node: Node, order: Order, resident: Resident) -> BootPlan:
         within_s = COPY_WITHIN_S if plan.captured else BOOT_WITHIN_S
         try:
             async with (
-                node.launches.turn(_CREATE, background=order.pooled),
+                node.launches.turn(_CREATE, order.spec.owner, background=order.pooled),
                 substrate(_CREATE, order.tier.driver, within_s=within_s, sandbox_id=resident.id),
             ):
                 resident.instance = await node.driver.boot(plan)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 from firkin.engine.admission import Admission
 from firkin.law.errors import CapacityRejected, Refusal, RejectReason
 
 TURN_WITHIN_S = 60.0
-MOST_WAITING = 4096
+MOST_WAITING = 1024  # of one owner
+Turn: TypeAlias = asyncio.Future[None]
 _FOR_EACH_CPU = 8  # measured on two: a hundred at once take a quarter less time by 16 than all together
 _LEAST = 8
 
@@ -26,15 +28,47 @@ def launches_at_once(cpus: int | None = None) -> int:
     return max(_LEAST, _FOR_EACH_CPU * (cpus or os.cpu_count() or 1))
 
 
+class _Queues:
+    """Those who wait, by owner: the owners are served by turns, and each in the order of asking."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, deque[Turn]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of.values()))
+
+    def of(self, owner: str) -> int:
+        return len(self._of.get(owner, ()))
+
+    def add(self, owner: str, turn: Turn) -> None:
+        self._of.setdefault(owner, deque()).append(turn)
+
+    def remove(self, owner: str, turn: Turn) -> bool:
+        """Whether it waited still."""
+        queue = self._of.get(owner, deque())
+        if turn not in queue:
+            return False
+        queue.remove(turn)
+        if not queue:
+            del self._of[owner]
+        return True
+
+    def next(self) -> Turn:
+        owner, queue = self._of.popitem(last=False)
+        turn = queue.popleft()
+        if queue:
+            self._of[owner] = queue
+        return turn
+
+
 class Launches:
-    """Turns to bring up a sandbox, in the order of asking."""
+    """Turns to bring up a sandbox."""
 
     def __init__(self, admission: Admission, at_once: int) -> None:
         self._admission = admission
         self.at_once = at_once
         self.running = 0
-        self._wanted: deque[asyncio.Future[None]] = deque()
-        self._background: deque[asyncio.Future[None]] = deque()
+        self._wanted, self._background = _Queues(), _Queues()
 
     @property
     def waiting(self) -> int:
@@ -42,13 +76,13 @@ class Launches:
         return len(self._wanted)
 
     @asynccontextmanager
-    async def turn(self, operation: str, *, background: bool = False) -> AsyncIterator[None]:
+    async def turn(self, operation: str, owner: str, *, background: bool = False) -> AsyncIterator[None]:
         """A turn for the length of a block. `background` takes those that nobody else wants.
 
         `CapacityRejected` when none comes up in time, or when the machine has fallen below its
         floors by then: many were admitted on one measurement.
         """
-        await self._come_up(operation, self._background if background else self._wanted)
+        await self._come_up(operation, owner, self._background if background else self._wanted)
         try:
             self._admission.check_floors(operation)
             yield
@@ -56,36 +90,35 @@ class Launches:
             self.running -= 1
             self._next()
 
-    async def _come_up(self, operation: str, queue: deque[asyncio.Future[None]]) -> None:
+    async def _come_up(self, operation: str, owner: str, queues: _Queues) -> None:
         if self.running < self.at_once and not self._wanted:
             self.running += 1
             return
-        if len(queue) >= MOST_WAITING:
+        if queues.of(owner) >= MOST_WAITING:
             raise self._refused(operation, RejectReason.QUEUE_FULL, 0.0)
         turn = asyncio.get_running_loop().create_future()
-        queue.append(turn)
+        queues.add(owner, turn)
         try:
             async with asyncio.timeout(TURN_WITHIN_S):
                 await turn
         except BaseException as error:
-            self._give_back(turn, queue)
+            if not queues.remove(owner, turn):
+                self._give_back(turn)
             if isinstance(error, TimeoutError):
                 raise self._refused(operation, RejectReason.DEADLINE_PASSED, TURN_WITHIN_S) from None
             raise
 
-    def _give_back(self, turn: asyncio.Future[None], queue: deque[asyncio.Future[None]]) -> None:
-        if turn in queue:
-            queue.remove(turn)
-        elif turn.done() and not turn.cancelled():  # it came in the moment in which the caller left
+    def _give_back(self, turn: Turn) -> None:
+        if turn.done() and not turn.cancelled():  # it came in the moment in which the caller left
             self.running -= 1
             self._next()
 
     def _next(self) -> None:
         while self.running < self.at_once:
-            queue = self._wanted or self._background
-            if not queue:
+            queues = self._wanted or self._background
+            if not queues:
                 return
-            turn = queue.popleft()
+            turn = queues.next()
             if not turn.done():
                 self.running += 1
                 turn.set_result(None)

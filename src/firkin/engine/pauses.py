@@ -283,7 +283,7 @@ async def _boot_again(node: Node, resident: Resident, again: _Again) -> None:
     )
     try:
         async with (
-            node.launches.turn(_RESUME),
+            node.launches.turn(_RESUME, before.owner),
             substrate(_RESUME, resident.info.driver, within_s=BOOT_WITHIN_S, sandbox_id=resident.id),
         ):
             resident.instance = await node.driver.boot(plan)

@@ -48,7 +48,7 @@ class SnapshotStore:
         self._arriving: set[SnapshotId] = set()
         self._borrowed: Counter[SnapshotId] = Counter()
         self._doomed: set[SnapshotId] = set()
-        self._whole = WholeSnapshots()
+        self._whole = WholeSnapshots(children)
         self._digested: dict[Path, Marks] = {}
 
     async def load(self) -> None:

@@ -18,16 +18,24 @@ from firkin.host.file_marks import FileMark, marks_in
 from firkin.law.errors import SnapshotIntegrityFailure
 from firkin.law.ids import SnapshotId
 from firkin.law.snapshots import SnapshotIntegrity
+from firkin.lifetimes import Children
 
 Marks = Mapping[str, FileMark]
+_READ_AT_ONCE = 2  # of the threads that everything else needs, too
 
 
 class WholeSnapshots:
-    """Those of one store, and by which marks their files are known."""
+    """Those of one store, and by which marks their files are known.
 
-    def __init__(self) -> None:
+    All who need the same one wait for one reading, which goes on when they leave:
+    nobody can have many threads read by asking and leaving.
+    """
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
         self._known: dict[SnapshotId, Marks] = {}
-        self._looking: dict[SnapshotId, asyncio.Lock] = {}
+        self._looking: dict[SnapshotId, asyncio.Task[SnapshotIntegrityFailure | None]] = {}
+        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
 
     def written(self, snapshot_id: SnapshotId, marks: Marks) -> None:
         """Its digest was taken of files with these marks."""
@@ -41,17 +49,33 @@ class WholeSnapshots:
         self, operation: str, snapshot_id: SnapshotId, directory: Path, content: SnapshotIntegrity
     ) -> None:
         """`SnapshotIntegrityFailure` when what is in `directory` is not `content`, or cannot be read."""
-        async with self._looking.setdefault(snapshot_id, asyncio.Lock()):
-            try:
-                marks = await asyncio.to_thread(marks_in, directory)
-                if marks == self._known.get(snapshot_id):
-                    return
+        looking = self._looking.get(snapshot_id)
+        if looking is None:
+            look = self._look(operation, snapshot_id, directory, content)
+            looking = self._looking[snapshot_id] = self._children.start(look, name=f"read snapshot {snapshot_id}")
+        if (failure := await asyncio.shield(looking)) is not None:
+            raise failure
+
+    async def _look(
+        self, operation: str, snapshot_id: SnapshotId, directory: Path, content: SnapshotIntegrity
+    ) -> SnapshotIntegrityFailure | None:
+        own = asyncio.current_task()
+        try:
+            marks = await asyncio.to_thread(marks_in, directory)
+            if marks == self._known.get(snapshot_id):
+                return None
+            async with self._reading:
                 found = await asyncio.to_thread(captured_files.integrity, directory)
-            except OSError as error:
-                raise damaged(operation, snapshot_id, f"cannot be read ({error.strerror})") from error
             if found != content:
-                raise damaged(operation, snapshot_id, "are not what was written")
-            self._known[snapshot_id] = marks
+                return damaged(operation, snapshot_id, "are not what was written")
+            if self._looking.get(snapshot_id) is own:  # else it was deleted meanwhile
+                self._known[snapshot_id] = marks
+            return None
+        except OSError as error:
+            return damaged(operation, snapshot_id, f"cannot be read ({error.strerror})")
+        finally:
+            if self._looking.get(snapshot_id) is own:
+                del self._looking[snapshot_id]
 
 
 def damaged(operation: str, snapshot_id: SnapshotId, how: str) -> SnapshotIntegrityFailure:

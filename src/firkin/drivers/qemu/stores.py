@@ -99,7 +99,9 @@ def read_store(folder: Path) -> Store:
             detail = f"it is of the format {said['format']!r}; {FORMAT} is known here"
             raise SnapshotIntegrityFailure(_READ, None, detail)
         shape = Shape(**said["shape"])
-        fit = Fit(**{name: str(said[name]) for name in _NEEDED}, shape=shape, counter_khz=int(said["counter_khz"]))
+        fit = Fit(
+            **{name: str(said[name]) for name in _NEEDED}, shape=shape, counter_khz=int(said.get("counter_khz", 0))
+        )
         sizes = {name: int(size) for name, size in said["sizes"].items()}
         digests = {name: str(digest) for name, digest in said["digests"].items()}
         disk_bytes = int(said["disk_bytes"])
