@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import struct
 
@@ -95,6 +96,29 @@ async def test_one_sandbox_cannot_take_the_connections_of_all(server: RunningSer
         gate.set()
         third.say("GET / HTTP/1.1", "Connection: close")
         assert (await third.rest()).endswith(b"ok"), "another sandbox has its own count"
+
+
+@pytest.mark.thorough
+async def test_one_owner_cannot_take_the_connections_of_all(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * port_proxy.MOST_OF_THE_DESCRIPTORS / 2)
+    monkeypatch.setattr(port_proxy, "MOST_AN_OWNER", 1.5 / most)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with (
+        sandbox(server) as made,
+        sandbox(server) as other,
+        listening(silent) as port,
+        wire(server, made, port) as first,
+        wire(server, other, port) as second,
+    ):
+        first.say(f"CONNECT {first.host} HTTP/1.1")
+        assert (await first.head()).startswith(b"HTTP/1.1 200 ")
+        second.say("GET / HTTP/1.1", "Connection: close")
+        assert b"1 connections to ports of sandboxes of this API key" in await second.rest()
 
 
 async def _next_is_let_in(server: RunningServer, made: dict[str, str]) -> None:

@@ -35,6 +35,7 @@ _ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
 # descriptors of the server's.
 MOST_A_SANDBOX = 1024
 MOST_OF_THE_DESCRIPTORS = 0.5
+MOST_AN_OWNER = 0.75  # of those
 
 
 class PortProxy:
@@ -44,7 +45,7 @@ class PortProxy:
         self._directory = directory
         self._pool = ChannelPool()
         self._passing: Counter[str] = Counter()
-        self._in_all = 0
+        self._of_owner: Counter[str] = Counter()
         self._most = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * MOST_OF_THE_DESCRIPTORS / 2)
         directory.when_stopped(self._pool.forget)
 
@@ -69,7 +70,7 @@ class PortProxy:
             )
             if (refusal := self._refusal(exchange, info, target)) is not None:
                 raise refusal
-            with self._counted(info.id), self._directory.holding(info.id, exchange, port=target.port):
+            with self._counted(info), self._directory.holding(info.id, exchange, port=target.port):
                 if exchange.method == "CONNECT":
                     await self._connect(exchange, connection, info, target.port)
                 else:
@@ -81,21 +82,24 @@ class PortProxy:
             await exchange.answer(refusal.status, page, [(b"content-type", b"text/html; charset=utf-8")])
 
     @contextmanager
-    def _counted(self, sandbox_id: str) -> Iterator[None]:
+    def _counted(self, info: SandboxInfo) -> Iterator[None]:
         """One more on its way; `Refused` (429) when there are too many already."""
-        if self._passing[sandbox_id] >= MOST_A_SANDBOX:
-            raise _crowded(sandbox_id, f"{MOST_A_SANDBOX} connections to the ports of this sandbox")
-        if self._in_all >= self._most:
-            raise _crowded(sandbox_id, f"{self._most} connections to ports on this server")
-        self._passing[sandbox_id] += 1
-        self._in_all += 1
+        if self._passing[info.id] >= MOST_A_SANDBOX:
+            raise _crowded(info.id, f"{MOST_A_SANDBOX} connections to the ports of this sandbox")
+        if self._of_owner[info.owner] >= (most := int(self._most * MOST_AN_OWNER)):
+            raise _crowded(info.id, f"{most} connections to ports of sandboxes of this API key")
+        if self._of_owner.total() >= self._most:
+            raise _crowded(info.id, f"{self._most} connections to ports on this server")
+        counts = ((self._passing, str(info.id)), (self._of_owner, info.owner))
+        for counter, key in counts:
+            counter[key] += 1
         try:
             yield
         finally:
-            self._passing[sandbox_id] -= 1
-            self._in_all -= 1
-            if not self._passing[sandbox_id]:
-                del self._passing[sandbox_id]
+            for counter, key in counts:
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
 
     def _refusal(self, exchange: Exchange, info: SandboxInfo, target: SandboxTarget) -> Refused | None:
         """What is wrong with a request to a port that is shut, or not public. Without a token no port is told of."""
