@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from firkin.engine import templates
 from firkin.engine.builds import LocalBuilds
+from firkin.host.directories import remove_tree
 from firkin.law.build_steps import BuildStep, RunStep
 from firkin.law.builds import Build, BuildStatus, NamedTemplate, built_id
 from firkin.law.errors import NotFound, WrongState
@@ -71,7 +73,9 @@ async def test_another_build_of_a_name_moves_its_tags_and_the_old_files_go(build
     again, second = await made(builds, "app", text="echo other")
     assert again.id == named.id
     assert await tags_of(builds, named.id) == {"default": second.id}
-    assert (await builds.get(first.id)).prepared is None
+    async with asyncio.timeout(10):
+        while (await builds.get(first.id)).prepared is not None:  # noqa: ASYNC110 — behind the build's back
+            await asyncio.sleep(0.01)
     assert first.prepared is not None
     with pytest.raises(NotFound):
         await engine.backend.templates.get(first.prepared)
@@ -96,7 +100,48 @@ async def test_a_failed_build_says_why_and_where_and_no_tag_moves(builds: LocalB
 
 async def test_a_failed_build_leaves_no_template(builds: LocalBuilds, engine: Engine) -> None:
     await made(builds, "app", text="exit 9")
-    assert [info.id for info in await engine.backend.templates.list()] == [TEMPLATE]
+    async with asyncio.timeout(10):
+        while [info.id for info in await engine.backend.templates.list()] != [TEMPLATE]:  # noqa: ASYNC110 — behind it
+            await asyncio.sleep(0.01)
+
+
+async def test_a_build_whose_remains_go_slowly_has_ended_all_the_same(
+    builds: LocalBuilds, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+
+    async def slow(directory: Path) -> None:
+        await gate.wait()
+        await remove_tree(directory)
+
+    monkeypatch.setattr(templates, "remove_tree", slow)
+    _, build = await builds.request("alice", "app", [], SIZE)
+    await builds.start(build.id, spec(run("sleep 1000")))
+    await builds.cancel(build.id)
+    assert (await builds.get(build.id)).status is BuildStatus.ERROR
+    gate.set()
+
+
+async def test_who_leaves_when_a_build_stands_leaves_it_standing(
+    builds: LocalBuilds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, _ = await made(builds, "app")
+    point, reached = LocalBuilds._point, asyncio.Event()
+
+    async def slowly(self: LocalBuilds, template_id: str, build_id: str, tags: Sequence[str]) -> NamedTemplate:
+        reached.set()
+        await asyncio.sleep(0.05)
+        return await point(self, template_id, build_id, tags)
+
+    monkeypatch.setattr(LocalBuilds, "_point", slowly)
+    _, second = await builds.request("alice", "app", [], SIZE)
+    await builds.start(second.id, spec(run("echo other")))
+    async with asyncio.timeout(10):
+        await reached.wait()
+    await builds.cancel(second.id)
+    ended = await builds.get(second.id)
+    assert (ended.status, ended.prepared is not None) == (BuildStatus.READY, True)
+    assert await tags_of(builds, named.id) == {"default": second.id}
 
 
 async def test_a_start_removes_what_no_build_stands_for(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ _MOST_ENTRIES = 20_000
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _INTERRUPTED = "the server ended while it was built"
 _CANCELLED = "it was cancelled"
-_CANCEL_WITHIN_S = 30.0
+_RECORD_WITHIN_S = 30.0
 _AT_ONCE = os.cpu_count() or 1
 _SAVED_EVERY_S = 1.0
 
@@ -187,24 +187,31 @@ class LocalBuilds:
 
     async def _run(self, build: Build, spec: TemplateSpec) -> None:
         try:
-            async with self._turn(build), self._saving(build):
-                await self._templates.prepare(spec, lambda line: self._heard(build.id, line))
-            self._heard(build.id, BuildLine(message="the template is ready", step=FINAL_STEP))
-            now = self._clock.now()
-            done = replace(build, status=BuildStatus.READY, prepared=spec.id, updated_at=now, finished_at=now)
-            # Tags first: whoever sees that it is ready finds it under them. Until then they are looked up by no one.
-            await self._put(replace(done, status=BuildStatus.BUILDING, finished_at=None))
-            await self._point(build.template_id, build.id, build.tags)
-            await self._finished(done)
-        except FirkinError as error:
-            step = error.step if isinstance(error, TemplatePrepareFailure) else ""
-            step = step or _step_reached(await self.entries(build.id))
-            await self._gave_up(self._failed(build, str(error), step))
-        except asyncio.CancelledError:
-            await finish(self._gave_up(self._failed(build, _CANCELLED)), within_s=_CANCEL_WITHIN_S)
-            raise
+            try:
+                async with self._turn(build), self._saving(build):
+                    await self._templates.prepare(spec, lambda line: self._heard(build.id, line))
+            except FirkinError as error:
+                step = error.step if isinstance(error, TemplatePrepareFailure) else ""
+                step = step or _step_reached(await self.entries(build.id))
+                await finish(self._gave_up(self._failed(build, str(error), step)), within_s=_RECORD_WITHIN_S)
+            except asyncio.CancelledError:
+                await finish(self._gave_up(self._failed(build, _CANCELLED)), within_s=_RECORD_WITHIN_S)
+                raise
+            else:  # it stands: nobody's leaving may undo a part of it
+                await finish(self._stands(build, spec), within_s=_RECORD_WITHIN_S)
+        except (FirkinError, TimeoutError) as error:  # of the records: the next start says how it ended
+            _log.error("the end of a build is not recorded build=%s error=%s", build.id, error)
         finally:
             self._running.pop(build.id, None)
+
+    async def _stands(self, build: Build, spec: TemplateSpec) -> None:
+        self._heard(build.id, BuildLine(message="the template is ready", step=FINAL_STEP))
+        now = self._clock.now()
+        done = replace(build, status=BuildStatus.READY, prepared=spec.id, updated_at=now, finished_at=now)
+        # Tags first: whoever sees that it is ready finds it under them. Until then they are looked up by no one.
+        await self._put(replace(done, status=BuildStatus.BUILDING, finished_at=None))
+        await self._point(build.template_id, build.id, build.tags)
+        await self._finished(done)
 
     @asynccontextmanager
     async def _turn(self, build: Build) -> AsyncIterator[None]:
@@ -255,7 +262,7 @@ class LocalBuilds:
         await self._tell_moved(named.tags, tags)
         gone = {to.build_id for to in named.tags.values()} - {to.build_id for to in tags.values()}
         for build_id in gone:
-            await self._forget_files(build_id)
+            self._children.start(self._forget_files(build_id), name=f"files of build {build_id}")
         return changed
 
     async def _tell_moved(self, before: Mapping[str, Tagging], after: Mapping[str, Tagging]) -> None:
@@ -270,21 +277,30 @@ class LocalBuilds:
         if build is None or build.prepared is None:
             return
         try:
-            await self._templates.delete(build.prepared)
+            with suppress(NotFound):
+                await self._templates.delete(build.prepared)
+            entries = await self._records.entries(build_id)
+            if build_id in self._builds:  # else its template was deleted meanwhile
+                await self._put(replace(build, prepared=None), entries)
         except WrongState:
             return
-        except NotFound:
-            pass
-        await self._put(replace(build, prepared=None), await self._records.entries(build_id))
+        except FirkinError as error:
+            _log.error("files not removed build=%s error=%s", build_id, error)
 
     async def _gave_up(self, build: Build) -> None:
-        await self._clear(built_id(build.template_id, build.id))
+        """What is left of it is removed behind, however long that takes."""
         await self._finished(build)
+        template_id = built_id(build.template_id, build.id)
+        self._children.start(self._clear(template_id), name=f"clear {template_id}")
 
     async def _clear(self, template_id: TemplateId) -> None:
         """What no build stands for is nobody's: not even its name or its failure may be seen."""
-        with suppress(NotFound, WrongState):
+        try:
             await self._templates.delete(template_id)
+        except (NotFound, WrongState):
+            return
+        except FirkinError as error:
+            _log.error("left until the next start template=%s error=%s", template_id, error)
 
     async def _put(self, build: Build, entries: Sequence[BuildEntry] = ()) -> None:
         self._builds[build.id] = build

@@ -54,6 +54,7 @@ from firkin.law.templates import (
 
 _log = logging.getLogger("firkin.engine")
 _DELETE = "delete template"
+_GIVEN_UP_WITHIN_S = 120.0  # a bench ends, and files go
 _PREPARE = "prepare template"
 _SHOWN = 200
 
@@ -150,8 +151,15 @@ class TemplateRegistry:
         return sorted((record.info for record in self._known.values()), key=lambda info: info.created_at)
 
     async def delete(self, template_id: TemplateId) -> None:
-        """`NotFound`, or `WrongState` while it is prepared or a sandbox uses it; one that is given up is waited out."""
-        await self._under_way(template_id)
+        """`NotFound`, or `WrongState` while it is prepared or a sandbox uses it; one that is given up is waited out.
+
+        That may take long: `DeadlineExceeded` when it is not over in time.
+        """
+        try:
+            async with asyncio.timeout(_GIVEN_UP_WITHIN_S):
+                await self._under_way(template_id)
+        except TimeoutError as error:
+            raise DeadlineExceeded(_DELETE, _GIVEN_UP_WITHIN_S) from error
         self.require_unused(template_id)
         record = self._record(_DELETE, template_id)
         del self._known[template_id]
