@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from firkin.engine import step_work
 from firkin.engine.builds import LocalBuilds
-from firkin.law.build_steps import BuildStep, RunStep
+from firkin.law.build_steps import BuildStep, CopyStep, RunStep
 from firkin.law.builds import Build, BuildStatus, NamedTemplate, built_id
 from firkin.law.errors import NotFound, WrongState
 from firkin.law.ids import TemplateId
@@ -195,6 +198,63 @@ async def test_uploads_are_whole_or_not_there(builds: LocalBuilds) -> None:
     assert path is not None
     assert Path(path).read_bytes() == b"all of it"
     assert await builds.files("bob", "d" * 64) is None, "another tenant has not sent it"
+
+
+async def sent(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def archive(content: bytes) -> bytes:
+    """Its folder makes what it should be called impossible to tell."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        file = tarfile.TarInfo("app")
+        file.size = len(content)
+        tar.addfile(file, io.BytesIO(content))
+    return whole.getvalue()
+
+
+async def copied(builds: LocalBuilds, owner: str, content: bytes) -> list[str]:
+    """What a build says that copies `content`, sent under one and the same name."""
+    await builds.put_files(owner, "d" * 64, sent(archive(content)))
+    path = await builds.files(owner, "d" * 64)
+    assert path is not None
+    _, build = await builds.request(owner, "app", [], SIZE)
+    await builds.start(build.id, spec(CopyStep(archive=path, content="d" * 64, source="app", destination="/tmp/app")))
+    ended = await finished(builds, build.id)
+    assert ended.status is BuildStatus.READY, ended.failure
+    return [entry.line.message for entry in await builds.entries(build.id) if "COPY" in entry.line.message]
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell of sandboxes in memory has no tar."""
+    monkeypatch.setattr(step_work, "_COPY", "cat > /dev/null")
+
+
+@pytest.mark.usefixtures("copying")
+@pytest.mark.parametrize("owner", ["alice", "bob"])
+async def test_other_files_under_the_same_name_are_another_layer_whoever_sends_them(
+    builds: LocalBuilds, owner: str
+) -> None:
+    await copied(builds, "bob", b"evil")
+    assert await copied(builds, owner, b"good") == ["[builder 1/1] COPY app /tmp/app"]
+    assert await copied(builds, owner, b"good") == ["CACHED [builder 1/1] COPY app /tmp/app"]
+
+
+async def test_files_sent_again_under_their_name_change_nothing_for_whoever_has_the_first(builds: LocalBuilds) -> None:
+    await builds.put_files("alice", "d" * 64, sent(b"first"))
+    first = await builds.files("alice", "d" * 64)
+    await builds.put_files("alice", "d" * 64, sent(b"second"))
+    second = await builds.files("alice", "d" * 64)
+    assert first is not None
+    assert second is not None
+    assert [Path(path).read_bytes() for path in (first, second)] == [b"first", b"second"]
+    await builds.load()
+    assert await builds.files("alice", "d" * 64) == second
 
 
 async def test_an_owners_builds_wait_for_each_other_and_say_so_but_not_for_another_owners(builds: LocalBuilds) -> None:

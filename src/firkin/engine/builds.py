@@ -15,7 +15,7 @@ from firkin.engine.build_files import BuildFiles
 from firkin.engine.build_records import BuildRecords
 from firkin.engine.clock import Clock
 from firkin.engine.templates import TemplateRegistry
-from firkin.law.build_steps import BASE_STEP, FINAL_STEP, BuildLine
+from firkin.law.build_steps import BASE_STEP, FINAL_STEP, BuildLine, BuildStep, CopyStep, Forced
 from firkin.law.builds import (
     DEFAULT_TAG,
     Build,
@@ -108,11 +108,21 @@ class LocalBuilds:
         build = self._build("start a build", build_id)
         if build.status is not BuildStatus.WAITING or build_id in self._running:
             raise WrongState("start a build", ResourceKind.TEMPLATE, build_id, f"{build.status.value}, not waiting")
-        spec = replace(spec, id=built_id(build.template_id, build_id), resources=build.resources)
+        steps = tuple(map(self._counted, spec.steps))
+        spec = replace(spec, id=built_id(build.template_id, build_id), resources=build.resources, steps=steps)
         build = replace(build, status=BuildStatus.BUILDING, updated_at=self._clock.now())
         work = self._run(build, spec)
         self._running[build_id] = _Running(self._children.start(work, name=f"build {build_id}"))
         await self._put(build)
+
+    def _counted(self, step: BuildStep | Forced) -> BuildStep | Forced:
+        """With what the bytes that were sent are: a tenant calls them whatever it likes, and layers are everybody's."""
+        if isinstance(step, Forced):
+            return Forced(self._with_digest(step.step))
+        return self._with_digest(step)
+
+    def _with_digest(self, step: BuildStep) -> BuildStep:
+        return replace(step, digest=self._files.digest_of(step.archive)) if isinstance(step, CopyStep) else step
 
     async def cancel(self, build_id: str) -> None:
         build, running = self._build("cancel a build", build_id), self._running.get(build_id)
