@@ -280,7 +280,7 @@ class TemplateRegistry:
                 raise DeadlineExceeded(_PREPARE, spec.timeout_s, detail=last and f"it was at {last}") from error
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
         except OSError as error:
-            raise IoFailure("prepare", f"template {template_id}", str(error)) from error
+            raise IoFailure("prepare", f"template {template_id}", error.strerror or str(error)) from error
 
     async def _built(self, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
         report(BuildLine(message=f"[base] FROM {describe_source(spec.source)}"))
