@@ -6,17 +6,18 @@ import asyncio
 import io
 import os
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, ValuesView
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from firkin.engine import step_work
+from firkin.engine.build_shelf import BuildLimits
 from firkin.engine.builds import LocalBuilds
 from firkin.law.build_steps import BuildStep, CopyStep, RunStep
 from firkin.law.builds import Build, BuildStatus, NamedTemplate, built_id
-from firkin.law.errors import NotFound, WrongState
+from firkin.law.errors import InvalidSpec, NotFound, WrongState
 from firkin.law.ids import TemplateId
 from firkin.law.processes import Shell
 from firkin.law.resources import SandboxResources
@@ -298,3 +299,72 @@ async def test_a_failure_before_the_first_step_is_the_bases(builds: LocalBuilds)
     await builds.start(build.id, TemplateSpec(source=TemplateBase(TemplateId("nowhere"))))
     ended = await finished(builds, build.id)
     assert (ended.status, ended.failed_step) == (BuildStatus.ERROR, "base")
+
+
+def limited(to: LocalBuilds, **limits: int) -> None:
+    to._limits = BuildLimits(**limits)
+
+
+async def test_an_owner_has_so_many_names_and_another_owner_as_many(builds: LocalBuilds) -> None:
+    limited(builds, names=2)
+    for name in ("one", "two", "one"):
+        await builds.request("alice", name, [], SIZE)
+    with pytest.raises(InvalidSpec, match="you have 2 templates, the most that one has; delete some"):
+        await builds.request("alice", "three", [], SIZE)
+    await builds.request("bob", "three", [], SIZE)
+    assert [named.name for named in await builds.templates("alice")] == ["one", "two"]
+    assert [named.owner for named in await builds.called("three")] == ["bob"]
+
+
+async def test_the_oldest_build_that_no_tag_points_to_is_forgotten_for_one_more(builds: LocalBuilds) -> None:
+    limited(builds, builds_of_name=3)
+    named, tagged = await made(builds, "app", "kept")
+    waiting = [(await builds.request("alice", "app", [], SIZE))[1].id for _ in range(4)]
+    assert [build.id for build in await builds.builds(named.id)] == [waiting[3], waiting[2], tagged.id]
+    with pytest.raises(NotFound):
+        await builds.get(waiting[0])
+    await builds.load()
+    assert {build.id for build in await builds.builds(named.id)} == {waiting[3], waiting[2], tagged.id}
+
+
+async def test_builds_that_cannot_be_forgotten_leave_no_room_for_another(builds: LocalBuilds, engine: Engine) -> None:
+    limited(builds, builds=2)
+    _, used = await made(builds, "app")
+    assert used.prepared is not None
+    await engine.backend.sandboxes.create(SandboxSpec.from_template(used.prepared))
+    _, going_on = await builds.request("alice", "other", [], SIZE)
+    await builds.start(going_on.id, spec(run("sleep 1000")))
+    with pytest.raises(InvalidSpec, match="you have 2 builds, and each has a tag, is used or goes on"):
+        await builds.request("alice", "app", [], SIZE)
+    await builds.cancel(going_on.id)
+    await builds.request("alice", "app", [], SIZE)
+    with pytest.raises(NotFound):
+        await builds.get(going_on.id)
+
+
+async def test_a_template_has_so_many_tags(builds: LocalBuilds) -> None:
+    limited(builds, tags=2)
+    named, build = await made(builds, "app", "a", "b")
+    await builds.tag(named.id, build.id, ["b"])
+    for refused in (builds.tag(named.id, build.id, ["c"]), builds.request("alice", "app", ["c"], SIZE)):
+        with pytest.raises(InvalidSpec, match="at most 2 tags"):
+            await refused
+
+
+class Watched(dict[str, Build]):
+    """Counts how often somebody goes through all builds."""
+
+    walks = 0
+
+    def values(self) -> ValuesView[Build]:
+        self.walks += 1
+        return super().values()
+
+
+async def test_nobody_goes_through_the_builds_of_all_for_those_of_one(builds: LocalBuilds) -> None:
+    named, _ = await made(builds, "app")
+    builds._shelf.builds = watched = Watched(builds._shelf.builds)
+    await builds.builds(named.id)
+    await builds.request("alice", "app", [], SIZE)
+    await builds.templates("alice")
+    assert watched.walks == 0

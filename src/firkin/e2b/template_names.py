@@ -63,7 +63,8 @@ class TemplateNames:
     async def visible(self, tenant: ApiKey, text: str) -> NamedTemplate | None:
         """The tenant's own template of that id or name, else one that its owner published."""
         space, name = _parts(text)
-        found = [named for named in await self.all() if name in (named.id, named.name)]
+        builds = self._backend.builds
+        found = [] if builds is None else await builds.called(name)
         for named in found:
             if named.owner == tenant.name and space in ("", namespace_of(tenant.name)):
                 return named
@@ -101,8 +102,8 @@ class TemplateNames:
                 return info if builder_of(info.id) is None else None
         return None
 
-    async def all(self) -> list[NamedTemplate]:
-        return [] if self._backend.builds is None else list(await self._backend.builds.templates())
+    async def owned(self, tenant: ApiKey) -> list[NamedTemplate]:
+        return [] if self._backend.builds is None else list(await self._backend.builds.templates(tenant.name))
 
 
 def require_ready(info: TemplateInfo) -> None:
