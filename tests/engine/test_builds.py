@@ -19,9 +19,10 @@ from firkin.law.build_steps import BuildStep, CopyStep, RunStep
 from firkin.law.builds import Build, BuildStatus, NamedTemplate, built_id
 from firkin.law.errors import InvalidSpec, NotFound, WrongState
 from firkin.law.ids import TemplateId
-from firkin.law.processes import Shell
+from firkin.law.processes import Command, Shell
 from firkin.law.resources import SandboxResources
-from firkin.law.sandboxes import DeleteOptions, SandboxSpec
+from firkin.law.sandboxes import DeleteOptions, FromTemplate, SandboxSpec
+from firkin.law.snapshots import PauseOptions
 from firkin.law.templates import TemplateBase, TemplateSpec
 from tests.engine.conftest import TEMPLATE, Engine, engine_over
 
@@ -274,6 +275,22 @@ async def test_an_owners_builds_wait_for_each_other_and_say_so_but_not_for_anoth
     assert (await finished(builds, other.id)).status is BuildStatus.READY
     for build_id in slow:
         await builds.cancel(build_id)
+
+
+async def test_another_tenants_paused_sandbox_pins_nothing_and_goes_on_without_the_template(
+    builds: LocalBuilds, engine: Engine
+) -> None:
+    named, build = await made(builds, "app", text="echo here > ~/made")
+    assert build.prepared is not None
+    wanted = SandboxSpec(source=FromTemplate(build.prepared), owner="bob")
+    info = await engine.backend.sandboxes.create(wanted)
+    await engine.backend.pauses.pause(info.id, PauseOptions(keep_memory=False))
+    await builds.delete(named.id)
+    with pytest.raises(NotFound):
+        await engine.backend.templates.get(build.prepared)
+    await engine.backend.pauses.resume(info.id)
+    output = await engine.backend.processes.run(info.id, Command.shell("cat ~/made"))
+    assert output.stdout == b"here\n"
 
 
 async def test_a_refused_deletion_changes_nothing(builds: LocalBuilds, engine: Engine) -> None:

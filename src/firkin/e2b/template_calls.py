@@ -107,7 +107,7 @@ class TemplateCalls:
         try:
             await self._builds.delete(named.id)
         except WrongState:
-            raise bad(f"cannot delete template '{named.name}': sandboxes that run or are paused use it") from None
+            raise bad(f"cannot delete template '{named.name}': sandboxes of yours, running or paused, use it") from None
         except NotFound:  # another caller was first
             raise missing(text) from None
 

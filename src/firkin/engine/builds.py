@@ -208,17 +208,17 @@ class LocalBuilds:
         return named
 
     async def delete(self, template_id: str) -> None:
-        self._template("delete template", template_id)
+        owners = _pinning(self._template("delete template", template_id))
         builds = await self.builds(template_id)
         for build in builds:
             if build.prepared is not None:
-                self._templates.require_unused(build.prepared)
+                self._templates.require_unused(build.prepared, owners=owners)
         for build in builds:
             with suppress(NotFound):  # forgotten for another
                 await self.cancel(build.id)
         for build in builds:
             with suppress(NotFound):
-                await self._templates.delete(built_id(template_id, build.id))
+                await self._templates.delete(built_id(template_id, build.id), owners=owners)
             now = self._shelf.builds.get(build.id)
             if now is not None and now.prepared is not None:
                 await self._put(replace(now, prepared=None))
@@ -320,8 +320,9 @@ class LocalBuilds:
         build = self._shelf.builds.get(build_id)
         if build is None or build.prepared is None:
             return
+        named = self._shelf.named.get(build.template_id)
         try:
-            await self._templates.delete(build.prepared)
+            await self._templates.delete(build.prepared, owners=_pinning(named) if named else None)
         except WrongState:
             return
         except NotFound:
@@ -361,6 +362,14 @@ class LocalBuilds:
 
 async def _nobody(before: TemplateId, after: TemplateId) -> None:
     """Nobody wants to know."""
+
+
+def _pinning(named: NamedTemplate) -> tuple[str, str]:
+    """Whose sandboxes keep its builds: its owner's, and the operator's, who are nobody's.
+
+    Other tenants' would keep it for as long as they like.
+    """
+    return (named.owner, "")
 
 
 def _too_many(detail: str) -> InvalidSpec:

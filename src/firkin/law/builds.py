@@ -137,7 +137,10 @@ class BuildControl(Protocol):
     async def publish(self, template_id: str, *, public: bool) -> NamedTemplate: ...
 
     async def delete(self, template_id: str) -> None:
-        """With all its builds; running ones are cancelled. `WrongState` while a sandbox uses one of them."""
+        """With all its builds; running ones are cancelled. `WrongState` while a sandbox of its owner's uses one.
+
+        Those of others go on, with the files that they have.
+        """
         ...
 
     async def spawned(self, template_id: str) -> None:
