@@ -7,6 +7,7 @@ import io
 import tarfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import httpx
 import pytest
@@ -14,6 +15,9 @@ from e2b.exceptions import TemplateException
 
 from e2b import BuildException, Sandbox, Template
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
+from firkin.engine.stored_forms import TemplateRecord
+from firkin.law.ids import TemplateId
+from firkin.law.templates import LocalSource, NoPlane, TemplateInfo, TemplateState
 
 from .conftest import ALICE, BOB, SECRET, RunningServer
 from .raw import RawClient
@@ -236,11 +240,13 @@ def test_another_tenant_sees_nothing_until_it_is_published(client: RawClient) ->
     made = client.api("POST", "/v2/sandboxes", {"templateID": "alice/shared"}, key=BOB)
     assert made.status_code == 201
     assert client.api("DELETE", path, key=BOB).status_code == 403
+    own = client.api("POST", "/v2/sandboxes", {"templateID": "shared"}).json()["sandboxID"]
     in_use = client.api("DELETE", path)
     assert (in_use.status_code, "use it" in in_use.json()["message"]) == (400, True)
-    client.api("DELETE", f"/sandboxes/{made.json()['sandboxID']}", key=BOB)
-    assert client.api("DELETE", path).status_code == 204
+    client.api("DELETE", f"/sandboxes/{own}")
+    assert client.api("DELETE", path).status_code == 204, "another tenant's sandbox does not keep it"
     assert client.api("DELETE", path).status_code == 404
+    client.api("DELETE", f"/sandboxes/{made.json()['sandboxID']}", key=BOB)
 
 
 def _tar(**files: str) -> bytes:
@@ -320,6 +326,32 @@ def test_nothing_of_a_build_shows_as_a_template_of_the_operators(client: RawClie
     build(to, "hidden-parts", "true")
     listed = [template["templateID"] for template in client.api("GET", "/templates").json()]
     assert not any("." in template_id for template_id in listed)
+
+
+@pytest.mark.parametrize("call", ["sandbox", "build"])
+def test_why_a_template_of_the_operators_failed_is_the_operators_alone(
+    client: RawClient, server: RunningServer, call: str
+) -> None:
+    assert server.backend is not None
+    registry = server.backend._started().templates
+    failed = TemplateInfo(
+        id=TemplateId("private"),
+        state=TemplateState.FAILED,
+        source=LocalSource("/srv/private"),
+        data_plane=NoPlane(),
+        created_at=datetime.now(UTC),
+        failure="it was at [base] FROM local:/srv/private",
+    )
+    registry._known[failed.id] = TemplateRecord(info=failed, key="")
+    if call == "sandbox":
+        answer = client.api("POST", "/v2/sandboxes", {"templateID": "private"})
+    else:
+        template_id, build_id = _asked(client, "on-private")
+        path = f"/v2/templates/{template_id}/builds/{build_id}"
+        answer = client.api("POST", path, {"fromTemplate": "private"})
+    told = "template 'private' is failed; ask the operator of this server"
+    assert (answer.status_code, answer.json()["message"]) == (409, told)
+    del registry._known[failed.id]
 
 
 def test_the_operators_template_is_described(client: RawClient) -> None:

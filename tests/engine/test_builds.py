@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
-from collections.abc import AsyncIterator, Sequence
+import tarfile
+from collections.abc import AsyncIterator, Sequence, ValuesView
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from firkin.engine import templates
+from firkin.engine import step_work, templates
+from firkin.engine.build_shelf import BuildLimits
 from firkin.engine.builds import LocalBuilds
 from firkin.host.directories import remove_tree
-from firkin.law.build_steps import BuildStep, RunStep
+from firkin.law.build_steps import BuildStep, CopyStep, RunStep
 from firkin.law.builds import Build, BuildStatus, NamedTemplate, built_id
-from firkin.law.errors import NotFound, WrongState
+from firkin.law.errors import InvalidSpec, NotFound, WrongState
 from firkin.law.ids import TemplateId
-from firkin.law.processes import Shell
+from firkin.law.processes import Command, Shell
 from firkin.law.resources import SandboxResources
-from firkin.law.sandboxes import DeleteOptions, SandboxSpec
+from firkin.law.sandboxes import DeleteOptions, FromTemplate, SandboxSpec
+from firkin.law.snapshots import PauseOptions
 from firkin.law.templates import TemplateBase, TemplateSpec
 from tests.engine.conftest import TEMPLATE, Engine, engine_over
 
@@ -242,6 +246,63 @@ async def test_uploads_are_whole_or_not_there(builds: LocalBuilds) -> None:
     assert await builds.files("bob", "d" * 64) is None, "another tenant has not sent it"
 
 
+async def sent(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def archive(content: bytes) -> bytes:
+    """Its folder makes what it should be called impossible to tell."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        file = tarfile.TarInfo("app")
+        file.size = len(content)
+        tar.addfile(file, io.BytesIO(content))
+    return whole.getvalue()
+
+
+async def copied(builds: LocalBuilds, owner: str, content: bytes) -> list[str]:
+    """What a build says that copies `content`, sent under one and the same name."""
+    await builds.put_files(owner, "d" * 64, sent(archive(content)))
+    path = await builds.files(owner, "d" * 64)
+    assert path is not None
+    _, build = await builds.request(owner, "app", [], SIZE)
+    await builds.start(build.id, spec(CopyStep(archive=path, content="d" * 64, source="app", destination="/tmp/app")))
+    ended = await finished(builds, build.id)
+    assert ended.status is BuildStatus.READY, ended.failure
+    return [entry.line.message for entry in await builds.entries(build.id) if "COPY" in entry.line.message]
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell of sandboxes in memory has no tar."""
+    monkeypatch.setattr(step_work, "_COPY", "cat > /dev/null")
+
+
+@pytest.mark.usefixtures("copying")
+@pytest.mark.parametrize("owner", ["alice", "bob"])
+async def test_other_files_under_the_same_name_are_another_layer_whoever_sends_them(
+    builds: LocalBuilds, owner: str
+) -> None:
+    await copied(builds, "bob", b"evil")
+    assert await copied(builds, owner, b"good") == ["[builder 1/1] COPY app /tmp/app"]
+    assert await copied(builds, owner, b"good") == ["CACHED [builder 1/1] COPY app /tmp/app"]
+
+
+async def test_files_sent_again_under_their_name_change_nothing_for_whoever_has_the_first(builds: LocalBuilds) -> None:
+    await builds.put_files("alice", "d" * 64, sent(b"first"))
+    first = await builds.files("alice", "d" * 64)
+    await builds.put_files("alice", "d" * 64, sent(b"second"))
+    second = await builds.files("alice", "d" * 64)
+    assert first is not None
+    assert second is not None
+    assert [Path(path).read_bytes() for path in (first, second)] == [b"first", b"second"]
+    await builds.load()
+    assert await builds.files("alice", "d" * 64) == second
+
+
 async def test_an_owners_builds_wait_for_each_other_and_say_so_but_not_for_another_owners(builds: LocalBuilds) -> None:
     slow = []
     for number in range((os.cpu_count() or 1) + 1):
@@ -258,6 +319,22 @@ async def test_an_owners_builds_wait_for_each_other_and_say_so_but_not_for_anoth
     assert (await finished(builds, other.id)).status is BuildStatus.READY
     for build_id in slow:
         await builds.cancel(build_id)
+
+
+async def test_another_tenants_paused_sandbox_pins_nothing_and_goes_on_without_the_template(
+    builds: LocalBuilds, engine: Engine
+) -> None:
+    named, build = await made(builds, "app", text="echo here > ~/made")
+    assert build.prepared is not None
+    wanted = SandboxSpec(source=FromTemplate(build.prepared), owner="bob")
+    info = await engine.backend.sandboxes.create(wanted)
+    await engine.backend.pauses.pause(info.id, PauseOptions(keep_memory=False))
+    await builds.delete(named.id)
+    with pytest.raises(NotFound):
+        await engine.backend.templates.get(build.prepared)
+    await engine.backend.pauses.resume(info.id)
+    output = await engine.backend.processes.run(info.id, Command.shell("cat ~/made"))
+    assert output.stdout == b"here\n"
 
 
 async def test_a_refused_deletion_changes_nothing(builds: LocalBuilds, engine: Engine) -> None:
@@ -283,3 +360,72 @@ async def test_a_failure_before_the_first_step_is_the_bases(builds: LocalBuilds)
     await builds.start(build.id, TemplateSpec(source=TemplateBase(TemplateId("nowhere"))))
     ended = await finished(builds, build.id)
     assert (ended.status, ended.failed_step) == (BuildStatus.ERROR, "base")
+
+
+def limited(to: LocalBuilds, **limits: int) -> None:
+    to._limits = BuildLimits(**limits)
+
+
+async def test_an_owner_has_so_many_names_and_another_owner_as_many(builds: LocalBuilds) -> None:
+    limited(builds, names=2)
+    for name in ("one", "two", "one"):
+        await builds.request("alice", name, [], SIZE)
+    with pytest.raises(InvalidSpec, match="you have 2 templates, the most that one has; delete some"):
+        await builds.request("alice", "three", [], SIZE)
+    await builds.request("bob", "three", [], SIZE)
+    assert [named.name for named in await builds.templates("alice")] == ["one", "two"]
+    assert [named.owner for named in await builds.called("three")] == ["bob"]
+
+
+async def test_the_oldest_build_that_no_tag_points_to_is_forgotten_for_one_more(builds: LocalBuilds) -> None:
+    limited(builds, builds_of_name=3)
+    named, tagged = await made(builds, "app", "kept")
+    waiting = [(await builds.request("alice", "app", [], SIZE))[1].id for _ in range(4)]
+    assert [build.id for build in await builds.builds(named.id)] == [waiting[3], waiting[2], tagged.id]
+    with pytest.raises(NotFound):
+        await builds.get(waiting[0])
+    await builds.load()
+    assert {build.id for build in await builds.builds(named.id)} == {waiting[3], waiting[2], tagged.id}
+
+
+async def test_builds_that_cannot_be_forgotten_leave_no_room_for_another(builds: LocalBuilds, engine: Engine) -> None:
+    limited(builds, builds=2)
+    _, used = await made(builds, "app")
+    assert used.prepared is not None
+    await engine.backend.sandboxes.create(SandboxSpec.from_template(used.prepared))
+    _, going_on = await builds.request("alice", "other", [], SIZE)
+    await builds.start(going_on.id, spec(run("sleep 1000")))
+    with pytest.raises(InvalidSpec, match="you have 2 builds, and each has a tag, is used or goes on"):
+        await builds.request("alice", "app", [], SIZE)
+    await builds.cancel(going_on.id)
+    await builds.request("alice", "app", [], SIZE)
+    with pytest.raises(NotFound):
+        await builds.get(going_on.id)
+
+
+async def test_a_template_has_so_many_tags(builds: LocalBuilds) -> None:
+    limited(builds, tags=2)
+    named, build = await made(builds, "app", "a", "b")
+    await builds.tag(named.id, build.id, ["b"])
+    for refused in (builds.tag(named.id, build.id, ["c"]), builds.request("alice", "app", ["c"], SIZE)):
+        with pytest.raises(InvalidSpec, match="at most 2 tags"):
+            await refused
+
+
+class Watched(dict[str, Build]):
+    """Counts how often somebody goes through all builds."""
+
+    walks = 0
+
+    def values(self) -> ValuesView[Build]:
+        self.walks += 1
+        return super().values()
+
+
+async def test_nobody_goes_through_the_builds_of_all_for_those_of_one(builds: LocalBuilds) -> None:
+    named, _ = await made(builds, "app")
+    builds._shelf.builds = watched = Watched(builds._shelf.builds)
+    await builds.builds(named.id)
+    await builds.request("alice", "app", [], SIZE)
+    await builds.templates("alice")
+    assert watched.walks == 0

@@ -18,7 +18,7 @@ from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import equal
 from firkin.e2b.snapshot_names import check_tag, namespace_of, stored_name
-from firkin.e2b.template_names import TemplateNames, builds_of, names_of
+from firkin.e2b.template_names import TemplateNames, builds_of, names_of, require_ready
 from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildEntry, BuildStatus, NamedTemplate
 from firkin.law.errors import InvalidSpec, NotFound, WrongState
 from firkin.law.ids import TemplateId
@@ -74,6 +74,7 @@ class BuildCalls:
                     raise bad(
                         f"this server has no template {_BASE}; ask its operator for it: firkin template prepare {_BASE}"
                     )
+                require_ready(info)
                 return info.id
             meant = await self._names.meant(tenant, text)
             if not isinstance(meant.source, FromTemplate):

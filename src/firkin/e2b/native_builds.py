@@ -29,18 +29,22 @@ class NativeBuilds:
         builds = self._backend.builds
         if builds is None:
             return []
-        own = [named for named in await builds.templates() if named.owner == tenant.name]
+        own = await builds.templates(tenant.name)
         found = [(named, build) for named in own for build in await builds.builds(named.id)]
         return sorted(found, key=lambda pair: pair[1].created_at, reverse=True)
 
     async def _cancel(self, tenant: ApiKey, build_id: str) -> None:
+        missing = Refused(404, f"build '{build_id[:64]}' not found", should_retry=False)
         builds = self._backend.builds
-        if builds is None or all(build.id != build_id for _, build in await self._own(tenant)):
-            raise Refused(404, f"build '{build_id[:64]}' not found", should_retry=False)
+        if builds is None:
+            raise missing
         try:
+            build = await builds.get(build_id)
+            if all(named.owner != tenant.name for named in await builds.called(build.template_id)):
+                raise missing
             await builds.cancel(build_id)
-        except NotFound as error:  # deleted meanwhile
-            raise Refused(404, f"build '{build_id[:64]}' not found", should_retry=False) from error
+        except NotFound as error:
+            raise missing from error
 
 
 def _described(named: NamedTemplate, build: Build) -> dict[str, object]:

@@ -107,8 +107,8 @@ class NativeTemplates:
         every = await self._control.list()
         if whose is None:
             return [template_json(info) for info in every]
-        named = [] if self._builds is None else await self._builds.templates()
-        own = {None, *(one.id for one in named if one.owner == whose)}
+        named = [] if self._builds is None else await self._builds.templates(whose)
+        own = {None, *(one.id for one in named)}
         shown = [(info, builder_of(info.id)) for info in every]
         return [
             template_json(info) if builder else {key: template_json(info)[key] for key in _FOR_TENANTS}

@@ -57,8 +57,7 @@ class TemplateCalls:
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """The tenant's own, and the operator's, which every tenant may use; ``teamID`` changes nothing."""
         allow_query(exchange, "teamID")
-        own = [named for named in await self._names.all() if named.owner == tenant.name]
-        shown = [await self._described(named) for named in own]
+        shown = [await self._described(named) for named in await self._names.owned(tenant)]
         for info in await self._backend.templates.list():
             if info.state is not TemplateState.DELETED and builder_of(info.id) is None:
                 shown.append(self._describe.template(info))
@@ -108,7 +107,7 @@ class TemplateCalls:
         try:
             await self._builds.delete(named.id)
         except WrongState:
-            raise bad(f"cannot delete template '{named.name}': sandboxes that run or are paused use it") from None
+            raise bad(f"cannot delete template '{named.name}': sandboxes of yours, running or paused, use it") from None
         except NotFound:  # another caller was first
             raise missing(text) from None
 

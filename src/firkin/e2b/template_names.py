@@ -19,7 +19,7 @@ from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxSource
 from firkin.law.snapshots import SnapshotFilter
-from firkin.law.templates import TemplateInfo
+from firkin.law.templates import TemplateInfo, TemplateState
 
 _MOST_SHOWN = 128
 
@@ -48,6 +48,7 @@ class TemplateNames:
                 raise missing(text)
             return Meant(source=FromTemplate(build.prepared), id=named.id, alias=named.name, named=named)
         if info is not None:
+            require_ready(info)
             return Meant(source=FromTemplate(info.id), id=str(info.id), alias=str(info.id))
         for snapshot in await self._backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
             if is_called(tenant, snapshot, text):
@@ -62,7 +63,8 @@ class TemplateNames:
     async def visible(self, tenant: ApiKey, text: str) -> NamedTemplate | None:
         """The tenant's own template of that id or name, else one that its owner published."""
         space, name = _parts(text)
-        found = [named for named in await self.all() if name in (named.id, named.name)]
+        builds = self._backend.builds
+        found = [] if builds is None else await builds.called(name)
         for named in found:
             if named.owner == tenant.name and space in ("", namespace_of(tenant.name)):
                 return named
@@ -100,8 +102,15 @@ class TemplateNames:
                 return info if builder_of(info.id) is None else None
         return None
 
-    async def all(self) -> list[NamedTemplate]:
-        return [] if self._backend.builds is None else list(await self._backend.builds.templates())
+    async def owned(self, tenant: ApiKey) -> list[NamedTemplate]:
+        return [] if self._backend.builds is None else list(await self._backend.builds.templates(tenant.name))
+
+
+def require_ready(info: TemplateInfo) -> None:
+    """Raises `Refused` (409). Why a template of the operator's failed may say what is the operator's alone."""
+    if info.state is not TemplateState.READY:
+        message = f"template '{info.id}' is {info.state.value}; ask the operator of this server"
+        raise Refused(409, message, should_retry=info.state is TemplateState.PREPARING)
 
 
 def builds_of(backend: SandboxBackend) -> BuildControl:

@@ -1,5 +1,9 @@
 """Archives that tenants send for the COPY steps of their builds, each kept under the name it was sent for.
 
+The name is the client's word. What was sent is known by the SHA-256 of its bytes,
+counted while they come and part of the file's name: a file never changes, and one
+sent again under the same name is another file.
+
 One that was not used for a long time is removed: a client asks first whether it is
 there, and sends it again.
 """
@@ -14,6 +18,7 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from firkin.law.errors import CapacityRejected, HostDiskFull, IoFailure
 
@@ -28,19 +33,26 @@ class BuildFiles:
     def __init__(self, directory: Path, room: Callable[[], int]) -> None:
         self._directory = directory
         self._room = room
+        self._sent: dict[str, str] = {}  # the digest of what was last sent under a name
 
     async def load(self) -> None:
         """Remove what an earlier server did not finish, and what nobody has used for long."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        await asyncio.to_thread(_sweep, self._directory)
+        self._sent = await asyncio.to_thread(_sweep, self._directory)
 
     def find(self, owner: str, digest: str) -> str | None:
-        path = self._path(owner, digest)
+        name = _name(owner, digest)
+        path = self._directory / f"{name}.{self._sent.get(name, '')}"
         try:
             os.utime(path)
         except FileNotFoundError:
             return None
         return str(path)
+
+    def digest_of(self, archive: str) -> str:
+        """The SHA-256 of an archive that `find` gave; empty for any other path."""
+        path = Path(archive)
+        return path.suffix[1:] if path.parent == self._directory else ""
 
     async def put(self, owner: str, digest: str, chunks: AsyncIterable[bytes]) -> None:
         """`CapacityRejected` when it takes more than there is room for, `HostDiskFull`, `IoFailure`.
@@ -48,7 +60,7 @@ class BuildFiles:
         What the chunks' sender raises passes through.
         """
         aside = self._directory / f"{_ASIDE}{secrets.token_hex(8)}"
-        room, size = self._room(), 0
+        room, size, counted = self._room(), 0, hashlib.sha256()
         try:
             with _kept():
                 file = aside.open("xb")
@@ -57,19 +69,27 @@ class BuildFiles:
                     size += len(chunk)
                     _require(room, size)
                     with _kept():
-                        await asyncio.to_thread(file.write, chunk)
+                        await asyncio.to_thread(_write, file, chunk, counted)
                 with _kept():
                     file.flush()
                     await asyncio.to_thread(os.fsync, file.fileno())
+            name = _name(owner, digest)
             with _kept():
-                os.rename(aside, self._path(owner, digest))
+                os.rename(aside, self._directory / f"{name}.{counted.hexdigest()}")
+            self._sent[name] = counted.hexdigest()
         finally:
             with suppress(FileNotFoundError):
                 aside.unlink()
 
-    def _path(self, owner: str, digest: str) -> Path:
-        """What tenants call something never becomes a path."""
-        return self._directory / hashlib.sha256(f"{len(owner)}:{owner}{digest}".encode()).hexdigest()
+
+def _name(owner: str, digest: str) -> str:
+    """What tenants call something never becomes a path."""
+    return hashlib.sha256(f"{len(owner)}:{owner}{digest}".encode()).hexdigest()
+
+
+def _write(file: IO[bytes], chunk: bytes, counted: hashlib._Hash) -> None:
+    file.write(chunk)
+    counted.update(chunk)
 
 
 @contextmanager
@@ -88,8 +108,15 @@ def _require(room: int, size: int) -> None:
         raise CapacityRejected(_KEEP, "free disk on the host", requested=size, available=max(0, room), unit="bytes")
 
 
-def _sweep(directory: Path) -> None:
+def _sweep(directory: Path) -> dict[str, str]:
+    """What is left: names, each with the digest of what was last used under it."""
+    found: list[tuple[float, str, str]] = []
     oldest = time.time() - KEPT_S
     for entry in os.scandir(directory):
-        if entry.name.startswith(_ASIDE) or entry.stat().st_mtime < oldest:
+        name, _, digest = entry.name.partition(".")
+        used = entry.stat().st_mtime
+        if not (name and digest) or used < oldest:  # unfinished, of a server that did not count, or of no use
             os.unlink(entry.path)
+        else:
+            found.append((used, name, digest))
+    return {name: digest for _, name, digest in sorted(found)}

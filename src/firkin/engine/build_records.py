@@ -47,6 +47,9 @@ class BuildRecords:
         row = (build.id, build.template_id, _encoder.encode(build).decode(), _dumped(entries))
         await self._records.run(lambda db: db.execute("INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)", row))
 
+    async def drop_build(self, build_id: str) -> None:
+        await self._records.run(lambda db: db.execute("DELETE FROM builds WHERE id = ?", (build_id,)))
+
     async def drop(self, template_id: str) -> None:
         """A named template and all its builds."""
         await self._records.run(lambda db: db.execute("DELETE FROM builds WHERE template = ?", (template_id,)))

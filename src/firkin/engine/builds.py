@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from firkin.engine.build_files import BuildFiles
 from firkin.engine.build_records import BuildRecords
+from firkin.engine.build_shelf import BuildLimits, BuildShelf
 from firkin.engine.clock import Clock
 from firkin.engine.templates import TemplateRegistry
-from firkin.law.build_steps import BASE_STEP, FINAL_STEP, BuildLine
+from firkin.law.build_steps import BASE_STEP, FINAL_STEP, BuildLine, BuildStep, CopyStep, Forced
 from firkin.law.builds import (
     DEFAULT_TAG,
     Build,
@@ -26,7 +27,15 @@ from firkin.law.builds import (
     builder_of,
     built_id,
 )
-from firkin.law.errors import FirkinError, NotFound, ResourceKind, TemplatePrepareFailure, WrongState
+from firkin.law.errors import (
+    FirkinError,
+    InvalidReason,
+    InvalidSpec,
+    NotFound,
+    ResourceKind,
+    TemplatePrepareFailure,
+    WrongState,
+)
 from firkin.law.ids import TemplateId
 from firkin.law.logs import LogLevel
 from firkin.law.resources import SandboxResources
@@ -63,8 +72,8 @@ class LocalBuilds:
         self._files = files
         self._clock = clock
         self._children = children
-        self._named: dict[str, NamedTemplate] = {}
-        self._builds: dict[str, Build] = {}
+        self._shelf = BuildShelf()
+        self._limits = BuildLimits()
         self._running: dict[str, _Running] = {}
         self._turns: dict[str, asyncio.Semaphore] = {}
         self.moved: Callable[[TemplateId, TemplateId], Awaitable[None]] = _nobody
@@ -73,13 +82,12 @@ class LocalBuilds:
     async def load(self) -> None:
         """Take up what an earlier server left; what it was building has failed."""
         await self._files.load()
-        self._named = {named.id: named for named in await self._records.named()}
-        for build in await self._records.builds():
-            self._builds[build.id] = build
+        self._shelf = BuildShelf(await self._records.named(), await self._records.builds())
+        for build in list(self._shelf.builds.values()):
             if build.status in (BuildStatus.WAITING, BuildStatus.BUILDING):
                 entries = await self._records.entries(build.id)
                 await self._put(self._failed(build, _INTERRUPTED, _step_reached(entries)), entries)
-        prepared = {build.prepared for build in self._builds.values()}
+        prepared = {build.prepared for build in self._shelf.builds.values()}
         for info in await self._templates.list():
             if builder_of(info.id) and info.id not in prepared:
                 await self._clear(info.id)
@@ -88,7 +96,12 @@ class LocalBuilds:
         self, owner: str, name: str, tags: Sequence[str], resources: SandboxResources
     ) -> tuple[NamedTemplate, Build]:
         now = self._clock.now()
-        named = next((one for one in self._named.values() if (one.owner, one.name) == (owner, name)), None)
+        tags = tuple(dict.fromkeys(tags)) or (DEFAULT_TAG,)
+        self._require_tags(self._of(owner, name), tags)
+        if self._of(owner, name) is None and len(self._shelf.owned(owner)) >= self._limits.names:
+            raise _too_many(f"you have {self._limits.names} templates, the most that one has; delete some")
+        await self._make_room(owner, self._of(owner, name))
+        named = self._of(owner, name)  # another call may have made it meanwhile
         if named is None:
             named = NamedTemplate(id=self._new_id(), owner=owner, name=name, created_at=now, updated_at=now)
             await self._put_named(named)
@@ -99,20 +112,55 @@ class LocalBuilds:
             created_at=now,
             updated_at=now,
             resources=resources,
-            tags=tuple(dict.fromkeys(tags)) or (DEFAULT_TAG,),
+            tags=tags,
         )
         await self._put(build)
         return named, build
+
+    def _of(self, owner: str, name: str) -> NamedTemplate | None:
+        return next((one for one in self._shelf.called(name) if (one.owner, one.name) == (owner, name)), None)
+
+    def _require_tags(self, named: NamedTemplate | None, more: Sequence[str]) -> None:
+        if len({*(named.tags if named else ()), *more}) > self._limits.tags:
+            raise _too_many(f"a template has at most {self._limits.tags} tags; remove some")
+
+    async def _make_room(self, owner: str, named: NamedTemplate | None) -> None:
+        """For one build more: what is forgotten for it is the oldest that no tag points to."""
+        limits, shelf = self._limits, self._shelf
+        if named is not None and shelf.count_of_name(named.id) >= limits.builds_of_name:
+            await self._forget_one(shelf.of_name(named.id), f"the template has {limits.builds_of_name} builds")
+        if shelf.count_of_owner(owner) >= limits.builds:
+            await self._forget_one(shelf.of_owner(owner), f"you have {limits.builds} builds")
+
+    async def _forget_one(self, builds: Sequence[Build], told: str) -> None:
+        for build in self._shelf.untagged(builds):
+            await self._forget_files(build.id)
+            now = self._shelf.builds.get(build.id)
+            if now is not None and now.prepared is None and now.id not in self._running:
+                self._shelf.remove(now.id)
+                await self._records.drop_build(now.id)
+                return
+        raise _too_many(f"{told}, and each has a tag, is used or goes on; remove tags or delete a template")
 
     async def start(self, build_id: str, spec: TemplateSpec) -> None:
         build = self._build("start a build", build_id)
         if build.status is not BuildStatus.WAITING or build_id in self._running:
             raise WrongState("start a build", ResourceKind.TEMPLATE, build_id, f"{build.status.value}, not waiting")
-        spec = replace(spec, id=built_id(build.template_id, build_id), resources=build.resources)
+        steps = tuple(map(self._counted, spec.steps))
+        spec = replace(spec, id=built_id(build.template_id, build_id), resources=build.resources, steps=steps)
         build = replace(build, status=BuildStatus.BUILDING, updated_at=self._clock.now())
         work = self._run(build, spec)
         self._running[build_id] = _Running(self._children.start(work, name=f"build {build_id}"))
         await self._put(build)
+
+    def _counted(self, step: BuildStep | Forced) -> BuildStep | Forced:
+        """With what the bytes that were sent are: a tenant calls them whatever it likes, and layers are everybody's."""
+        if isinstance(step, Forced):
+            return Forced(self._with_digest(step.step))
+        return self._with_digest(step)
+
+    def _with_digest(self, step: BuildStep) -> BuildStep:
+        return replace(step, digest=self._files.digest_of(step.archive)) if isinstance(step, CopyStep) else step
 
     async def cancel(self, build_id: str) -> None:
         build, running = self._build("cancel a build", build_id), self._running.get(build_id)
@@ -129,17 +177,20 @@ class LocalBuilds:
         running = self._running.get(build_id)
         return running.entries if running is not None else await self._records.entries(build_id)
 
-    async def templates(self) -> Sequence[NamedTemplate]:
-        return sorted(self._named.values(), key=lambda named: named.created_at)
+    async def templates(self, owner: str | None = None) -> Sequence[NamedTemplate]:
+        return list(self._shelf.named.values()) if owner is None else self._shelf.owned(owner)
+
+    async def called(self, word: str) -> Sequence[NamedTemplate]:
+        return self._shelf.called(word)
 
     async def builds(self, template_id: str) -> Sequence[Build]:
-        found = [build for build in self._builds.values() if build.template_id == template_id]
-        return sorted(found, key=lambda build: build.created_at, reverse=True)
+        return self._shelf.of_name(template_id)[::-1]
 
     async def tag(self, template_id: str, build_id: str, tags: Sequence[str]) -> NamedTemplate:
         build = self._build("tag a build", build_id)
         if build.status is not BuildStatus.READY or build.prepared is None:
             raise WrongState("tag a build", ResourceKind.TEMPLATE, build_id, build.status.value)
+        self._require_tags(self._template("tag a build", template_id), tags)
         return await self._point(template_id, build_id, tags)
 
     async def _point(self, template_id: str, build_id: str, tags: Sequence[str]) -> NamedTemplate:
@@ -157,25 +208,25 @@ class LocalBuilds:
         return named
 
     async def delete(self, template_id: str) -> None:
-        self._template("delete template", template_id)
+        owners = _pinning(self._template("delete template", template_id))
         builds = await self.builds(template_id)
         for build in builds:
             if build.prepared is not None:
-                self._templates.require_unused(build.prepared)
+                self._templates.require_unused(build.prepared, owners=owners)
         for build in builds:
-            await self.cancel(build.id)
+            with suppress(NotFound):  # forgotten for another
+                await self.cancel(build.id)
         for build in builds:
             with suppress(NotFound):
-                await self._templates.delete(built_id(template_id, build.id))
-            if self._builds[build.id].prepared is not None:
-                await self._put(replace(self._builds[build.id], prepared=None))
+                await self._templates.delete(built_id(template_id, build.id), owners=owners)
+            now = self._shelf.builds.get(build.id)
+            if now is not None and now.prepared is not None:
+                await self._put(replace(now, prepared=None))
         await self._records.drop(template_id)
-        self._named.pop(template_id, None)
-        for build in builds:
-            self._builds.pop(build.id, None)
+        self._shelf.remove_named(template_id)
 
     async def spawned(self, template_id: str) -> None:
-        named = self._named.get(template_id)
+        named = self._shelf.named.get(template_id)
         if named is not None:
             await self._put_named(replace(named, spawned=named.spawned + 1, last_spawned_at=self._clock.now()))
 
@@ -267,20 +318,21 @@ class LocalBuilds:
 
     async def _tell_moved(self, before: Mapping[str, Tagging], after: Mapping[str, Tagging]) -> None:
         for tag in before.keys() & after.keys():
-            was, now = (self._builds.get(tags[tag].build_id) for tags in (before, after))
+            was, now = (self._shelf.builds.get(tags[tag].build_id) for tags in (before, after))
             if was is not now and was is not None and now is not None and was.prepared and now.prepared:
                 await self.moved(was.prepared, now.prepared)
 
     async def _forget_files(self, build_id: str) -> None:
         """No tag points to it any more. What a sandbox still uses stays until the next time."""
-        build = self._builds.get(build_id)
+        build = self._shelf.builds.get(build_id)
         if build is None or build.prepared is None:
             return
+        named = self._shelf.named.get(build.template_id)
         try:
             with suppress(NotFound):
-                await self._templates.delete(build.prepared)
+                await self._templates.delete(build.prepared, owners=_pinning(named) if named else None)
             entries = await self._records.entries(build_id)
-            if build_id in self._builds:  # else its template was deleted meanwhile
+            if build_id in self._shelf.builds:  # else its template was deleted meanwhile
                 await self._put(replace(build, prepared=None), entries)
         except WrongState:
             return
@@ -303,22 +355,22 @@ class LocalBuilds:
             _log.error("left until the next start template=%s error=%s", template_id, error)
 
     async def _put(self, build: Build, entries: Sequence[BuildEntry] = ()) -> None:
-        self._builds[build.id] = build
+        self._shelf.put(build)
         await self._records.put_build(build, entries)
 
     async def _put_named(self, named: NamedTemplate) -> None:
-        self._named[named.id] = named
+        self._shelf.put_named(named)
         await self._records.put_named(named)
 
     def _build(self, operation: str, build_id: str) -> Build:
-        if build_id not in self._builds:
+        if build_id not in self._shelf.builds:
             raise NotFound(operation, ResourceKind.TEMPLATE, build_id)
-        return self._builds[build_id]
+        return self._shelf.builds[build_id]
 
     def _template(self, operation: str, template_id: str) -> NamedTemplate:
-        if template_id not in self._named:
+        if template_id not in self._shelf.named:
             raise NotFound(operation, ResourceKind.TEMPLATE, template_id)
-        return self._named[template_id]
+        return self._shelf.named[template_id]
 
     def _new_id(self) -> str:
         return "t" + "".join(secrets.choice(_ALPHABET) for _ in range(19))
@@ -326,6 +378,18 @@ class LocalBuilds:
 
 async def _nobody(before: TemplateId, after: TemplateId) -> None:
     """Nobody wants to know."""
+
+
+def _pinning(named: NamedTemplate) -> tuple[str, str]:
+    """Whose sandboxes keep its builds: its owner's, and the operator's, who are nobody's.
+
+    Other tenants' would keep it for as long as they like.
+    """
+    return (named.owner, "")
+
+
+def _too_many(detail: str) -> InvalidSpec:
+    return InvalidSpec("request a build", InvalidReason.INVALID_ID, detail)
 
 
 def _step_reached(entries: Sequence[BuildEntry]) -> str:

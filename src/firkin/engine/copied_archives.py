@@ -64,7 +64,8 @@ def _add(whole: hashlib._Hash, entry: tarfile.TarInfo, content: IO[bytes] | None
 
 
 def _unreadable(error: Exception) -> TemplatePrepareFailure:
-    return TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, f"the uploaded archive cannot be read: {error}")
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # it would tell the path
+    return TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, f"the uploaded archive cannot be read: {why}")
 
 
 async def archive_bytes(path: str) -> AsyncIterator[bytes]:

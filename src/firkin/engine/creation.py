@@ -188,7 +188,8 @@ async def _made(node: Node, order: Order) -> Resident:
 async def _admit(node: Node, order: Order) -> Resident:
     """Room, a name and a place on the roster. With room there, all at once; whoever had to wait is checked again."""
     _check_free(node, order)
-    template = node.templates.hold(order.foundation.origin, pins=not order.pooled)  # stays while room is waited for
+    owner = None if order.pooled else order.spec.owner
+    template = node.templates.hold(order.foundation.origin, pinned_by=owner)  # stays while room is waited for
     reservation = None
     try:
         reservation = await _room(node, order)

@@ -214,6 +214,6 @@ async def _dress(node: Node, order: Order, resident: Resident) -> None:
 
 def _pin(node: Node, resident: Resident) -> None:
     """From now on its template cannot be deleted."""
-    before, resident.template = resident.template, node.templates.hold(resident.origin)
+    before, resident.template = resident.template, node.templates.hold(resident.origin, pinned_by=resident.info.owner)
     if before is not None:
         before.release()

@@ -40,7 +40,7 @@ async def reconcile(node: Node) -> None:
     await node.templates.load([*snapshots, *(resident.origin for resident in residents)])
     for resident in residents:
         pooled = resident.info.state is SandboxState.POOLED
-        resident.template = node.templates.hold(resident.origin, pins=not pooled)
+        resident.template = node.templates.hold(resident.origin, pinned_by=None if pooled else resident.info.owner)
     await node.snapshots.load()
     await node.volumes.load()
     await node.warm.load()

@@ -66,7 +66,7 @@ class SnapshotStore:
 
     def _adopt(self, record: SnapshotRecord) -> None:
         self._known[record.info.id] = record
-        self._held[record.info.id] = self._templates.hold(record.origin, pins=False)
+        self._held[record.info.id] = self._templates.hold(record.origin, pinned_by=None)
 
     def get(self, operation: str, snapshot_id: SnapshotId) -> SnapshotRecord:
         record = self._known.get(snapshot_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from firkin.law.driver import RootFilesystem
 
 @dataclass(slots=True, eq=False)
 class TemplateUse:
-    """A claim on a template's files, and on those of another template below them. Released once."""
+    """A claim on a template's files, and on those of another template below them. Released once.
+
+    `pinned_by` is the owner of the sandbox that pins the template itself; None where the claim is on files alone.
+    """
 
     directory: str
     below: str
-    pins: bool
+    pinned_by: str | None
     _owner: TemplateUses
     _held: bool = True
 
@@ -34,13 +37,14 @@ class TemplateUses:
         self._templates = templates
         self._unused = unused
         self._used: Counter[str] = Counter()
-        self._pinned: Counter[str] = Counter()
+        self._pinned: dict[str, Counter[str]] = {}  # by directory, then by owner
 
-    def hold(self, origin: Origin, *, pins: bool) -> TemplateUse:
-        use = TemplateUse(origin.directory, self.below(origin.directory, origin.root), pins, self)
+    def hold(self, origin: Origin, *, pinned_by: str | None) -> TemplateUse:
+        use = TemplateUse(origin.directory, self.below(origin.directory, origin.root), pinned_by, self)
         self._claim(use.directory)
         self._claim(use.below)
-        self._pinned[use.directory] += pins
+        if pinned_by is not None:
+            self._pinned.setdefault(use.directory, Counter())[pinned_by] += 1
         return use
 
     def rest(self, record: TemplateRecord) -> None:
@@ -51,9 +55,10 @@ class TemplateUses:
         """A template is recorded no more."""
         self._let_go(self.below(record.directory, record.root))
 
-    def users(self, directory: str) -> int:
-        """How many sandboxes pin the template in `directory`."""
-        return self._pinned[directory] if directory else 0
+    def users(self, directory: str, owners: Collection[str] | None = None) -> int:
+        """How many sandboxes, everybody's or those owners', pin the template in `directory`."""
+        pinned = self._pinned.get(directory, Counter()) if directory else Counter[str]()
+        return pinned.total() if owners is None else sum(pinned[owner] for owner in set(owners))
 
     def below(self, directory: str, root: RootFilesystem | None) -> str:
         """The directory of the other template on whose files a root in `directory` rests; empty for none."""
@@ -74,8 +79,11 @@ class TemplateUses:
         return directory in self._used
 
     def _give_up(self, use: TemplateUse) -> None:
-        self._pinned[use.directory] -= use.pins
-        self._pinned += Counter()  # drops what is no longer above zero
+        if use.pinned_by is not None:
+            left = self._pinned[use.directory] - Counter((use.pinned_by,))  # drops what is no longer above zero
+            self._pinned[use.directory] = left
+            if not left:
+                del self._pinned[use.directory]
         self._let_go(use.directory)
         self._let_go(use.below)
 

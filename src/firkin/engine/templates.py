@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -150,27 +150,30 @@ class TemplateRegistry:
     async def list(self) -> Sequence[TemplateInfo]:
         return sorted((record.info for record in self._known.values()), key=lambda info: info.created_at)
 
-    async def delete(self, template_id: TemplateId) -> None:
+    async def delete(self, template_id: TemplateId, *, owners: Collection[str] | None = None) -> None:
         """`NotFound`, or `WrongState` while it is prepared or a sandbox uses it; one that is given up is waited out.
 
-        That may take long: `DeadlineExceeded` when it is not over in time.
+        That may take long: `DeadlineExceeded` when it is not over in time. `owners`: see `require_unused`.
         """
         try:
             async with asyncio.timeout(_GIVEN_UP_WITHIN_S):
                 await self._under_way(template_id)
         except TimeoutError as error:
             raise DeadlineExceeded(_DELETE, _GIVEN_UP_WITHIN_S) from error
-        self.require_unused(template_id)
+        self.require_unused(template_id, owners=owners)
         record = self._record(_DELETE, template_id)
         del self._known[template_id]
         await self._acts.run(self._forget(record), name=f"delete template {template_id}")
 
-    def require_unused(self, template_id: TemplateId) -> None:
-        """`WrongState` while it is prepared or a sandbox uses it; nothing where there is no such template."""
+    def require_unused(self, template_id: TemplateId, *, owners: Collection[str] | None = None) -> None:
+        """`WrongState` while it is prepared or a sandbox uses it; nothing where there is no such template.
+
+        With `owners` other owners' sandboxes do not count: they keep its files, and no more.
+        """
         if template_id in self._preparing:
             raise WrongState(_DELETE, ResourceKind.TEMPLATE, template_id, "being prepared")
         record = self._known.get(template_id)
-        if record is not None and (users := self._uses.users(record.directory)):
+        if record is not None and (users := self._uses.users(record.directory, owners)):
             raise WrongState(_DELETE, ResourceKind.TEMPLATE, template_id, f"in use by {users} sandboxes")
 
     async def prune(self) -> int:
@@ -196,9 +199,12 @@ class TemplateRegistry:
             raise WrongState(operation, ResourceKind.TEMPLATE, template_id, f"{record.info.state.value}{why}")
         return record
 
-    def hold(self, origin: Origin, *, pins: bool = True) -> TemplateUse:
-        """Claim the files of a ready template. A sandbox pins the template itself; a snapshot keeps its files alone."""
-        return self._uses.hold(origin, pins=pins)
+    def hold(self, origin: Origin, *, pinned_by: str | None) -> TemplateUse:
+        """Claim the files of a ready template. A sandbox pins the template itself, for its owner.
+
+        A snapshot, and what waits in a pool, keeps its files alone: None.
+        """
+        return self._uses.hold(origin, pinned_by=pinned_by)
 
     def _retire(self, directory: str) -> None:
         """Remove a directory that no record and no sandbox needs any more."""
@@ -288,7 +294,7 @@ class TemplateRegistry:
                 raise DeadlineExceeded(_PREPARE, spec.timeout_s, detail=last and f"it was at {last}") from error
             raise IoFailure("prepare", f"template {template_id}", str(error)) from error
         except OSError as error:
-            raise IoFailure("prepare", f"template {template_id}", str(error)) from error
+            raise IoFailure("prepare", f"template {template_id}", error.strerror or str(error)) from error
 
     async def _built(self, spec: TemplateSpec, directory: Path, report: BuildReport) -> Built:
         report(BuildLine(message=f"[base] FROM {describe_source(spec.source)}"))
@@ -319,7 +325,7 @@ class TemplateRegistry:
             yield None
             return
         base = self.ready(_PREPARE, template_id)
-        held = self.hold(Origin(directory=base.directory, base_env={}, root=base.root), pins=False)
+        held = self.hold(Origin(directory=base.directory, base_env={}, root=base.root), pinned_by=None)
         try:
             yield Built(prepared=_as_prepared(base), startup=base.info.startup)
         finally:

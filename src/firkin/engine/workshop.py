@@ -41,7 +41,7 @@ from firkin.law.templates import EnvdPlane, TemplateSpec
 _FINAL = "[finalize] checking what sandboxes will be made of"
 _START_WATCHED_S = 0.5
 _SHOWN = 200
-_FORMAT = "1"  # part of every key: raise it when what a step does changes
+_FORMAT = "2"  # part of every key: raise it when what a step does changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from firkin.host.archives import corrupt
 from firkin.host.facts import Facts
 from firkin.host.fingerprints import file_digest
 from firkin.host.image_manifests import Image, LayerBlob
-from firkin.host.image_names import LOCAL, ImageName, check_mirrors, mirrored, parse_image_name
+from firkin.host.image_names import LOCAL, ImageName, Mirrored, check_mirrors, mirrored, parse_image_name
 from firkin.host.images import Layout
 from firkin.host.layer_stacks import Content, LayerStacks, Stacked, Wishes
 from firkin.host.layer_store import LayerStore, layer_key
@@ -28,9 +29,10 @@ from firkin.host.programs import Report
 from firkin.host.pulls import Pull
 from firkin.host.registries import TAG, Registry, convert_archive, login_file
 from firkin.host.unpacking import Step
-from firkin.law.errors import TemplateFault, TemplatePrepareFailure
+from firkin.law.errors import IoFailure, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import RegistryLogin
 
+_log = logging.getLogger("firkin.host")
 _LAYOUT = "layout"
 PULLS = ".pulls"
 
@@ -58,12 +60,15 @@ class Bench:
 
 
 class ImageSources:
-    """Images for one preparation."""
+    """Images for one preparation. One for a `stranger` is not told where the operator's mirrors are."""
 
-    def __init__(self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None) -> None:
+    def __init__(
+        self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None, *, stranger: bool = False
+    ) -> None:
         self._bench = bench
         self._settings = settings
         self._login = login
+        self._stranger = stranger
 
     async def stack(self, reference: str) -> tuple[Stacked, str]:
         """The layers of the image, and its digest."""
@@ -74,10 +79,18 @@ class ImageSources:
         instead = mirrored(name, self._settings.mirrors)
         if instead is None:
             return await self._remote(name, self._login)
-        self._bench.report(f"{name} is {instead.place} here")
+        if not self._stranger:
+            self._bench.report(f"{name} is {instead.place} here")
+            return await self._from_mirror(instead, name.digest)
+        self._bench.report(f"{name} is from this server's mirror")
+        quiet = ImageSources(replace(self._bench, report=_log.info), self._settings, None)
+        with _untold(name):
+            return await quiet._from_mirror(instead, name.digest)
+
+    async def _from_mirror(self, instead: Mirrored, pinned: str) -> tuple[Stacked, str]:
         if instead.is_local:
             transport, _, rest = instead.place.partition(":")
-            return await self._local(transport, rest, pinned=name.digest)
+            return await self._local(transport, rest, pinned=pinned)
         return await self._remote(parse_image_name(instead.place), None)  # the login is for the registry that was named
 
     async def _local(self, transport: str, rest: str, pinned: str = "") -> tuple[Stacked, str]:
@@ -158,6 +171,18 @@ class ImageSources:
 
     def _remember(self, key: str, image: Image) -> None:
         self._bench.facts.put("image", key, asdict(image))
+
+
+@contextmanager
+def _untold(name: ImageName) -> Iterator[None]:
+    """What fails at a mirror, for whoever may not know where that is. The log says it whole."""
+    try:
+        yield
+    except (TemplatePrepareFailure, IoFailure) as failure:
+        _log.warning("mirror failed image=%s error=%s", name, failure)
+        detail = f"{name} cannot be had from this server's mirror; ask its operator"
+        fault = failure.fault if isinstance(failure, TemplatePrepareFailure) else TemplateFault.SOURCE_CORRUPT
+        raise TemplatePrepareFailure(fault, detail, retry=failure.retry) from failure
 
 
 def layer_contents(image: Image, blobs: str) -> list[Content]:

@@ -187,12 +187,19 @@ class LayerStacks:
         argv = [sys.executable, "-I", "-m", "firkin.host.unpacking"]
         env = program_environment(self._scratch)
         done = await run_program(argv, env=env, stdin=job.encode(), report=self._report)
-        what = steps[0].source or str(files)
+        what = _named(steps[0])
         if done.exit_code != 0:
             raise IoFailure("prepare template from", what, done.last_line)
         made = decode_answer(done.stdout, what)
         self._left = RootLimits(max_bytes=made.bytes_left, max_entries=made.entries_left)
         return made
+
+
+def _named(step: Step) -> str:
+    """What a step works on, for whoever waits for it: where our own folders are is nobody's business."""
+    if step.kind == "blob":
+        return f"the image's layer {step.digest}"
+    return step.source or "its files"
 
 
 def facts_of(store: LayerStore) -> Facts:

@@ -31,7 +31,9 @@ class CopyStep:
 
     `archive` is the host's path of the tar (gzip, xz, zstd or plain), whose names are
     relative to where `source` is, a path or a pattern with ``* ? [``; `content` is the
-    archive's identity for the cache. `owner` is ``USER`` or ``USER:GROUP``, empty for
+    archive's identity for the cache, as its maker says; `digest` is the SHA-256 of its
+    bytes in hexadecimal digits, as whoever keeps it for strangers counted it: with it
+    the same `content` of other bytes is another layer. `owner` is ``USER`` or ``USER:GROUP``, empty for
     the current user; `mode` is octal, empty for what the archive says.
     """
 
@@ -41,6 +43,7 @@ class CopyStep:
     destination: str
     owner: str = ""
     mode: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,10 @@ class BuildControl(Protocol):
     async def request(
         self, owner: str, name: str, tags: Sequence[str], resources: SandboxResources
     ) -> tuple[NamedTemplate, Build]:
-        """A new build of the tenant's template of that name, which is made when there is none."""
+        """A new build of the tenant's template of that name, which is made when there is none.
+
+        `InvalidSpec` when the tenant has too many templates, or too many builds of which none can be forgotten.
+        """
         ...
 
     async def start(self, build_id: str, spec: TemplateSpec) -> None:
@@ -113,8 +116,12 @@ class BuildControl(Protocol):
 
     async def entries(self, build_id: str) -> Sequence[BuildEntry]: ...
 
-    async def templates(self) -> Sequence[NamedTemplate]:
-        """Everybody's, oldest first."""
+    async def templates(self, owner: str | None = None) -> Sequence[NamedTemplate]:
+        """The owner's, or everybody's; oldest first."""
+        ...
+
+    async def called(self, word: str) -> Sequence[NamedTemplate]:
+        """Every owner's that has this id or this name."""
         ...
 
     async def builds(self, template_id: str) -> Sequence[Build]:
@@ -122,7 +129,7 @@ class BuildControl(Protocol):
         ...
 
     async def tag(self, template_id: str, build_id: str, tags: Sequence[str]) -> NamedTemplate:
-        """Let tags point to a build that is ready. `WrongState` for another."""
+        """Let tags point to a build that is ready. `WrongState` for another, `InvalidSpec` for too many tags."""
         ...
 
     async def untag(self, template_id: str, tags: Sequence[str]) -> NamedTemplate: ...
@@ -130,7 +137,10 @@ class BuildControl(Protocol):
     async def publish(self, template_id: str, *, public: bool) -> NamedTemplate: ...
 
     async def delete(self, template_id: str) -> None:
-        """With all its builds; running ones are cancelled. `WrongState` while a sandbox uses one of them."""
+        """With all its builds; running ones are cancelled. `WrongState` while a sandbox of its owner's uses one.
+
+        Those of others go on, with the files that they have.
+        """
         ...
 
     async def spawned(self, template_id: str) -> None:
