@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firkin.host.tenant_registries import PUBLIC_REGISTRIES, may_be_known
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.policies import Capacity, DeadlinePolicy, HygienePolicy, Policies
 from firkin.law.pressure import BackpressurePolicy, PressurePolicy
@@ -83,6 +84,7 @@ class Settings:
     unused_layers_kept_s: float = 7 * 86400.0
     image_mirrors: Mapping[str, str] = field(default_factory=dict)
     registry_auth_file: Path | None = None
+    tenant_registries: tuple[str, ...] = PUBLIC_REGISTRIES
     tenant_private_networks: tuple[str, ...] = ()
 
     @property
@@ -244,7 +246,7 @@ def _as_option(key: str, value: Any) -> Any:
 def _as_variable(key: str, text: str) -> Any:
     if key == "api_keys":
         return text.replace(",", " ").split()
-    if key == "tenant_private_networks":
+    if key in ("tenant_registries", "tenant_private_networks"):
         return text.replace(",", " ").split()
     if key in ("driver_options", "image_mirrors"):
         return dict(word.partition("=")[::2] for word in text.replace(",", " ").split())
@@ -351,6 +353,16 @@ def _mirrors(value: Any) -> dict[str, str]:
     return {str(start): place for start, place in value.items()}
 
 
+def _registries(value: Any) -> tuple[str, ...]:
+    found = tuple(word.lower() for word in _words(value))
+    if wrong := [word for word in found if not may_be_known(word)]:
+        raise ValueError(
+            f"{wrong[0][:64]!r} must be a name HOST[:PORT] or *.DOMAIN[:PORT], no address and no local name;"
+            " image_mirrors may lead from a name to a registry nearby"
+        )
+    return found
+
+
 def _networks(value: Any) -> tuple[str, ...]:
     """Private ones. What belongs to the machine itself is no tenant's, whoever says so."""
     found = tuple(ipaddress.IPv4Network(word) for word in _words(value))
@@ -404,5 +416,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "unused_layers_kept_s": _seconds,
     "image_mirrors": _mirrors,
     "registry_auth_file": _path,
+    "tenant_registries": _registries,
     "tenant_private_networks": _networks,
 }

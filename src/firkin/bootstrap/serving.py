@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from firkin.bootstrap.addresses import require_address
-from firkin.bootstrap.composition import ensure_template, open_backend
+from firkin.bootstrap.composition import ensure_template, open_backend, registry_settings
 from firkin.bootstrap.event_log import event, start_log
 from firkin.bootstrap.state_files import (
     ServerRecord,
@@ -110,7 +110,10 @@ def server_settings(settings: Settings) -> ServerSettings:
 
 
 def _tenant_limits(settings: Settings) -> TenantLimits:
-    return TenantLimits(private_networks=settings.tenant_private_networks)
+    return TenantLimits(
+        require_image=registry_settings(settings).require_for_tenants,
+        private_networks=settings.tenant_private_networks,
+    )
 
 
 def _default_timeout(settings: Settings) -> int:

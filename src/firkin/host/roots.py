@@ -93,7 +93,8 @@ class _Preparation:
             case HostSource():
                 return await keep_host_root(self._bench.store, self._bench.scratch)
             case OciSource(reference):
-                images = ImageSources(self._bench, self._registries, self._spec.login)
+                asked = self._spec
+                images = ImageSources(self._bench, self._registries, asked.login, by_tenant=asked.by_tenant)
                 return _prepared(*await images.stack(reference))
             case LocalSource(path):
                 return await self._local(path)
