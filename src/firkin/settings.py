@@ -7,17 +7,20 @@ name: a misspelt limit must not look like a limit.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firkin.host.tenant_registries import PUBLIC_REGISTRIES, may_be_known
 from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.policies import Capacity, DeadlinePolicy, HygienePolicy, Policies
 from firkin.law.pressure import BackpressurePolicy, PressurePolicy
+from firkin.law.reach import LINK_LOCAL, NEVER, PRIVATE
 from firkin.law.resources import MIB, SandboxResources
 
 ENV_PREFIX = "FIRKIN_"
@@ -81,6 +84,13 @@ class Settings:
     unused_layers_kept_s: float = 7 * 86400.0
     image_mirrors: Mapping[str, str] = field(default_factory=dict)
     registry_auth_file: Path | None = None
+    tenant_registries: tuple[str, ...] = PUBLIC_REGISTRIES
+    tenant_private_networks: tuple[str, ...] = ()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are tenants. Whoever holds the only key is taken for the operator."""
+        return len(self.api_keys) > 1
 
     def policies(self) -> Policies:
         """The limits among the settings, as the backend takes them. Raises `InvalidSpec` for impossible sizes."""
@@ -236,6 +246,8 @@ def _as_option(key: str, value: Any) -> Any:
 def _as_variable(key: str, text: str) -> Any:
     if key == "api_keys":
         return text.replace(",", " ").split()
+    if key in ("tenant_registries", "tenant_private_networks"):
+        return text.replace(",", " ").split()
     if key in ("driver_options", "image_mirrors"):
         return dict(word.partition("=")[::2] for word in text.replace(",", " ").split())
     return text
@@ -341,6 +353,31 @@ def _mirrors(value: Any) -> dict[str, str]:
     return {str(start): place for start, place in value.items()}
 
 
+def _registries(value: Any) -> tuple[str, ...]:
+    found = tuple(word.lower() for word in _words(value))
+    if wrong := [word for word in found if not may_be_known(word)]:
+        raise ValueError(
+            f"{wrong[0][:64]!r} must be a name HOST[:PORT] or *.DOMAIN[:PORT], no address and no local name;"
+            " image_mirrors may lead from a name to a registry nearby"
+        )
+    return found
+
+
+def _networks(value: Any) -> tuple[str, ...]:
+    """Private ones. What belongs to the machine itself is no tenant's, whoever says so."""
+    found = tuple(ipaddress.IPv4Network(word) for word in _words(value))
+    open_to_some = [ipaddress.IPv4Network(text) for text in PRIVATE if text not in (LINK_LOCAL, *NEVER)]
+    if not all(any(network.subnet_of(block) for block in open_to_some) for network in found):
+        raise ValueError("each must be a private network such as 10.20.0.0/16, and neither link-local nor this host's")
+    return tuple(str(network) for network in found)
+
+
+def _words(value: Any) -> Sequence[str]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(word, str) for word in value):
+        raise ValueError("it must be a list of texts")
+    return value
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "state_dir": _path,
     "host": _word(re.compile(r"[A-Za-z0-9.:_-]{1,253}"), "a host name or address"),
@@ -379,4 +416,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "unused_layers_kept_s": _seconds,
     "image_mirrors": _mirrors,
     "registry_auth_file": _path,
+    "tenant_registries": _registries,
+    "tenant_private_networks": _networks,
 }

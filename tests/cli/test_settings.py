@@ -76,6 +76,14 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
         ({"driver_options": "a"}, "table"),
         ({"image_mirrors": "a"}, "table"),
         ({"image_mirrors": {"debian": 3}}, "table"),
+        ({"tenant_registries": "quay.io"}, "list of texts"),
+        ({"tenant_registries": ["quay.io", "10.0.0.5:5000"]}, "'10.0.0.5:5000' must be a name"),
+        ({"tenant_registries": ["localhost:5000"]}, "no address and no local name"),
+        ({"tenant_private_networks": "10.0.0.0/8"}, "list of texts"),
+        ({"tenant_private_networks": ["10.0.0.300"]}, "Octet"),
+        ({"tenant_private_networks": ["169.254.169.254"]}, "neither link-local nor this host's"),
+        ({"tenant_private_networks": ["0.0.0.0/0"]}, "a private network such as"),
+        ({"tenant_private_networks": ["127.0.0.0/8"]}, "neither link-local nor this host's"),
         ({"api_keys": ["short"]}, "8 to 256"),
         ({"api_keys": [f"a b:{KEY}"]}, "name"),
         ({"api_keys": [f"a:{KEY}:0"]}, "above 0"),
@@ -107,6 +115,19 @@ def test_mirrors_come_from_a_table_or_a_list_of_words(tmp_path: Path) -> None:
     assert settings.registry_auth_file == Path("/srv/auth.json")
     env = {"FIRKIN_IMAGE_MIRRORS": "debian:12=oci:/srv/debian:12,e2bdev/=10.0.0.1:5000/e2b/"}
     assert read(tmp_path, env=env).image_mirrors == {"debian:12": "oci:/srv/debian:12", "e2bdev/": "10.0.0.1:5000/e2b/"}
+
+
+def test_a_servers_tenants_and_their_networks_come_from_a_list_or_words(tmp_path: Path) -> None:
+    assert read(tmp_path, 'tenant_private_networks = ["10.20.0.0/16"]').tenant_private_networks == ("10.20.0.0/16",)
+    env = {"FIRKIN_TENANT_PRIVATE_NETWORKS": "10.20.0.0/16, 192.168.7.9", "FIRKIN_API_KEYS": f"a:{KEY},b:{KEY}2"}
+    settings = read(tmp_path, env=env)
+    assert settings.tenant_private_networks == ("10.20.0.0/16", "192.168.7.9/32")
+    assert settings.is_shared
+    env = {"FIRKIN_TENANT_REGISTRIES": "quay.io,*.Corp.example:5000"}
+    assert read(tmp_path, env=env).tenant_registries == ("quay.io", "*.corp.example:5000")
+    assert read(tmp_path, "tenant_registries = []").tenant_registries == ()
+    assert "docker.io" in settings.tenant_registries
+    assert not read(tmp_path, api_keys=[KEY]).is_shared
 
 
 def test_none_lifts_a_limit(tmp_path: Path) -> None:

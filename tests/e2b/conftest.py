@@ -18,12 +18,16 @@ from firkin.e2b.app import build_app
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.server import serving
 from firkin.e2b.settings import ServerSettings
+from firkin.e2b.tenant_limits import TenantLimits
 from firkin.engine.backend import LocalBackend
+from firkin.host.image_sources import RegistrySettings
+from firkin.host.tenant_registries import TenantRegistries
 from firkin.law.backend import PortControl
 from firkin.law.errors import PortFailure
 from firkin.law.ids import SandboxId, TemplateId
 from firkin.law.policies import DeadlinePolicy, Policies
 from firkin.law.ports import ByteChannel, Port
+from firkin.law.reach import PRIVATE
 from firkin.law.templates import TemplateSpec
 from tests.calm import calm
 
@@ -89,7 +93,10 @@ async def _serve(server: RunningServer, make_backend: Callable[[], LocalBackend]
     try:
         await backend.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
         keys = [ApiKey("alice", ALICE), ApiKey("bob", BOB, max_sandboxes=2)]
-        app = build_app(BackendWithLoopback(backend), keys, ServerSettings(secret=SECRET, domain="sbx.test"))
+        registries = RegistrySettings(tenants=TenantRegistries())
+        tenants = TenantLimits(require_image=registries.require_for_tenants, private_networks=PRIVATE)
+        settings = ServerSettings(secret=SECRET, domain="sbx.test", tenants=tenants)
+        app = build_app(BackendWithLoopback(backend), keys, settings)
         async with serving(app, "127.0.0.1", 0, grace_s=0.5) as server.port:
             server.backend = backend
             server.up.set()

@@ -178,6 +178,7 @@ def test_the_answers_of_the_flow_have_every_field(client: RawClient) -> None:
         ({"fromImage": "a", "fromTemplate": "base"}, "exclude each other"),
         ({"fromImage": "a b"}, "is no image"),
         ({"fromImage": "oci:/srv/images/x"}, "is no image"),
+        ({"fromImage": "127.0.0.1:22/x"}, "names the registry 127.0.0.1:22, and this server asks only those of"),
         ({"fromImage": "docker-archive:/root/x.tar"}, "is no image"),
         ({"fromTemplate": "base", "steps": [{"type": "CMD", "args": ["x"]}]}, "there is no step 'CMD'"),
         ({"fromTemplate": "base", "steps": [{"type": "RUN", "args": []}]}, "cannot have these 0 arguments"),

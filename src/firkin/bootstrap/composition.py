@@ -15,6 +15,7 @@ from firkin.engine.backend import LocalBackend
 from firkin.host.image_sources import RegistrySettings
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
+from firkin.host.tenant_registries import TenantRegistries
 from firkin.law.backend import SandboxBackend
 from firkin.law.driver import RootPreparer
 from firkin.law.errors import NotFound
@@ -50,9 +51,16 @@ def build_backend(settings: Settings) -> LocalBackend:
 
 
 def _host_preparer(settings: Settings, layers: LayerStore) -> HostRootPreparer:
-    auth_file = settings.registry_auth_file or settings.state_dir / REGISTRY_AUTH
-    return HostRootPreparer(
-        layers=layers, registries=RegistrySettings(mirrors=settings.image_mirrors, auth_file=auth_file)
+    return HostRootPreparer(layers=layers, registries=registry_settings(settings))
+
+
+def registry_settings(settings: Settings) -> RegistrySettings:
+    """How images are fetched, for the operator and for tenants."""
+    tenants = TenantRegistries(registries=settings.tenant_registries)
+    return RegistrySettings(
+        mirrors=settings.image_mirrors,
+        auth_file=settings.registry_auth_file or settings.state_dir / REGISTRY_AUTH,
+        tenants=tenants if settings.is_shared else None,
     )
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from firkin.bootstrap.addresses import require_address
-from firkin.bootstrap.composition import ensure_template, open_backend
+from firkin.bootstrap.composition import ensure_template, open_backend, registry_settings
 from firkin.bootstrap.event_log import event, start_log
 from firkin.bootstrap.state_files import (
     ServerRecord,
@@ -29,6 +29,7 @@ from firkin.e2b.app import build_app
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.server import serving
 from firkin.e2b.settings import ServerSettings
+from firkin.e2b.tenant_limits import TenantLimits
 from firkin.law.backend import SandboxBackend
 from firkin.settings import Settings
 from firkin.version import VERSION
@@ -76,7 +77,7 @@ async def _serve_http(
     announce: Callable[[str], None],
 ) -> None:
     keys = _keys(settings)
-    app = build_app(backend, keys, _server_settings(settings))
+    app = build_app(backend, keys, server_settings(settings))
     tls = None if certificate is None else certificate.context()
     async with serving(app, settings.host, settings.port, grace_s=GRACE_S, tls=tls) as port:
         write_server_record(settings.state_dir, _record(settings, certificate, port, keys[0].key))
@@ -98,12 +99,20 @@ def _keys(settings: Settings) -> list[ApiKey]:
     return [ApiKey(key.name, key.key, key.max_sandboxes) for key in settings.api_keys]
 
 
-def _server_settings(settings: Settings) -> ServerSettings:
+def server_settings(settings: Settings) -> ServerSettings:
     return ServerSettings(
         secret=server_secret(settings.state_dir),
         domain=settings.domain,
         max_timeout_s=settings.max_timeout_s,
         default_timeout_s=_default_timeout(settings),
+        tenants=_tenant_limits(settings) if settings.is_shared else None,
+    )
+
+
+def _tenant_limits(settings: Settings) -> TenantLimits:
+    return TenantLimits(
+        require_image=registry_settings(settings).require_for_tenants,
+        private_networks=settings.tenant_private_networks,
     )
 
 

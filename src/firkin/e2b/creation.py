@@ -144,7 +144,9 @@ class Creator:
             env=request.envVars or {},
             deadline=Timeout(timeout_s),
             metadata=request.metadata or {},
-            network=policy_of(network, internet=request.allow_internet_access is not False),
+            network=policy_of(
+                network, internet=request.allow_internet_access is not False, tenants=self._settings.tenants
+            ),
             lifecycle=_lifecycle(request),
             volumes=_volumes(request),
             owner=tenant.name,

@@ -27,7 +27,7 @@ from firkin.law.warm_pool import WarmEvictionPolicy, WarmMaintainReport, WarmPoo
 ANSWER_WITHIN_S = 30.0
 _MAX_BODY = 64 * 1024
 T = TypeVar("T", bound=msgspec.Struct)
-_USUAL = policy_of(NetworkConfig(), internet=True)  # of a create that says nothing of its network
+_USUAL = policy_of(NetworkConfig(), internet=True, tenants=None)  # of a create that says nothing of its network
 
 
 class PoolWish(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -15,6 +15,7 @@ from firkin.e2b.directory import LABEL_MASK_HOST, SandboxDirectory, is_public
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import EgressConfig, EgressProxyConfig, NetworkRule, NetworkUpdate, parse
 from firkin.e2b.settings import ServerSettings
+from firkin.e2b.tenant_limits import TenantLimits
 from firkin.law.errors import InvalidReason, InvalidSpec, WrongState
 from firkin.law.ids import SandboxId
 from firkin.law.network import EVERYWHERE, EgressProxy, HeaderRule, NetworkPolicy, check_domain, network_of
@@ -36,7 +37,8 @@ class NetworkCalls:
     async def update(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", NetworkUpdate)
         info = await self._directory.owned(tenant, path[0])
-        policy = policy_of(request, internet=request.allow_internet_access is not False, before=info.network)
+        internet = request.allow_internet_access is not False
+        policy = policy_of(request, internet=internet, before=info.network, tenants=self._settings.tenants)
         try:
             await self._directory.backend.sandboxes.update_network(info.id, policy)
         except WrongState as error:
@@ -46,8 +48,17 @@ class NetworkCalls:
         await exchange.answer(204)
 
 
-def policy_of(config: EgressConfig, *, internet: bool, before: NetworkPolicy | None = None) -> NetworkPolicy:
+def policy_of(
+    config: EgressConfig, *, internet: bool, tenants: TenantLimits | None, before: NetworkPolicy | None = None
+) -> NetworkPolicy:
     """What `config` asks for; what it leaves out of Firkin's own fields is as `before`. Raises `Refused` (400)."""
+    policy = _asked(config, internet=internet, before=before)
+    if tenants is not None:
+        tenants.require_policy(policy)
+    return policy
+
+
+def _asked(config: EgressConfig, *, internet: bool, before: NetworkPolicy | None) -> NetworkPolicy:
     if asked := config.unsupported():
         raise _bad(f"network.{asked[0]} is not supported by this server yet; leave it out")
     kept = before or NetworkPolicy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from firkin.e2b.tenant_limits import TenantLimits
 from firkin.law.errors import InvalidReason, InvalidSpec
 
 MIB = 1024 * 1024
@@ -15,6 +16,7 @@ class ServerSettings:
 
     Times are in seconds, sizes in bytes. `max_timeout_s` None: no limit of the
     server's own. `drain_s` bounds the wait for a killed sandbox to read as gone.
+    `tenants` is None where whoever holds the key is the operator.
     """
 
     secret: bytes = field(repr=False)
@@ -28,6 +30,7 @@ class ServerSettings:
     user_cache_s: float = 10.0
     drain_s: float = 5.0
     max_watchers: int = 128
+    tenants: TenantLimits | None = None
 
     def __post_init__(self) -> None:
         if len(self.secret) < 16:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +124,22 @@ def parse(content: bytes, called: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise corrupt(f"{called} is not a JSON object")
     return value
+
+
+def require_own_parts(content: bytes, called: str) -> None:
+    """`TemplatePrepareFailure` for a manifest that has parts fetched from addresses of its own (``urls``).
+
+    skopeo asks those from this machine, whatever they are. It reads keys in any letter case, and
+    merges objects that occur twice, so every pair is looked at and not what comes of it.
+    """
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        if any(key.casefold() == "urls" and value for key, value in pairs):
+            detail = f"image {called} has parts that its registry does not keep (urls); push it with all its parts"
+            raise TemplatePrepareFailure(TemplateFault.UNSUPPORTED_IMAGE_CONFIG, detail)
+
+    with suppress(ValueError, RecursionError):  # whoever parses it says so
+        json.loads(content, object_pairs_hook=look)
 
 
 def checked_digest(value: object) -> str:

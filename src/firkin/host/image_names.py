@@ -62,12 +62,17 @@ def parse_image_name(text: str) -> ImageName:
     host, path = match["host"] or "", match["path"]
     if host and not _is_registry(host):
         host, path = "", f"{host}/{path}"
-    host = _HUB if not host or host in _HUB_ALIASES else host
+    host = canonical_registry(host) if host else _HUB
     if host == _HUB and "/" not in path:
         path = f"{_LIBRARY}/{path}"
     digest = match["digest"] or ""
     tag = match["tag"] or ("" if digest else "latest")
     return ImageName(repository=f"{host}/{path}", tag=tag, digest=digest)
+
+
+def canonical_registry(host: str) -> str:
+    """The hub has several names; any other registry is called as it is."""
+    return _HUB if host in _HUB_ALIASES else host
 
 
 def _is_registry(host: str) -> bool:

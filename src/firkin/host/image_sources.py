@@ -28,8 +28,9 @@ from firkin.host.layer_store import LayerStore, layer_key
 from firkin.host.programs import Report
 from firkin.host.pulls import Pull
 from firkin.host.registries import TAG, Registry, convert_archive, login_file
+from firkin.host.tenant_registries import TenantRegistries
 from firkin.host.unpacking import Step
-from firkin.law.errors import IoFailure, TemplateFault, TemplatePrepareFailure
+from firkin.law.errors import InvalidReason, InvalidSpec, IoFailure, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import RegistryLogin
 
 _log = logging.getLogger("firkin.host")
@@ -39,13 +40,29 @@ PULLS = ".pulls"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrySettings:
-    """`mirrors`: where names that begin so are instead. `auth_file`: credentials, as `skopeo login` writes them."""
+    """`mirrors`: where names that begin so are instead. `auth_file`: credentials, as `skopeo login` writes them.
+
+    `tenants` is None where whoever asks is the operator.
+    """
 
     mirrors: Mapping[str, str] = field(default_factory=dict)
     auth_file: Path | None = None
+    tenants: TenantRegistries | None = None
 
     def __post_init__(self) -> None:
         check_mirrors(self.mirrors)
+
+    def require_for_tenants(self, reference: str) -> None:
+        """`InvalidSpec` unless tenants may name that image. What has a mirror is not asked for where it is named."""
+        name = parse_image_name(reference)
+        if self.tenants is None or self.tenants.know(name) or mirrored(name, self.mirrors) is not None:
+            return
+        registry = name.repository.partition("/")[0]
+        detail = (
+            f"fromImage names the registry {registry}, and this server asks only those of its setting"
+            f" tenant_registries for API keys: {', '.join(self.tenants.registries) or 'none'}"
+        )
+        raise InvalidSpec("prepare template", InvalidReason.MISSING_TEMPLATE, detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,26 +77,29 @@ class Bench:
 
 
 class ImageSources:
-    """Images for one preparation. One for a `stranger` is not told where the operator's mirrors are."""
+    """Images for one preparation. One `by_tenant` is not told where mirrors are, and names what tenants may."""
 
     def __init__(
-        self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None, *, stranger: bool = False
+        self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None, *, by_tenant: bool = False
     ) -> None:
         self._bench = bench
         self._settings = settings
         self._login = login
-        self._stranger = stranger
+        self._by_tenant = by_tenant
+        self._tenants = settings.tenants if by_tenant else None
 
     async def stack(self, reference: str) -> tuple[Stacked, str]:
         """The layers of the image, and its digest."""
+        if self._tenants is not None:
+            self._settings.require_for_tenants(reference)
         transport, _, rest = reference.partition(":")
         if transport in LOCAL:
             return await self._local(transport, rest)
         name = parse_image_name(reference)
         instead = mirrored(name, self._settings.mirrors)
         if instead is None:
-            return await self._remote(name, self._login)
-        if not self._stranger:
+            return await self._remote(name, self._login, only_tls=self._tenants is not None)
+        if not self._by_tenant:
             self._bench.report(f"{name} is {instead.place} here")
             return await self._from_mirror(instead, name.digest)
         self._bench.report(f"{name} is from this server's mirror")
@@ -125,14 +145,16 @@ class ImageSources:
         await asyncio.to_thread(shutil.rmtree, folder)
         return made, image.digest
 
-    async def _remote(self, name: ImageName, login: RegistryLogin | None) -> tuple[Stacked, str]:
+    async def _remote(
+        self, name: ImageName, login: RegistryLogin | None, *, only_tls: bool = False
+    ) -> tuple[Stacked, str]:
         # what one caller's password opened is not another's to have for the knowledge of a digest
         key = layer_key("pinned", str(name)) if name.digest and login is None else ""
         image = self._remembered(key) if key else None
         if image is not None:
             return await self._made(image, ""), image.digest
         with self._auth_file(name, login) as auth_file:
-            registry = Registry(self._bench.scratch, self._bench.report, auth_file)
+            registry = Registry(self._bench.scratch, self._bench.report, auth_file, only_tls=only_tls)
             image = await registry.image(name)
             made = await self._pulled(registry, name, image)
         if key:

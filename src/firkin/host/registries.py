@@ -16,7 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from firkin.host.archives import corrupt
-from firkin.host.image_manifests import Image, digest_of, for_this_machine, parse, read_manifest
+from firkin.host.image_manifests import (
+    Image,
+    digest_of,
+    for_this_machine,
+    parse,
+    read_manifest,
+    require_own_parts,
+)
 from firkin.host.image_names import ImageName
 from firkin.host.program_paths import find_program
 from firkin.host.programs import Finished, Report, program_environment, run_program
@@ -44,12 +51,16 @@ TAG = "image"
 
 
 class Registry:
-    """Registries as one caller may reach them. `scratch` is a folder for what skopeo needs meanwhile."""
+    """Registries as one caller may reach them. `scratch` is a folder for what skopeo needs meanwhile.
 
-    def __init__(self, scratch: Path, report: Report, auth_file: Path | None) -> None:
+    With `only_tls` none is spoken to without, whatever this machine's own configuration of registries says.
+    """
+
+    def __init__(self, scratch: Path, report: Report, auth_file: Path | None, *, only_tls: bool = False) -> None:
         self._scratch = scratch
         self._report = report
         self._options = [] if auth_file is None else ["--authfile", str(auth_file)]
+        self._only_tls = only_tls
 
     async def image(self, name: ImageName) -> Image:
         """What `name` means now for this machine. Each answer is checked against its digest."""
@@ -61,7 +72,9 @@ class Registry:
         manifest = parse(content, digest)
         if "manifests" in manifest:
             digest = for_this_machine(manifest)
-            manifest = parse(_checked(await self._inspect(name.at(digest)), digest), digest)
+            content = _checked(await self._inspect(name.at(digest)), digest)
+            manifest = parse(content, digest)
+        require_own_parts(content, digest)
         found = read_manifest(manifest, digest)
         config = await self._inspect(name.at(digest), "--config")
         return found.image(_checked(config, found.config))
@@ -71,26 +84,26 @@ class Registry:
         source = f"docker://{name.at(image.digest)}"
         self._report(f"fetching {name}")
         options = [*self._options, "--dest-shared-blob-dir", str(blobs)]
-        if _is_loopback(name):
-            options.append("--src-tls-verify=false")
+        options += self._tls("--src-tls-verify", name.repository)
         done = await self._skopeo(["copy", "--quiet", *options, source, f"oci:{layout}:{TAG}"])
         if done.exit_code != 0:
             raise read_complaint(source, done.last_line, registry=True)
 
     async def _inspect(self, reference: str, *what: str) -> bytes:
         source = f"docker://{reference}"
-        loopback = ["--tls-verify=false"] if _LOOPBACK.match(reference) else []
-        done = await self._skopeo(["inspect", "--raw", *what, *self._options, *loopback, source])
+        tls = self._tls("--tls-verify", reference)
+        done = await self._skopeo(["inspect", "--raw", *what, *self._options, *tls, source])
         if done.exit_code != 0:
             raise read_complaint(source, done.last_line, registry=True)
         return done.stdout
 
+    def _tls(self, option: str, reference: str) -> list[str]:
+        if self._only_tls:
+            return [f"{option}=true"]
+        return [f"{option}=false"] if _LOOPBACK.match(f"{reference}/") else []
+
     async def _skopeo(self, words: Sequence[str]) -> Finished:
         return await run_skopeo(words, self._scratch, self._report)
-
-
-def _is_loopback(name: ImageName) -> bool:
-    return _LOOPBACK.match(f"{name.repository}/") is not None
 
 
 def _checked(content: bytes, digest: str) -> bytes:

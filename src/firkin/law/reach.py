@@ -18,13 +18,16 @@ from firkin.law.network import NetworkPolicy
 SANDBOXES = "198.18.0.0/15"
 """Where sandboxes and the host's ends of their wires have their addresses. Only a peer there is ever reached."""
 
+LINK_LOCAL = "169.254.0.0/16"
+"""Where clouds give every machine its own metadata, with credentials in it."""
+
 # Special-purpose address blocks (IANA registry), which hold hosts, metadata services and neighbours.
 PRIVATE = (
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
-    "169.254.0.0/16",
+    LINK_LOCAL,
     "172.16.0.0/12",
     "192.0.0.0/24",
     "192.0.2.0/24",

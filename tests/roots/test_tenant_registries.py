@@ -1,0 +1,154 @@
+"""Tenants' images: which registries are asked for them, how, and with whose credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from firkin.host.image_names import parse_image_name
+from firkin.host.image_sources import RegistrySettings
+from firkin.host.layer_store import LayerStore
+from firkin.host.roots import HostRootPreparer
+from firkin.host.tenant_registries import PUBLIC_REGISTRIES, TenantRegistries, may_be_known
+from firkin.law.errors import InvalidSpec, TemplatePrepareFailure
+from firkin.law.templates import OciSource, RegistryLogin, TemplateSpec
+
+ECR = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
+
+
+def known(name: str, *registries: str) -> bool:
+    return TenantRegistries(registries=registries or PUBLIC_REGISTRIES).know(parse_image_name(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("debian:12", "team/x", "index.docker.io/team/x", "quay.io/a/b", "GHCR.io/a/b", "eu.gcr.io/a/b"),
+        *("europe-docker.pkg.dev/p/r/i", "public.ecr.aws/a/b", f"{ECR}/x", "mine.azurecr.io/x", "quay.io:443/x"),
+    ],
+)
+def test_public_registries_are_known(name: str) -> None:
+    assert known(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("localhost/x", "localhost:5000/x", "127.0.0.1:22/x", "[::1]:80/x", "10.0.0.5/x", "169.254.169.254/x"),
+        *("registry:5000/x", "a.localhost/x", "evil.example/x", "quay.io.evil.example/x", "evilgcr.io/x"),
+        *("quay.io:8443/x", "127.1:80/x", "0x7f.0x1/x", "pkg.dev/x", "a.dkr.ecr.s3.amazonaws.com/x"),
+        *(f"x.{ECR}/x", "bucket.s3.amazonaws.com/x", "127.0.0.1.azurecr.io.1/x"),
+    ],
+)
+def test_no_other_registry_is_known(name: str) -> None:
+    assert not known(name)
+
+
+def test_a_list_of_the_operators_own_stands_in_place_of_the_public_ones() -> None:
+    own = ("registry.example:5000", "*.corp.example", "registry-1.docker.io")
+    for name in ("registry.example:5000/x", "a.b.corp.example/x", "debian"):
+        assert known(name, *own)
+    for name in ("registry.example/x", "corp.example/x", "quay.io/x"):
+        assert not known(name, *own)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["10.0.0.5", "10.0.0.5:5000", "localhost:5000", "registry", "*.local host", "*", ""]
+)
+def test_an_address_or_a_local_name_is_nothing_to_give_to_tenants(pattern: str) -> None:
+    assert not may_be_known(pattern)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeSkopeo:
+    """Says of every image that it is not there, or has but its `manifest`, and keeps what it was asked."""
+
+    calls: Path
+    manifest: Path
+
+    @property
+    def asked(self) -> Sequence[str]:
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
+
+
+@pytest.fixture
+def skopeo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSkopeo:
+    folder, calls = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+    (folder / "skopeo").write_text(
+        f'#!/bin/sh\necho "$*" >> {calls}\n'
+        f'case "$*" in *--config*) ;; *--raw*) [ -e {folder}/manifest ] && cat {folder}/manifest && exit;; esac\n'
+        f'while [ $# -gt 0 ]; do [ "$1" = --authfile ] && echo "has $(cat "$2")" >> {calls}; shift; done\n'
+        "echo 'level=fatal msg=\"manifest unknown\"' >&2\nexit 1\n"
+    )
+    (folder / "skopeo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return FakeSkopeo(calls, folder / "manifest")
+
+
+class Asker:
+    """Prepares images of registries in vain, for the operator or a tenant."""
+
+    def __init__(self, store: LayerStore, into: Path, skopeo: FakeSkopeo, settings: RegistrySettings) -> None:
+        self._preparer = HostRootPreparer(layers=store, registries=settings)
+        self._into = into
+        self._skopeo = skopeo
+
+    async def __call__(self, name: str, *, by_tenant: bool, login: RegistryLogin | None = None) -> str:
+        """What skopeo heard of it."""
+        before = len(self._skopeo.asked)
+        spec = TemplateSpec(source=OciSource(name), by_tenant=by_tenant, login=login)
+        with pytest.raises(TemplatePrepareFailure, match="manifest unknown"):
+            await self._preparer.prepare(spec, self._into, lambda line: None)
+        return "\n".join(self._skopeo.asked[before:])
+
+
+class TestWhatIsAsked:
+    async def test_a_tenants_registry_is_asked_over_tls_alone_and_the_operators_as_ever(
+        self, store: LayerStore, into: Path, skopeo: FakeSkopeo
+    ) -> None:
+        ask = Asker(store, into, skopeo, RegistrySettings(tenants=TenantRegistries()))
+        assert "--tls-verify=true" in await ask("quay.io/a/b", by_tenant=True)
+        assert "--tls-verify=false" in await ask("127.0.0.1:5000/a", by_tenant=False)
+        assert "--tls-verify" not in await ask("registry.example/a", by_tenant=False)
+
+    async def test_a_tenants_unknown_registry_is_never_asked(
+        self, store: LayerStore, into: Path, skopeo: FakeSkopeo
+    ) -> None:
+        ask = Asker(store, into, skopeo, RegistrySettings(tenants=TenantRegistries()))
+        for name in ("127.0.0.1:22/x", "evil.example/x"):
+            with pytest.raises(InvalidSpec, match=r"setting tenant_registries for API keys: docker\.io, quay\.io"):
+                await ask(name, by_tenant=True)
+        with pytest.raises(InvalidSpec, match="no image reference"):
+            await ask("oci:/srv/images/x", by_tenant=True)
+        assert not skopeo.asked
+
+    async def test_what_the_operator_maps_to_a_registry_nearby_is_asked_there(
+        self, store: LayerStore, into: Path, skopeo: FakeSkopeo
+    ) -> None:
+        mirrors = {"images.example/": "127.0.0.1:5000/"}
+        ask = Asker(store, into, skopeo, RegistrySettings(mirrors=mirrors, tenants=TenantRegistries()))
+        assert "--tls-verify=false docker://127.0.0.1:5000/x:1" in await ask("images.example/x:1", by_tenant=True)
+
+    async def test_who_holds_the_only_key_names_any_registry(
+        self, store: LayerStore, into: Path, skopeo: FakeSkopeo
+    ) -> None:
+        ask = Asker(store, into, skopeo, RegistrySettings())
+        assert "--tls-verify=false" in await ask("localhost:5000/a", by_tenant=True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ['{"urls": ["http://10.0.0.1/"]}', '{"URL\u017f": ["http://10.0.0.1/"]}', '{"urls": ["http://a/"]}, "config": {}'],
+)
+async def test_no_part_of_an_image_is_fetched_from_where_its_manifest_says(
+    store: LayerStore, into: Path, skopeo: FakeSkopeo, config: str
+) -> None:
+    skopeo.manifest.write_text(f'{{"schemaVersion": 2, "layers": [], "config": {config}}}')
+    preparer = HostRootPreparer(layers=store)
+    with pytest.raises(TemplatePrepareFailure, match=r"has parts that its registry does not keep \(urls\)"):
+        await preparer.prepare(TemplateSpec(source=OciSource("debian")), into, lambda line: None)
+    assert len(skopeo.asked) == 1
