@@ -20,10 +20,8 @@ from firkin.host.image_sources import PULLS, RegistrySettings
 from firkin.host.images import Layout
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
-from firkin.law.builds import built_id
 from firkin.law.driver import PreparedRoot
 from firkin.law.errors import InvalidSpec, TemplateFault, TemplatePrepareFailure
-from firkin.law.ids import TemplateId
 from firkin.law.templates import OciSource, RegistryLogin, TemplateSpec
 
 from .conftest import LastRoot, Prepare
@@ -77,11 +75,11 @@ class Fetcher:
         login: RegistryLogin | None = None,
         auth_file: Path | None = None,
         mirrors: Mapping[str, str] | None = None,
-        template_id: TemplateId | None = None,
+        by_tenant: bool = False,
     ) -> PreparedRoot:
         settings = RegistrySettings(mirrors=mirrors or {}, auth_file=auth_file)
         preparer = HostRootPreparer(layers=self._store, registries=settings)
-        spec = TemplateSpec(id=template_id, source=OciSource(name), login=login)
+        spec = TemplateSpec(source=OciSource(name), login=login, by_tenant=by_tenant)
         return await preparer.prepare(spec, self._into, self.told.append)
 
 
@@ -264,7 +262,7 @@ class TestMirrors:
 @pytest.mark.parametrize("place", ["oci:/srv/private/debian", "docker-archive:/srv/private/debian.tar"])
 async def test_a_tenants_build_is_not_told_where_the_operators_mirror_is(fetch: Fetcher, place: str) -> None:
     with pytest.raises(TemplatePrepareFailure) as caught:
-        await fetch("debian:12", mirrors={"debian:12": place}, template_id=built_id("t" + "x" * 19, "0" * 32))
+        await fetch("debian:12", mirrors={"debian:12": place}, by_tenant=True)
     assert caught.value.fault is TemplateFault.SOURCE_MISSING
     told = [str(caught.value), *fetch.told]
     assert not any("/srv" in line for line in told), told

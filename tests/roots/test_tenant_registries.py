@@ -101,7 +101,7 @@ class Asker:
         """What skopeo heard of it."""
         before = len(self._skopeo.asked)
         spec = TemplateSpec(source=OciSource(name), by_tenant=by_tenant, login=login)
-        with pytest.raises(TemplatePrepareFailure, match="manifest unknown"):
+        with pytest.raises(TemplatePrepareFailure, match=r"manifest unknown|ask its operator"):
             await self._preparer.prepare(spec, self._into, lambda line: None)
         return "\n".join(self._skopeo.asked[before:])
 
