@@ -35,6 +35,7 @@ class Bench:
     processes: GuestProcesses
     files: GuestFiles
     instance: Instance
+    disk_bytes: int
     keep_in: Path | None = None
 
     async def ran_out_of_memory(self) -> bool:
@@ -84,7 +85,7 @@ class BenchMaker:
         try:
             async with _linked(instance, sandbox_id) as link:
                 processes = GuestProcesses(link, default_user="root", default_workdir="/")
-                yield Bench(processes, GuestFiles(link), instance)
+                yield Bench(processes, GuestFiles(link), instance, resources.disk_bytes)
         finally:
             await finish(instance.destroy(), within_s=_CLEAR_WITHIN_S)
 

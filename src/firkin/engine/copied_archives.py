@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Generator
 from typing import IO
 
 from firkin.host.archives import decompressed, read_entries
+from firkin.host.stoppable import Stopped, in_thread
 from firkin.law.build_steps import CopyStep
 from firkin.law.errors import TemplateFault, TemplatePrepareFailure
 
@@ -28,10 +29,13 @@ _PIECE = 1 << 20
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
-async def check_archive(step: CopyStep) -> None:
-    """`TemplatePrepareFailure` for an archive that cannot be read, or is not what its name says."""
+async def check_archive(step: CopyStep, most_bytes: int) -> None:
+    """`TemplatePrepareFailure` for an archive that cannot be read, is not what its name says, or is too large.
+
+    A small file may decompress to any size: no more than `most_bytes` of it are, and no more once nobody waits.
+    """
     try:
-        found = await asyncio.to_thread(_digest, step)
+        found = await in_thread(lambda stopped: _digest(step, _Meter(step, most_bytes, stopped)))
     except _UNREADABLE as error:
         raise _unreadable(error) from error
     if found not in ("", step.content):
@@ -39,12 +43,29 @@ async def check_archive(step: CopyStep) -> None:
         raise TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, detail)
 
 
-def _digest(step: CopyStep) -> str:
+class _Meter:
+    """Told of what was decompressed; raises for too much, and when nobody waits."""
+
+    def __init__(self, step: CopyStep, most_bytes: int, stopped: Stopped) -> None:
+        self._step = step
+        self._most = self._left = most_bytes
+        self._stopped = stopped
+
+    def __call__(self, size: int) -> None:
+        if self._stopped():
+            raise InterruptedError("nobody waits for what is in the archive")
+        self._left -= size
+        if self._left < 0:
+            detail = f"the files of 'COPY {self._step.source}' unpack to more than the disk of {self._most} bytes holds"
+            raise TemplatePrepareFailure(TemplateFault.SOURCE_CORRUPT, f"{detail}; send less or ask for more disk")
+
+
+def _digest(step: CopyStep, meter: _Meter) -> str:
     """What its name should be; empty where that cannot be told from the archive."""
     whole = hashlib.sha256(f"COPY {step.source} {step.destination}".encode())
     last, certain = "", True
     with open(step.archive, "rb") as file:
-        for entry, content in read_entries(file, called=f"the archive of 'COPY {step.source}'"):
+        for entry, content in read_entries(file, called=f"the archive of 'COPY {step.source}'", spend=meter):
             certain = certain and entry.name > last and (entry.isreg() or entry.issym())
             last = entry.name
             if certain:

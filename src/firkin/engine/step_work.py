@@ -138,7 +138,7 @@ async def _run(bench: Bench, site: Site, step: RunStep, tell: Tell) -> None:
 
 
 async def _copy(bench: Bench, site: Site, step: CopyStep, tell: Tell) -> None:
-    await check_archive(step)
+    await check_archive(step, bench.disk_bytes)
     below, only = _selected(step.source)
     target = site.path(step.destination)
     if step.destination.endswith(("/", "/.")) and target != "/":

@@ -19,7 +19,7 @@ import stat
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, NoReturn, Protocol, Self
@@ -128,16 +128,18 @@ def _through_zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
             process.kill()
 
 
+Spend = Callable[[int], None]
 Entries = Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]
 
 
-def read_entries(file: IO[bytes], *, called: str, digest: str = "") -> Entries:
+def read_entries(file: IO[bytes], *, called: str, digest: str = "", spend: Spend | None = None) -> Entries:
     """Every entry of a stranger's archive, with the content of a regular file, to be read before the next one.
 
     `called` names the archive in errors. With `digest`, the archive without its compression must have that one.
+    `spend` is told of every piece that was decompressed, in bytes, and raises to end it.
     """
     try:
-        with decompressed(file) as plain, _reader(stream := _Hashed(plain, digest)) as archive:
+        with decompressed(file) as plain, _reader(stream := _Hashed(plain, digest, spend)) as archive:
             while (entry := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep every entry
                 yield entry, archive.extractfile(entry) if entry.isreg() else None
@@ -250,13 +252,16 @@ class _Readable(Protocol):
 class _Hashed:
     """A stream that is hashed as it is read; by nothing at all where no digest is asked for."""
 
-    def __init__(self, stream: IO[bytes], digest: str) -> None:
+    def __init__(self, stream: IO[bytes], digest: str, spend: Spend | None) -> None:
         algorithm, _, self._wanted = digest.partition(":")
         self._stream = stream
+        self._spend = spend
         self._hash = hashlib.new(algorithm) if digest else None
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
+        if self._spend is not None:
+            self._spend(len(data))
         if self._hash is not None:
             self._hash.update(data)
         return data
