@@ -85,6 +85,7 @@ class Settings:
     image_mirrors: Mapping[str, str] = field(default_factory=dict)
     registry_auth_file: Path | None = None
     tenant_registries: tuple[str, ...] = PUBLIC_REGISTRIES
+    tenants_use_registry_auth: bool = False
     tenant_private_networks: tuple[str, ...] = ()
 
     @property
@@ -417,5 +418,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "image_mirrors": _mirrors,
     "registry_auth_file": _path,
     "tenant_registries": _registries,
+    "tenants_use_registry_auth": _flag,
     "tenant_private_networks": _networks,
 }

@@ -127,6 +127,8 @@ def test_a_servers_tenants_and_their_networks_come_from_a_list_or_words(tmp_path
     assert read(tmp_path, env=env).tenant_registries == ("quay.io", "*.corp.example:5000")
     assert read(tmp_path, "tenant_registries = []").tenant_registries == ()
     assert "docker.io" in settings.tenant_registries
+    assert not settings.tenants_use_registry_auth
+    assert read(tmp_path, env={"FIRKIN_TENANTS_USE_REGISTRY_AUTH": "true"}).tenants_use_registry_auth
     assert not read(tmp_path, api_keys=[KEY]).is_shared
 
 

@@ -20,6 +20,7 @@ from firkin.host.image_sources import PULLS, RegistrySettings
 from firkin.host.images import Layout
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
+from firkin.host.tenant_registries import TenantRegistries
 from firkin.law.driver import PreparedRoot
 from firkin.law.errors import InvalidSpec, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import OciSource, RegistryLogin, TemplateSpec
@@ -231,6 +232,29 @@ class TestLogins:
         secret = base64.b64encode(b"firkin:open sesame").decode()
         auth_file.write_text(json.dumps({"auths": {private.partition("/")[0]: {"auth": secret}}}))
         assert (await fetch(private, auth_file=auth_file)).digest.startswith("sha256:")
+
+    async def test_what_the_operators_file_opened_is_not_a_tenants_to_have(
+        self, private: str, store: LayerStore, into: Path, tmp_path: Path
+    ) -> None:
+        address = private.partition("/")[0]
+        auth_file = tmp_path / "auth.json"
+        secret = base64.b64encode(b"firkin:open sesame").decode()
+        auth_file.write_text(json.dumps({"auths": {address: {"auth": secret}}}))
+        settings = RegistrySettings(
+            mirrors={"images.example/": f"{address}/"}, auth_file=auth_file, tenants=TenantRegistries()
+        )
+        preparer = HostRootPreparer(layers=store, registries=settings)
+
+        async def made(name: str, *, by_tenant: bool) -> PreparedRoot:
+            spec = TemplateSpec(source=OciSource(name), by_tenant=by_tenant)
+            return await preparer.prepare(spec, into, lambda line: None)
+
+        pinned = f"images.example/small@{(await made('images.example/small:1', by_tenant=False)).digest}"
+        await made(pinned, by_tenant=False)
+        for name in ("images.example/small:1", pinned):
+            with pytest.raises(TemplatePrepareFailure) as caught:
+                await made(name, by_tenant=True)
+            assert caught.value.fault is TemplateFault.SOURCE_MISSING
 
 
 class TestMirrors:

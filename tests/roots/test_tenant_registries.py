@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from firkin.host.image_names import parse_image_name
 from firkin.host.image_sources import RegistrySettings
 from firkin.host.layer_store import LayerStore
+from firkin.host.registries import Access
 from firkin.host.roots import HostRootPreparer
 from firkin.host.tenant_registries import PUBLIC_REGISTRIES, TenantRegistries, may_be_known
 from firkin.law.errors import InvalidSpec, TemplatePrepareFailure
@@ -79,7 +81,7 @@ def skopeo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSkopeo:
     folder, calls = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
     (folder / "skopeo").write_text(
-        f'#!/bin/sh\necho "$*" >> {calls}\n'
+        f'#!/bin/sh\necho "$*" >> {calls}\necho "home $HOME" >> {calls}\n'
         f'case "$*" in *--config*) ;; *--raw*) [ -e {folder}/manifest ] && cat {folder}/manifest && exit;; esac\n'
         f'while [ $# -gt 0 ]; do [ "$1" = --authfile ] && echo "has $(cat "$2")" >> {calls}; shift; done\n'
         "echo 'level=fatal msg=\"manifest unknown\"' >&2\nexit 1\n"
@@ -140,6 +142,49 @@ class TestWhatIsAsked:
         assert "--tls-verify=false" in await ask("localhost:5000/a", by_tenant=True)
 
 
+class TestCredentials:
+    @pytest.fixture
+    def auth_file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "auth.json"
+        path.write_text("the operator's")
+        return path
+
+    @pytest.mark.parametrize("mirrors", [{}, {"quay.io/": "registry.example/"}])
+    async def test_a_tenant_without_a_login_is_nobody(
+        self, store: LayerStore, into: Path, skopeo: FakeSkopeo, auth_file: Path, mirrors: dict[str, str]
+    ) -> None:
+        tenants = TenantRegistries()
+        for found in (auth_file, None):
+            settings = RegistrySettings(auth_file=found, tenants=tenants, mirrors=mirrors)
+            heard = await Asker(store, into, skopeo, settings)("quay.io/a", by_tenant=True)
+            assert "--no-creds" in heard
+            assert "--authfile" not in heard
+
+    async def test_a_tenants_own_login_is_used_and_the_operators_for_the_operator(
+        self, store: LayerStore, into: Path, skopeo: FakeSkopeo, auth_file: Path
+    ) -> None:
+        ask = Asker(store, into, skopeo, RegistrySettings(auth_file=auth_file, tenants=TenantRegistries()))
+        login = RegistryLogin(username="bob", password="sesame")
+        secret = base64.b64encode(b"bob:sesame").decode()
+        own = await ask("quay.io/a", by_tenant=True, login=login)
+        assert f'has {{"auths": {{"quay.io": {{"auth": "{secret}"}}}}}}' in own
+        operators = await ask("quay.io/a", by_tenant=False)
+        assert "has the operator's" in operators
+        assert "--no-creds" not in own + operators
+        assert (f"home {into}" in own, f"home {into}" in operators) == (True, False)
+
+    @pytest.mark.parametrize("tenants", [None, TenantRegistries(use_auth_file=True)])
+    async def test_the_operators_file_is_for_tenants_where_he_says_so_and_where_there_are_none(
+        self, store: LayerStore, into: Path, skopeo: FakeSkopeo, auth_file: Path, tenants: TenantRegistries | None
+    ) -> None:
+        ask = Asker(store, into, skopeo, RegistrySettings(auth_file=auth_file, tenants=tenants))
+        assert "has the operator's" in await ask("quay.io/a", by_tenant=True)
+
+    def test_copies_are_as_anonymous_as_questions(self) -> None:
+        access = Access(alone=True, only_tls=True)
+        assert access.options("quay.io/a", source="src-") == ["--src-no-creds", "--src-tls-verify=true"]
+
+
 @pytest.mark.parametrize(
     "config",
     ['{"urls": ["http://10.0.0.1/"]}', '{"URL\u017f": ["http://10.0.0.1/"]}', '{"urls": ["http://a/"]}, "config": {}'],
@@ -151,4 +196,4 @@ async def test_no_part_of_an_image_is_fetched_from_where_its_manifest_says(
     preparer = HostRootPreparer(layers=store)
     with pytest.raises(TemplatePrepareFailure, match=r"has parts that its registry does not keep \(urls\)"):
         await preparer.prepare(TemplateSpec(source=OciSource("debian")), into, lambda line: None)
-    assert len(skopeo.asked) == 1
+    assert "--config" not in " ".join(skopeo.asked)

@@ -56,7 +56,7 @@ def _host_preparer(settings: Settings, layers: LayerStore) -> HostRootPreparer:
 
 def registry_settings(settings: Settings) -> RegistrySettings:
     """How images are fetched, for the operator and for tenants."""
-    tenants = TenantRegistries(registries=settings.tenant_registries)
+    tenants = TenantRegistries(registries=settings.tenant_registries, use_auth_file=settings.tenants_use_registry_auth)
     return RegistrySettings(
         mirrors=settings.image_mirrors,
         auth_file=settings.registry_auth_file or settings.state_dir / REGISTRY_AUTH,

@@ -157,7 +157,7 @@ def _proxy(asked: EgressProxyConfig) -> EgressProxy:
 def _is_pem(text: str) -> bool:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
-    except (ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError, TypeError):  # TypeError: letters that are not ASCII
         return False
     return True
 

@@ -27,7 +27,7 @@ from firkin.host.layer_stacks import Content, LayerStacks, Stacked, Wishes
 from firkin.host.layer_store import LayerStore, layer_key
 from firkin.host.programs import Report
 from firkin.host.pulls import Pull
-from firkin.host.registries import TAG, Registry, convert_archive, login_file
+from firkin.host.registries import TAG, Access, Registry, convert_archive, login_file
 from firkin.host.tenant_registries import TenantRegistries
 from firkin.host.unpacking import Step
 from firkin.law.errors import InvalidReason, InvalidSpec, IoFailure, TemplateFault, TemplatePrepareFailure
@@ -149,22 +149,27 @@ class ImageSources:
         self, name: ImageName, login: RegistryLogin | None, *, only_tls: bool = False
     ) -> tuple[Stacked, str]:
         # what one caller's password opened is not another's to have for the knowledge of a digest
-        key = layer_key("pinned", str(name)) if name.digest and login is None else ""
+        alone = self._tenants is not None and not self._tenants.use_auth_file
+        kind = "pinned, by nobody" if alone else "pinned"
+        key = layer_key(kind, str(name)) if name.digest and login is None else ""
         image = self._remembered(key) if key else None
         if image is not None:
             return await self._made(image, ""), image.digest
-        with self._auth_file(name, login) as auth_file:
-            registry = Registry(self._bench.scratch, self._bench.report, auth_file, only_tls=only_tls)
+        with self._auth_file(name, login, alone=alone) as auth_file:
+            access = Access(auth_file=auth_file, alone=alone, only_tls=only_tls)
+            registry = Registry(self._bench.scratch, self._bench.report, access)
             image = await registry.image(name)
             made = await self._pulled(registry, name, image)
         if key:
             self._remember(key, image)
         return made, image.digest
 
-    def _auth_file(self, name: ImageName, login: RegistryLogin | None) -> AbstractContextManager[Path | None]:
+    def _auth_file(
+        self, name: ImageName, login: RegistryLogin | None, *, alone: bool
+    ) -> AbstractContextManager[Path | None]:
         if login is not None:
             return login_file(login, name, self._bench.scratch)
-        found = self._settings.auth_file
+        found = None if alone else self._settings.auth_file
         return nullcontext(found if found is not None and found.exists() else None)
 
     async def _pulled(self, registry: Registry, name: ImageName, image: Image) -> Stacked:

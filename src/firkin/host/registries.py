@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.host.archives import corrupt
@@ -50,17 +51,36 @@ _UNREACHABLE = (
 TAG = "image"
 
 
-class Registry:
-    """Registries as one caller may reach them. `scratch` is a folder for what skopeo needs meanwhile.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How registries are spoken to for one caller. Without `auth_file`, with credentials that skopeo finds itself.
 
-    With `only_tls` none is spoken to without, whatever this machine's own configuration of registries says.
+    `alone`: with those of `auth_file` or none. That takes more than a file, since skopeo (1.9.3) looks into
+    those of its user as well where a file has none. `only_tls`: never without, whatever this machine's own
+    configuration of registries says.
     """
 
-    def __init__(self, scratch: Path, report: Report, auth_file: Path | None, *, only_tls: bool = False) -> None:
+    auth_file: Path | None = None
+    alone: bool = False
+    only_tls: bool = False
+
+    def options(self, name: str, *, source: str = "") -> list[str]:
+        """For skopeo's command about `name`. `source` is how it calls where it copies from: ``src-``."""
+        found = [f"--{source}no-creds"] if self.alone else []
+        if self.auth_file is not None:
+            found = ["--authfile", str(self.auth_file)]
+        if self.only_tls:
+            return [*found, f"--{source}tls-verify=true"]
+        return [*found, f"--{source}tls-verify=false"] if _LOOPBACK.match(f"{name}/") else found
+
+
+class Registry:
+    """Registries as one caller may reach them. `scratch` is a folder for what skopeo needs meanwhile."""
+
+    def __init__(self, scratch: Path, report: Report, access: Access) -> None:
         self._scratch = scratch
         self._report = report
-        self._options = [] if auth_file is None else ["--authfile", str(auth_file)]
-        self._only_tls = only_tls
+        self._access = access
 
     async def image(self, name: ImageName) -> Image:
         """What `name` means now for this machine. Each answer is checked against its digest."""
@@ -83,27 +103,20 @@ class Registry:
         """Copy the blobs of `image` into the folder `blobs`; those that are there already are taken for whole."""
         source = f"docker://{name.at(image.digest)}"
         self._report(f"fetching {name}")
-        options = [*self._options, "--dest-shared-blob-dir", str(blobs)]
-        options += self._tls("--src-tls-verify", name.repository)
+        options = [*self._access.options(name.repository, source="src-"), "--dest-shared-blob-dir", str(blobs)]
         done = await self._skopeo(["copy", "--quiet", *options, source, f"oci:{layout}:{TAG}"])
         if done.exit_code != 0:
             raise read_complaint(source, done.last_line, registry=True)
 
     async def _inspect(self, reference: str, *what: str) -> bytes:
         source = f"docker://{reference}"
-        tls = self._tls("--tls-verify", reference)
-        done = await self._skopeo(["inspect", "--raw", *what, *self._options, *tls, source])
+        done = await self._skopeo(["inspect", "--raw", *what, *self._access.options(reference), source])
         if done.exit_code != 0:
             raise read_complaint(source, done.last_line, registry=True)
         return done.stdout
 
-    def _tls(self, option: str, reference: str) -> list[str]:
-        if self._only_tls:
-            return [f"{option}=true"]
-        return [f"{option}=false"] if _LOOPBACK.match(f"{reference}/") else []
-
     async def _skopeo(self, words: Sequence[str]) -> Finished:
-        return await run_skopeo(words, self._scratch, self._report)
+        return await run_skopeo(words, self._scratch, self._report, homeless=self._access.alone)
 
 
 def _checked(content: bytes, digest: str) -> bytes:
@@ -136,10 +149,11 @@ async def convert_archive(path: str, layout: Path, report: Report) -> None:
         raise read_complaint(source, done.last_line, registry=False)
 
 
-async def run_skopeo(words: Sequence[str], scratch: Path, report: Report) -> Finished:
+async def run_skopeo(words: Sequence[str], scratch: Path, report: Report, *, homeless: bool = False) -> Finished:
     skopeo = find_program("skopeo", package="skopeo")
     trust = [] if os.path.exists(_POLICY) else ["--insecure-policy"]
-    return await run_program([skopeo, *trust, *words], env=program_environment(scratch), report=report)
+    home = {"HOME": str(scratch)} if homeless else {}
+    return await run_program([skopeo, *trust, *words], env={**program_environment(scratch), **home}, report=report)
 
 
 def read_complaint(source: str, line: str, *, registry: bool) -> TemplatePrepareFailure:
