@@ -43,10 +43,14 @@ class HostGauge:
     def read(self) -> HostRoom:
         now = self._clock.monotonic()
         if self._sample is None or now - self._taken_at >= SAMPLE_KEPT_S:
-            disk = os.statvfs(self._state_dir)
-            self._sample = HostRoom(memory_bytes=meminfo("MemAvailable"), disk_bytes=disk.f_bavail * disk.f_frsize)
+            self._sample = HostRoom(memory_bytes=meminfo("MemAvailable"), disk_bytes=self.disk_now())
             self._taken_at = now
         return self._sample
+
+    def disk_now(self) -> int:
+        """Measured anew, for whoever fills the disk."""
+        disk = os.statvfs(self._state_dir)
+        return disk.f_bavail * disk.f_frsize
 
     def totals(self) -> HostRoom:
         """What the machine has in all, of the same two."""

@@ -143,7 +143,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         builds=LocalBuilds(
             templates,
             BuildRecords(records),
-            BuildFiles(ground.build_files_dir, lambda: room_on_disk(node)),
+            BuildFiles(ground.build_files_dir, lambda: room_on_disk(node, now=True)),
             clock=clock,
             children=ground.children,
         ),

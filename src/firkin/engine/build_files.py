@@ -17,28 +17,33 @@ import secrets
 import time
 from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from firkin.law.errors import CapacityRejected, HostDiskFull, IoFailure
 
 KEPT_S = 30 * 86400.0
 _ASIDE = ".aside-"
+_SWEPT_EVERY_S = 3600.0
 _KEEP = "keep an uploaded archive"
 
 
 class BuildFiles:
-    """`room` says how many bytes of the host's disk an upload may take."""
+    """`room` says how many bytes of the host's disk may still be taken."""
 
     def __init__(self, directory: Path, room: Callable[[], int]) -> None:
         self._directory = directory
         self._room = room
         self._sent: dict[str, str] = {}  # the digest of what was last sent under a name
+        self._writing = 0  # bytes on their way to the disk, in all uploads together
+        self._swept_at = 0.0
 
     async def load(self) -> None:
-        """Remove what an earlier server did not finish, and what nobody has used for long."""
+        """Remove what an earlier server did not finish, and what nobody has used for long. Uploads do so, too."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._sent = await asyncio.to_thread(_sweep, self._directory)
+        for aside in self._directory.glob(f"{_ASIDE}*"):
+            aside.unlink()
+        await self._swept()
 
     def find(self, owner: str, digest: str) -> str | None:
         name = _name(owner, digest)
@@ -59,19 +64,18 @@ class BuildFiles:
 
         What the chunks' sender raises passes through.
         """
+        if time.monotonic() - self._swept_at > _SWEPT_EVERY_S:
+            await self._swept()
         aside = self._directory / f"{_ASIDE}{secrets.token_hex(8)}"
-        room, size, counted = self._room(), 0, hashlib.sha256()
+        counted = hashlib.sha256()
         try:
             with _kept():
-                file = aside.open("xb")
+                file = aside.open("xb", buffering=0)
             with file:
                 async for chunk in chunks:
-                    size += len(chunk)
-                    _require(room, size)
-                    with _kept():
+                    with self._room_for(len(chunk)), _kept():
                         await asyncio.to_thread(_write, file, chunk, counted)
                 with _kept():
-                    file.flush()
                     await asyncio.to_thread(os.fsync, file.fileno())
             name = _name(owner, digest)
             with _kept():
@@ -81,14 +85,35 @@ class BuildFiles:
             with suppress(FileNotFoundError):
                 aside.unlink()
 
+    @contextmanager
+    def _room_for(self, size: int) -> Iterator[None]:
+        """The disk is asked for each piece: others write to it, and not all pieces are on it yet."""
+        room = self._room() - self._writing
+        if size > room:
+            raise CapacityRejected(_KEEP, "free disk on the host", requested=size, available=max(0, room), unit="bytes")
+        self._writing += size
+        try:
+            yield
+        finally:
+            self._writing -= size
+
+    async def _swept(self) -> None:
+        self._swept_at = time.monotonic()
+        before = set(self._sent)
+        found = await asyncio.to_thread(_sweep, self._directory)
+        kept = {name: digest for name, digest in self._sent.items() if name in found or name not in before}
+        self._sent = {**found, **kept}
+
 
 def _name(owner: str, digest: str) -> str:
     """What tenants call something never becomes a path."""
     return hashlib.sha256(f"{len(owner)}:{owner}{digest}".encode()).hexdigest()
 
 
-def _write(file: IO[bytes], chunk: bytes, counted: hashlib._Hash) -> None:
-    file.write(chunk)
+def _write(file: FileIO, chunk: bytes, counted: hashlib._Hash) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[file.write(left) :]
     counted.update(chunk)
 
 
@@ -103,19 +128,16 @@ def _kept() -> Iterator[None]:
         raise IoFailure("keep", "an uploaded archive", error.strerror or str(error)) from error
 
 
-def _require(room: int, size: int) -> None:
-    if size > room:
-        raise CapacityRejected(_KEEP, "free disk on the host", requested=size, available=max(0, room), unit="bytes")
-
-
 def _sweep(directory: Path) -> dict[str, str]:
-    """What is left: names, each with the digest of what was last used under it."""
+    """Remove what was not used for long. What is left: names, each with the digest of what was last used under it."""
     found: list[tuple[float, str, str]] = []
     oldest = time.time() - KEPT_S
     for entry in os.scandir(directory):
+        if entry.name.startswith(_ASIDE):  # on its way
+            continue
         name, _, digest = entry.name.partition(".")
         used = entry.stat().st_mtime
-        if not (name and digest) or used < oldest:  # unfinished, of a server that did not count, or of no use
+        if not digest or used < oldest:  # without one it is of a server that did not count
             os.unlink(entry.path)
         else:
             found.append((used, name, digest))

@@ -97,6 +97,7 @@ async def require(node: Node, operation: str, sandbox_id: SandboxId, *names: Cap
     (await offer_for(node, sandbox_id)).require(operation, *names)
 
 
-def room_on_disk(node: Node) -> int:
-    """How much of the host's disk a copy may take, in bytes."""
-    return max(0, node.gauge.read().disk_bytes - node.policies.capacity.disk_floor_bytes)
+def room_on_disk(node: Node, *, now: bool = False) -> int:
+    """How much of the host's disk a copy may take, in bytes. With `now` what was written since the last look counts."""
+    free = node.gauge.disk_now() if now else node.gauge.read().disk_bytes
+    return max(0, free - node.policies.capacity.disk_floor_bytes)

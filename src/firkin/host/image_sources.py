@@ -103,7 +103,7 @@ class ImageSources:
             self._bench.report(f"{name} is {instead.place} here")
             return await self._from_mirror(instead, name.digest)
         self._bench.report(f"{name} is from this server's mirror")
-        quiet = ImageSources(replace(self._bench, report=_log.info), self._settings, None)
+        quiet = ImageSources(replace(self._bench, report=_log.info), self._settings, None, by_tenant=True)
         with _untold(name):
             return await quiet._from_mirror(instead, name.digest)
 
