@@ -27,6 +27,7 @@ class Acts:
         task = self._owner.start(_outcome(work), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it would never be awaited
         return task
 
     async def run(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
