@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from firkin.host.image_manifests import Image
-from firkin.host.image_names import check_mirrors, mirrored, parse_image_name
-from firkin.host.image_sources import PULLS, RegistrySettings
+from firkin.host.image_manifests import Image, LayerBlob
+from firkin.host.image_names import ImageName, check_mirrors, mirrored, parse_image_name
+from firkin.host.image_sources import PULLS, RegistrySettings, _whose, layer_contents
 from firkin.host.images import Layout
+from firkin.host.layer_stacks import _chain
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
 from firkin.law.builds import built_id
@@ -259,6 +260,24 @@ class TestMirrors:
         with pytest.raises(TemplatePrepareFailure) as caught:
             await fetch(f"debian:12@sha256:{'0' * 64}", mirrors=mirrors)
         assert caught.value.fault is TemplateFault.SOURCE_CORRUPT
+
+
+@pytest.mark.parametrize("other", [None, RegistryLogin(username="firkin", password="guessed")])
+def test_an_image_that_claims_a_private_ones_layers_does_not_find_them(other: RegistryLogin | None) -> None:
+    layer = LayerBlob(digest=f"sha256:{'a' * 64}", size=1, unpacked=f"sha256:{'b' * 64}")
+    image = Image(digest=f"sha256:{'c' * 64}", layers=(layer, layer), env={}, user="", workdir="")
+    name = parse_image_name("private.example/app")
+
+    def found(login: RegistryLogin | None, auth_file: Path | None = None, at: ImageName = name) -> set[str]:
+        return set(_chain(layer_contents(image, "", _whose(at, login, auth_file))))
+
+    private = found(LOGIN)
+    assert private == found(LOGIN), "the same login finds them again"
+    assert not private & found(other)
+    assert not private & found(LOGIN, at=parse_image_name("evil.example/app"))
+    operators = found(None, Path("auth.json"))
+    assert not operators & (found(other) | found(None, Path("auth.json"), parse_image_name("evil.example/app")))
+    assert found(None) == found(None, at=parse_image_name("other.example/app")), "what is public is everybody's"
 
 
 @pytest.mark.parametrize("place", ["oci:/srv/private/debian", "docker-archive:/srv/private/debian.tar"])
