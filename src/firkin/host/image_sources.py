@@ -151,9 +151,12 @@ class ImageSources:
 
     async def _pulled(self, registry: Registry, name: ImageName, image: Image, whose: str) -> Stacked:
         """Its blobs are fetched by one at a time; who waited finds the layers."""
-        bench, pull = self._bench, Pull(self._bench.store.directory / PULLS, image, whose)
+        bench, apart = self._bench, whose
+        if self._stranger:  # nobody waits for the registry of another, which may serve the same image and never end
+            apart = layer_key("registry", name.repository.partition("/")[0], whose)
+        pull = Pull(bench.store.directory / PULLS, image, apart)
         contents = layer_contents(image, str(pull.blobs), whose)
-        async with bench.store.making(layer_key("pull", image.digest, whose)):
+        async with bench.store.making(layer_key("pull", image.digest, apart)):
             with bench.stacks.holding(contents):
                 if not bench.stacks.can_make(contents, wishes_of(image)):
                     present = [image.layers[at] for at in bench.stacks.present(contents)]
