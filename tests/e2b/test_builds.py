@@ -15,6 +15,7 @@ from e2b.exceptions import TemplateException
 
 from e2b import BuildException, Sandbox, Template
 from firkin.e2b.operators import OPERATOR_HEADER, operator_token
+from firkin.engine.build_shelf import BuildLimits
 from firkin.engine.stored_forms import TemplateRecord
 from firkin.law.ids import TemplateId
 from firkin.law.templates import LocalSource, NoPlane, TemplateInfo, TemplateState
@@ -353,6 +354,16 @@ def test_why_a_template_of_the_operators_failed_is_the_operators_alone(
     told = "template 'private' is failed; ask the operator of this server"
     assert (answer.status_code, answer.json()["message"]) == (409, told)
     del registry._known[failed.id]
+
+
+def test_a_name_too_many_is_refused_in_a_sentence(
+    client: RawClient, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.backend is not None
+    monkeypatch.setattr(server.backend.builds, "_limits", BuildLimits(names=0))
+    answer = client.api("POST", "/v3/templates", {"name": "one-too-many"})
+    told = "you have 0 templates, the most that one has; delete some"
+    assert (answer.status_code, answer.json()["message"]) == (400, told)
 
 
 def test_the_operators_template_is_described(client: RawClient) -> None:

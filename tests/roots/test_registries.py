@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from firkin.host.image_manifests import Image
-from firkin.host.image_names import check_mirrors, mirrored, parse_image_name
-from firkin.host.image_sources import PULLS, RegistrySettings
+from firkin.host.image_manifests import Image, LayerBlob
+from firkin.host.image_names import ImageName, check_mirrors, mirrored, parse_image_name
+from firkin.host.image_sources import PULLS, Bench, ImageSources, RegistrySettings, _whose, layer_contents
 from firkin.host.images import Layout
+from firkin.host.layer_stacks import LayerStacks, RootLimits, _chain, facts_of
 from firkin.host.layer_store import LayerStore
+from firkin.host.registries import Registry
 from firkin.host.roots import HostRootPreparer
 from firkin.host.tenant_registries import TenantRegistries
 from firkin.law.driver import PreparedRoot
@@ -281,6 +283,60 @@ class TestMirrors:
         with pytest.raises(TemplatePrepareFailure) as caught:
             await fetch(f"debian:12@sha256:{'0' * 64}", mirrors=mirrors)
         assert caught.value.fault is TemplateFault.SOURCE_CORRUPT
+
+
+@pytest.mark.parametrize("other", [None, RegistryLogin(username="firkin", password="guessed")])
+def test_an_image_that_claims_a_private_ones_layers_does_not_find_them(other: RegistryLogin | None) -> None:
+    layer = LayerBlob(digest=f"sha256:{'a' * 64}", size=1, unpacked=f"sha256:{'b' * 64}")
+    image = Image(digest=f"sha256:{'c' * 64}", layers=(layer, layer), env={}, user="", workdir="")
+    name = parse_image_name("private.example/app")
+
+    def found(login: RegistryLogin | None, auth_file: Path | None = None, at: ImageName = name) -> set[str]:
+        return set(_chain(layer_contents(image, "", _whose(at, login, auth_file))))
+
+    private = found(LOGIN)
+    assert private == found(LOGIN), "the same login finds them again"
+    assert not private & found(other)
+    assert not private & found(LOGIN, at=parse_image_name("evil.example/app"))
+    operators = found(None, Path("auth.json"))
+    assert not operators & (found(other) | found(None, Path("auth.json"), parse_image_name("evil.example/app")))
+    assert found(None) == found(None, at=parse_image_name("other.example/app")), "what is public is everybody's"
+
+
+class Gone(Exception):
+    """What a registry of a test answers."""
+
+
+class Stalling(Registry):
+    """Serves the blobs of an image once `go_on` is set; never means it."""
+
+    def __init__(self, go_on: asyncio.Event) -> None:
+        self.go_on = go_on
+        self.asked = asyncio.Event()
+
+    async def fetch(self, name: ImageName, image: Image, into: Path, blobs: Path) -> None:
+        self.asked.set()
+        await self.go_on.wait()
+        raise Gone
+
+
+async def test_a_tenants_pull_waits_for_no_other_registry_with_the_same_image(store: LayerStore, into: Path) -> None:
+    layer = LayerBlob(digest=f"sha256:{'a' * 64}", size=1, unpacked=f"sha256:{'b' * 64}")
+    image = Image(digest=f"sha256:{'c' * 64}", layers=(layer,), env={}, user="", workdir="")
+    stacks = LayerStacks(store, into, print, RootLimits())
+    bench = Bench(store=store, facts=facts_of(store), stacks=stacks, scratch=into, report=print)
+    sources = ImageSources(bench, RegistrySettings(), None, stranger=True)
+    never, at_once = Stalling(asyncio.Event()), Stalling(asyncio.Event())
+    at_once.go_on.set()
+    slow = asyncio.ensure_future(  # noqa: TID251 — cancelled and awaited below
+        sources._pulled(never, parse_image_name("evil.example/debian"), image, "")
+    )
+    await asyncio.wait_for(never.asked.wait(), 10)
+    with pytest.raises(Gone):
+        await asyncio.wait_for(sources._pulled(at_once, parse_image_name("debian"), image, ""), 10)
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
 
 
 @pytest.mark.parametrize("place", ["oci:/srv/private/debian", "docker-archive:/srv/private/debian.tar"])

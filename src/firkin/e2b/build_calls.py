@@ -92,13 +92,15 @@ class BuildCalls:
         allow_query(exchange, "logsOffset", "limit", "level")
         build = await self._own_build(tenant, path[0], path[1])
         offset = query_int(exchange, "logsOffset", default=0, least=0, most=1 << 31) or 0
-        shown = (await self._shown(exchange, build))[offset:]
+        least = _level(exchange)
+        said = [entry for entry in await self._builds.entries(build.id) if entry.line.level >= least]
+        shown = said[offset : offset + self._limit(exchange)]
         answer: dict[str, object] = {
             "templateID": build.template_id,
             "buildID": build.id,
             "status": build.status.value,
             "logs": [],
-            "logEntries": shown[: self._limit(exchange)],
+            "logEntries": [_entry(entry) for entry in shown],
         }
         if build.status is BuildStatus.ERROR:
             answer["reason"] = _reason(build)
@@ -159,10 +161,6 @@ class BuildCalls:
         if build is None or build.template_id != named.id:
             raise Refused(404, f"build '{build_id[:64]}' not found", should_retry=False)
         return build
-
-    async def _shown(self, exchange: Exchange, build: Build) -> list[dict[str, object]]:
-        least = _level(exchange)
-        return [_entry(entry) for entry in await self._builds.entries(build.id) if entry.line.level >= least]
 
     def _limit(self, exchange: Exchange) -> int:
         return query_int(exchange, "limit", default=_MOST_ENTRIES, least=1, most=_MOST_ENTRIES) or _MOST_ENTRIES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from sqlite3 import Connection
 
 import msgspec
 
@@ -34,18 +35,23 @@ class BuildRecords:
         return [_builds.decode(text) for (text,) in rows]
 
     async def entries(self, build_id: str) -> list[BuildEntry]:
-        row = await self._records.run(
-            lambda db: db.execute("SELECT entries FROM builds WHERE id = ?", (build_id,)).fetchone()
-        )
-        return [] if row is None else _loaded(row[0])
+        def read(db: Connection) -> list[BuildEntry]:  # a log may be long: decoded beside the event loop
+            row = db.execute("SELECT entries FROM builds WHERE id = ?", (build_id,)).fetchone()
+            return [] if row is None else _loaded(row[0])
+
+        return await self._records.run(read)
 
     async def put_named(self, named: NamedTemplate) -> None:
         row = (named.id, _encoder.encode(named).decode())
         await self._records.run(lambda db: db.execute("INSERT OR REPLACE INTO named_templates VALUES (?, ?)", row))
 
     async def put_build(self, build: Build, entries: Sequence[BuildEntry] = ()) -> None:
-        row = (build.id, build.template_id, _encoder.encode(build).decode(), _dumped(entries))
-        await self._records.run(lambda db: db.execute("INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)", row))
+        row, said = (build.id, build.template_id, _encoder.encode(build).decode()), tuple(entries)
+
+        def write(db: Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO builds VALUES (?, ?, ?, ?)", (*row, _dumped(said)))
+
+        await self._records.run(write)
 
     async def drop_build(self, build_id: str) -> None:
         await self._records.run(lambda db: db.execute("DELETE FROM builds WHERE id = ?", (build_id,)))
@@ -57,8 +63,9 @@ class BuildRecords:
 
 
 def _dumped(entries: Sequence[BuildEntry]) -> str:
+    # not with the encoder above: that one is the event loop's
     rows = [(entry.at, entry.line.message, int(entry.line.level), entry.line.step) for entry in entries]
-    return _encoder.encode(rows).decode()
+    return msgspec.json.encode(rows, enc_hook=encode_hook).decode()
 
 
 def _loaded(text: str) -> list[BuildEntry]:

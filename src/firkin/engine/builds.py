@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from firkin.engine.build_files import BuildFiles
+from firkin.engine.build_logs import BuildLog, shortened
 from firkin.engine.build_records import BuildRecords
 from firkin.engine.build_shelf import BuildLimits, BuildShelf
 from firkin.engine.clock import Clock
@@ -43,7 +44,6 @@ from firkin.law.templates import TemplateSpec
 from firkin.lifetimes import Children, finish
 
 _log = logging.getLogger("firkin.engine")
-_MOST_ENTRIES = 20_000
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _INTERRUPTED = "the server ended while it was built"
 _CANCELLED = "it was cancelled"
@@ -55,7 +55,7 @@ _SAVED_EVERY_S = 1.0
 @dataclass(slots=True, eq=False)
 class _Running:
     task: asyncio.Task[None]
-    entries: list[BuildEntry] = field(default_factory=list)
+    log: BuildLog = field(default_factory=BuildLog)
 
 
 class LocalBuilds:
@@ -175,7 +175,7 @@ class LocalBuilds:
 
     async def entries(self, build_id: str) -> Sequence[BuildEntry]:
         running = self._running.get(build_id)
-        return running.entries if running is not None else await self._records.entries(build_id)
+        return running.log.entries if running is not None else await self._records.entries(build_id)
 
     async def templates(self, owner: str | None = None) -> Sequence[NamedTemplate]:
         return list(self._shelf.named.values()) if owner is None else self._shelf.owned(owner)
@@ -243,8 +243,10 @@ class LocalBuilds:
                     await self._templates.prepare(spec, lambda line: self._heard(build.id, line))
             except FirkinError as error:
                 step = error.step if isinstance(error, TemplatePrepareFailure) else ""
-                step = step or _step_reached(await self.entries(build.id))
-                await finish(self._gave_up(self._failed(build, str(error), step)), within_s=_RECORD_WITHIN_S)
+                running = self._running.get(build.id)
+                step = step or (running.log.step if running else BASE_STEP)
+                failed = self._failed(build, shortened(str(error)), step)
+                await finish(self._gave_up(failed), within_s=_RECORD_WITHIN_S)
             except asyncio.CancelledError:
                 await finish(self._gave_up(self._failed(build, _CANCELLED)), within_s=_RECORD_WITHIN_S)
                 raise
@@ -256,7 +258,7 @@ class LocalBuilds:
             self._running.pop(build.id, None)
 
     async def _stands(self, build: Build, spec: TemplateSpec) -> None:
-        self._heard(build.id, BuildLine(message="the template is ready", step=FINAL_STEP))
+        self._heard(build.id, BuildLine(message="the template is ready", step=FINAL_STEP), last=True)
         now = self._clock.now()
         done = replace(build, status=BuildStatus.READY, prepared=spec.id, updated_at=now, finished_at=now)
         # Tags first: whoever sees that it is ready finds it under them. Until then they are looked up by no one.
@@ -292,16 +294,17 @@ class LocalBuilds:
                 saved = len(entries)
                 await self._records.put_build(build, entries)
 
-    def _heard(self, build_id: str, line: BuildLine) -> None:
+    def _heard(self, build_id: str, line: BuildLine, *, last: bool = False) -> None:
         running = self._running.get(build_id)
-        if running is not None and len(running.entries) < _MOST_ENTRIES:
-            running.entries.append(BuildEntry(self._clock.now(), line))
+        if running is not None:
+            running.log.hear(BuildEntry(self._clock.now(), line), last=last)
 
     async def _finished(self, build: Build) -> None:
         if build.failure:
-            self._heard(build.id, BuildLine(message=build.failure, level=LogLevel.ERROR, step=build.failed_step))
+            line = BuildLine(message=build.failure, level=LogLevel.ERROR, step=build.failed_step)
+            self._heard(build.id, line, last=True)
         running = self._running.get(build.id)
-        await self._put(build, running.entries if running else ())
+        await self._put(build, running.log.entries if running else ())
 
     def _failed(self, build: Build, why: str, step: str = "") -> Build:
         now = self._clock.now()

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -150,51 +150,53 @@ class ImageSources:
     ) -> tuple[Stacked, str]:
         # what one caller's password opened is not another's to have for the knowledge of a digest
         alone = self._tenants is not None and not self._tenants.use_auth_file
+        operators = None if alone else self._operators()
         kind = "pinned, by nobody" if alone else "pinned"
         key = layer_key(kind, str(name)) if name.digest and login is None else ""
-        image = self._remembered(key) if key else None
+        whose = _whose(name, login, operators)
+        image = self._remembered(key, whose) if key else None
         if image is not None:
-            return await self._made(image, ""), image.digest
-        with self._auth_file(name, login, alone=alone) as auth_file:
+            return await self._made(image, "", whose), image.digest
+        given = login_file(login, name, self._bench.scratch) if login is not None else nullcontext(operators)
+        with given as auth_file:
             access = Access(auth_file=auth_file, alone=alone, only_tls=only_tls)
             registry = Registry(self._bench.scratch, self._bench.report, access)
             image = await registry.image(name)
-            made = await self._pulled(registry, name, image)
+            made = await self._pulled(registry, name, image, _whose(name, login, auth_file))
         if key:
             self._remember(key, image)
         return made, image.digest
 
-    def _auth_file(
-        self, name: ImageName, login: RegistryLogin | None, *, alone: bool
-    ) -> AbstractContextManager[Path | None]:
-        if login is not None:
-            return login_file(login, name, self._bench.scratch)
-        found = None if alone else self._settings.auth_file
-        return nullcontext(found if found is not None and found.exists() else None)
+    def _operators(self) -> Path | None:
+        found = self._settings.auth_file
+        return found if found is not None and found.exists() else None
 
-    async def _pulled(self, registry: Registry, name: ImageName, image: Image) -> Stacked:
+    async def _pulled(self, registry: Registry, name: ImageName, image: Image, whose: str) -> Stacked:
         """Its blobs are fetched by one at a time; who waited finds the layers."""
-        bench, pull = self._bench, Pull(self._bench.store.directory / PULLS, image)
-        contents = layer_contents(image, str(pull.blobs))
-        async with bench.store.making(layer_key("pull", image.digest)):
+        bench, apart = self._bench, whose
+        if self._by_tenant:  # nobody waits for the registry of another, which may serve the same image and never end
+            apart = layer_key("registry", name.repository.partition("/")[0], whose)
+        pull = Pull(bench.store.directory / PULLS, image, apart)
+        contents = layer_contents(image, str(pull.blobs), whose)
+        async with bench.store.making(layer_key("pull", image.digest, apart)):
             with bench.stacks.holding(contents):
                 if not bench.stacks.can_make(contents, wishes_of(image)):
                     present = [image.layers[at] for at in bench.stacks.present(contents)]
                     await pull.fetch(registry, name, bench.scratch, present)
-                made = await self._made(image, str(pull.blobs))
+                made = await self._made(image, str(pull.blobs), whose)
             await pull.done()
         return made
 
-    async def _made(self, image: Image, blobs: str) -> Stacked:
-        return await self._bench.stacks.stack(layer_contents(image, blobs), wishes_of(image))
+    async def _made(self, image: Image, blobs: str, whose: str = "") -> Stacked:
+        return await self._bench.stacks.stack(layer_contents(image, blobs, whose), wishes_of(image))
 
-    def _remembered(self, key: str) -> Image | None:
+    def _remembered(self, key: str, whose: str = "") -> Image | None:
         """The image, if its layers are here."""
         fact = self._bench.facts.get("image", key)
         if fact is None:
             return None
         image = Image(**{**fact, "layers": tuple(LayerBlob(**layer) for layer in fact["layers"])})
-        return image if self._bench.stacks.can_make(layer_contents(image, ""), wishes_of(image)) else None
+        return image if self._bench.stacks.can_make(layer_contents(image, "", whose), wishes_of(image)) else None
 
     def _remember(self, key: str, image: Image) -> None:
         self._bench.facts.put("image", key, asdict(image))
@@ -212,13 +214,26 @@ def _untold(name: ImageName) -> Iterator[None]:
         raise TemplatePrepareFailure(fault, detail, retry=failure.retry) from failure
 
 
-def layer_contents(image: Image, blobs: str) -> list[Content]:
+def _whose(name: ImageName, login: RegistryLogin | None, auth_file: Path | None) -> str:
+    """Whose the layers are that are pulled so: empty for everybody's, which nobody needed a password for.
+
+    Layers are found by digests that an image merely claims for itself. Whoever has seen
+    those of a private image would have its files with an image of his own, from any registry.
+    """
+    registry = name.repository.partition("/")[0]
+    if login is not None:
+        return layer_key("login", registry, login.username, login.password)
+    return layer_key("auth file", registry) if auth_file is not None else ""
+
+
+def layer_contents(image: Image, blobs: str, whose: str = "") -> list[Content]:
+    """`whose` is part of the lowest one's key, and with it of all that lie on it."""
+    keys = [layer.unpacked for layer in image.layers]
+    if whose and keys:
+        keys[0] = f"{whose} {keys[0]}"
     return [
-        Content(
-            key=layer.unpacked,
-            steps=(Step(kind="blob", source=blobs, digest=layer.digest, unpacked=layer.unpacked),),
-        )
-        for layer in image.layers
+        Content(key=key, steps=(Step(kind="blob", source=blobs, digest=layer.digest, unpacked=layer.unpacked),))
+        for key, layer in zip(keys, image.layers, strict=True)
     ]
 
 

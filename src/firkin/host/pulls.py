@@ -23,10 +23,10 @@ _LAYOUT = "pulled"
 
 
 class Pull:
-    """The blobs of `image` below `pulls`."""
+    """The blobs of `image` below `pulls`; with `whose`, apart from what others pull of it."""
 
-    def __init__(self, pulls: Path, image: Image) -> None:
-        self._folder = pulls / image.digest.replace(":", "-")
+    def __init__(self, pulls: Path, image: Image, whose: str = "") -> None:
+        self._folder = pulls / "-".join((image.digest.replace(":", "-"), *([whose] if whose else ())))
         self._image = image
 
     @property
