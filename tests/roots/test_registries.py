@@ -21,6 +21,7 @@ from firkin.host.images import Layout
 from firkin.host.layer_store import LayerStore
 from firkin.host.roots import HostRootPreparer
 from firkin.host.tenant_registries import TenantRegistries
+from firkin.law.builds import built_id
 from firkin.law.driver import PreparedRoot
 from firkin.law.errors import InvalidSpec, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import OciSource, RegistryLogin, TemplateSpec
@@ -245,7 +246,7 @@ class TestLogins:
         preparer = HostRootPreparer(layers=store, registries=settings)
 
         async def made(name: str, *, by_tenant: bool) -> PreparedRoot:
-            spec = TemplateSpec(source=OciSource(name), by_tenant=by_tenant)
+            spec = TemplateSpec(source=OciSource(name), id=built_id("t" + "x" * 19, "0" * 32) if by_tenant else None)
             return await preparer.prepare(spec, into, lambda line: None)
 
         pinned = f"images.example/small@{(await made('images.example/small:1', by_tenant=False)).digest}"

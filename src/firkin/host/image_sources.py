@@ -75,15 +75,15 @@ class Bench:
 
 
 class ImageSources:
-    """Images for one preparation."""
+    """Images for one preparation. One for a `stranger` asks for what tenants may have."""
 
     def __init__(
-        self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None, *, by_tenant: bool = False
+        self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None, *, stranger: bool = False
     ) -> None:
         self._bench = bench
         self._settings = settings
         self._login = login
-        self._tenants = settings.tenants if by_tenant else None
+        self._tenants = settings.tenants if stranger else None
 
     async def stack(self, reference: str) -> tuple[Stacked, str]:
         """The layers of the image, and its digest."""
