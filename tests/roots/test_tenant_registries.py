@@ -16,7 +16,7 @@ from firkin.host.registries import Access
 from firkin.host.roots import HostRootPreparer
 from firkin.host.tenant_registries import PUBLIC_REGISTRIES, TenantRegistries, may_be_known
 from firkin.law.builds import built_id
-from firkin.law.errors import InvalidSpec, TemplatePrepareFailure
+from firkin.law.errors import InvalidSpec, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import OciSource, RegistryLogin, TemplateSpec
 
 TENANTS = built_id("t" + "x" * 19, "0" * 32)  # how the templates of tenants' builds are called
@@ -105,8 +105,9 @@ class Asker:
         """What skopeo heard of it."""
         before = len(self._skopeo.asked)
         spec = TemplateSpec(source=OciSource(name), id=TENANTS if by_tenant else None, login=login)
-        with pytest.raises(TemplatePrepareFailure, match="manifest unknown"):
+        with pytest.raises(TemplatePrepareFailure) as caught:
             await self._preparer.prepare(spec, self._into, lambda line: None)
+        assert caught.value.fault is TemplateFault.SOURCE_MISSING
         return "\n".join(self._skopeo.asked[before:])
 
 
