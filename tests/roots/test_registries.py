@@ -23,6 +23,7 @@ from firkin.host.layer_store import LayerStore
 from firkin.host.registries import Registry
 from firkin.host.roots import HostRootPreparer
 from firkin.host.tenant_registries import TenantRegistries
+from firkin.law.builds import built_id
 from firkin.law.driver import PreparedRoot
 from firkin.law.errors import InvalidSpec, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import OciSource, RegistryLogin, TemplateSpec
@@ -63,6 +64,9 @@ def _image(layout: LayoutMaker, tag: str = "latest") -> Image:
     return Layout(str(layout.path)).image(tag)
 
 
+TENANTS = built_id("t" + "x" * 19, "0" * 32)
+
+
 class Fetcher:
     """Prepares images with settings of registries."""
 
@@ -82,7 +86,7 @@ class Fetcher:
     ) -> PreparedRoot:
         settings = RegistrySettings(mirrors=mirrors or {}, auth_file=auth_file)
         preparer = HostRootPreparer(layers=self._store, registries=settings)
-        spec = TemplateSpec(source=OciSource(name), login=login, by_tenant=by_tenant)
+        spec = TemplateSpec(source=OciSource(name), id=TENANTS if by_tenant else None, login=login)
         return await preparer.prepare(spec, self._into, self.told.append)
 
 
@@ -248,7 +252,7 @@ class TestLogins:
         preparer = HostRootPreparer(layers=store, registries=settings)
 
         async def made(name: str, *, by_tenant: bool) -> PreparedRoot:
-            spec = TemplateSpec(source=OciSource(name), by_tenant=by_tenant)
+            spec = TemplateSpec(source=OciSource(name), id=TENANTS if by_tenant else None)
             return await preparer.prepare(spec, into, lambda line: None)
 
         pinned = f"images.example/small@{(await made('images.example/small:1', by_tenant=False)).digest}"

@@ -15,9 +15,11 @@ from firkin.host.layer_store import LayerStore
 from firkin.host.registries import Access
 from firkin.host.roots import HostRootPreparer
 from firkin.host.tenant_registries import PUBLIC_REGISTRIES, TenantRegistries, may_be_known
-from firkin.law.errors import InvalidSpec, TemplatePrepareFailure
+from firkin.law.builds import built_id
+from firkin.law.errors import InvalidSpec, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import OciSource, RegistryLogin, TemplateSpec
 
+TENANTS = built_id("t" + "x" * 19, "0" * 32)  # how the templates of tenants' builds are called
 ECR = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 
 
@@ -102,9 +104,10 @@ class Asker:
     async def __call__(self, name: str, *, by_tenant: bool, login: RegistryLogin | None = None) -> str:
         """What skopeo heard of it."""
         before = len(self._skopeo.asked)
-        spec = TemplateSpec(source=OciSource(name), by_tenant=by_tenant, login=login)
-        with pytest.raises(TemplatePrepareFailure, match=r"manifest unknown|ask its operator"):
+        spec = TemplateSpec(source=OciSource(name), id=TENANTS if by_tenant else None, login=login)
+        with pytest.raises(TemplatePrepareFailure) as caught:
             await self._preparer.prepare(spec, self._into, lambda line: None)
+        assert caught.value.fault is TemplateFault.SOURCE_MISSING
         return "\n".join(self._skopeo.asked[before:])
 
 

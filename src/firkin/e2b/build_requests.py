@@ -94,7 +94,6 @@ async def read_spec(asked: BuildStart, files: Files, base: Base) -> TemplateSpec
         start=_shell(asked.startCmd),
         ready=_shell(asked.readyCmd),
         force=bool(asked.force),
-        by_tenant=True,
         timeout_s=BUILD_WITHIN_S,
     )
 

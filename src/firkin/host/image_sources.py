@@ -77,16 +77,16 @@ class Bench:
 
 
 class ImageSources:
-    """Images for one preparation. One `by_tenant` is not told where mirrors are, and names what tenants may."""
+    """Images for one preparation. One for a `stranger` is not told where mirrors are, and has what tenants may."""
 
     def __init__(
-        self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None, *, by_tenant: bool = False
+        self, bench: Bench, settings: RegistrySettings, login: RegistryLogin | None, *, stranger: bool = False
     ) -> None:
         self._bench = bench
         self._settings = settings
         self._login = login
-        self._by_tenant = by_tenant
-        self._tenants = settings.tenants if by_tenant else None
+        self._stranger = stranger
+        self._tenants = settings.tenants if stranger else None
 
     async def stack(self, reference: str) -> tuple[Stacked, str]:
         """The layers of the image, and its digest."""
@@ -99,11 +99,11 @@ class ImageSources:
         instead = mirrored(name, self._settings.mirrors)
         if instead is None:
             return await self._remote(name, self._login, only_tls=self._tenants is not None)
-        if not self._by_tenant:
+        if not self._stranger:
             self._bench.report(f"{name} is {instead.place} here")
             return await self._from_mirror(instead, name.digest)
         self._bench.report(f"{name} is from this server's mirror")
-        quiet = ImageSources(replace(self._bench, report=_log.info), self._settings, None, by_tenant=True)
+        quiet = ImageSources(replace(self._bench, report=_log.info), self._settings, None, stranger=True)
         with _untold(name):
             return await quiet._from_mirror(instead, name.digest)
 
@@ -174,7 +174,7 @@ class ImageSources:
     async def _pulled(self, registry: Registry, name: ImageName, image: Image, whose: str) -> Stacked:
         """Its blobs are fetched by one at a time; who waited finds the layers."""
         bench, apart = self._bench, whose
-        if self._by_tenant:  # nobody waits for the registry of another, which may serve the same image and never end
+        if self._stranger:  # nobody waits for the registry of another, which may serve the same image and never end
             apart = layer_key("registry", name.repository.partition("/")[0], whose)
         pull = Pull(bench.store.directory / PULLS, image, apart)
         contents = layer_contents(image, str(pull.blobs), whose)

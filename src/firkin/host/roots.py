@@ -25,6 +25,7 @@ from firkin.host.program_paths import find_program
 from firkin.host.programs import program_environment, run_program
 from firkin.host.recipes import build_recipe, recipe_digest
 from firkin.host.unpacking import Step
+from firkin.law.builds import builder_of
 from firkin.law.driver import PreparedRoot, RootFilesystem
 from firkin.law.errors import DeadlineExceeded, HostDiskFull, IoFailure, TemplateFault, TemplatePrepareFailure
 from firkin.law.templates import GitSource, HostSource, LocalSource, OciSource, RecipeSource, TemplateBase, TemplateSpec
@@ -93,8 +94,8 @@ class _Preparation:
             case HostSource():
                 return await keep_host_root(self._bench.store, self._bench.scratch)
             case OciSource(reference):
-                asked = self._spec
-                images = ImageSources(self._bench, self._registries, asked.login, by_tenant=asked.by_tenant)
+                stranger = self._spec.id is not None and builder_of(self._spec.id) is not None
+                images = ImageSources(self._bench, self._registries, self._spec.login, stranger=stranger)
                 return _prepared(*await images.stack(reference))
             case LocalSource(path):
                 return await self._local(path)

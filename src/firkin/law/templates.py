@@ -223,8 +223,7 @@ class TemplateSpec:
     out once `ready` says so (a command that exits with 0); on a tier whose captures go
     on it runs once, and every sandbox goes on from there. `resources` are for the
     steps, and for sandboxes that ask for none of their own; so is `isolation`. With `force` nothing that
-    an earlier preparation left is used. `by_tenant`: the holder of an API key asks for it,
-    who on a server with several of them has only the registries and credentials that are for tenants.
+    an earlier preparation left is used.
     """
 
     source: TemplateSource
@@ -242,7 +241,6 @@ class TemplateSpec:
     login: RegistryLogin | None = None
     force: bool = False
     timeout_s: float = 600.0
-    by_tenant: bool = False
 
     @property
     def is_built(self) -> bool:
