@@ -109,12 +109,7 @@ class NativeTemplates:
             return [template_json(info) for info in every]
         named = [] if self._builds is None else await self._builds.templates(whose)
         own = {None, *(one.id for one in named)}
-        shown = [(info, builder_of(info.id)) for info in every]
-        return [
-            template_json(info) if builder else {key: template_json(info)[key] for key in _FOR_TENANTS}
-            for info, builder in shown
-            if builder in own
-        ]
+        return [_for_tenant(info) for info in every if builder_of(info.id) in own]
 
 
 async def _prepare(control: TemplateControl, exchange: Exchange) -> None:
@@ -156,6 +151,11 @@ async def _outcome(control: TemplateControl, spec: TemplateSpec, hear: BuildRepo
     except FirkinError as error:
         more = {"fault": error.fault.value, "step": error.step} if isinstance(error, TemplatePrepareFailure) else {}
         return {"error": {"code": as_refusal(error).status, "message": str(error), **more}}
+
+
+def _for_tenant(info: TemplateInfo) -> dict[str, Any]:
+    shown = template_json(info)
+    return shown if builder_of(info.id) else {key: shown[key] for key in _FOR_TENANTS}
 
 
 def template_json(info: TemplateInfo) -> dict[str, Any]:

@@ -254,6 +254,9 @@ class LocalBuilds:
                 await finish(self._stands(build, spec), within_s=_RECORD_WITHIN_S)
         except (FirkinError, TimeoutError) as error:  # of the records: the next start says how it ended
             _log.error("the end of a build is not recorded build=%s error=%s", build.id, error)
+            now = self._shelf.builds.get(build.id)
+            if now is not None and now.finished_at is None:  # who waits for it is not kept waiting
+                self._shelf.put(self._failed(build, str(error)))
         finally:
             self._running.pop(build.id, None)
 

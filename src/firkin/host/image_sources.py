@@ -162,7 +162,7 @@ class ImageSources:
             access = Access(auth_file=auth_file, alone=alone, only_tls=only_tls)
             registry = Registry(self._bench.scratch, self._bench.report, access)
             image = await registry.image(name)
-            made = await self._pulled(registry, name, image, _whose(name, login, auth_file))
+            made = await self._pulled(registry, name, image, whose)
         if key:
             self._remember(key, image)
         return made, image.digest
