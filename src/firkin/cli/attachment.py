@@ -123,9 +123,11 @@ def _feed_stdin(process: AttachedProcess, tasks: Children) -> None:
                 data = os.read(0, _CHUNK)
             except OSError:
                 data = b""
+            putting = chunks.put(data)
             try:
-                asyncio.run_coroutine_threadsafe(chunks.put(data), loop).result()
+                asyncio.run_coroutine_threadsafe(putting, loop).result()
             except (RuntimeError, asyncio.CancelledError):  # the command is over, and the loop with it
+                putting.close()  # else Python tells the terminal that nobody awaited it
                 return
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
