@@ -57,7 +57,13 @@ class MachineKind:
 
     def plan(self, sandbox_id: SandboxId) -> BootPlan:
         """How one is woken that is nobody's yet."""
-        return BootPlan(sandbox_id=sandbox_id, root=self.root, resources=self.resources, captured=self.captured)
+        return BootPlan(
+            sandbox_id=sandbox_id,
+            root=self.root,
+            resources=self.resources,
+            hostname=str(sandbox_id),
+            captured=self.captured,
+        )
 
 
 class WaitingMachine:

@@ -15,7 +15,7 @@ from firkin.drivers.qemu.launches import Parts
 from firkin.drivers.qemu.stores import STATE, Fit, Store, read_store
 from firkin.law.driver import BootPlan
 from firkin.law.errors import SnapshotIntegrityFailure
-from firkin.law.ids import SandboxId
+from firkin.law.ids import SandboxId, fresh_sandbox_id
 from firkin.lifetimes import finish
 
 _END_WITHIN_S = 30.0
@@ -52,10 +52,17 @@ class Seeds:
     async def _sow(self, plan: BootPlan, parts: Parts, folder: Path) -> None:
         """Boot a machine that is no sandbox's, up to where its agent has run a shell, and write it down.
 
-        What a shell needs of the root image is in the stored memory then, and read by no sandbox again.
+        What a shell needs of the root image is in the stored memory then, and read by no sandbox again. Its names are
+        as long as those of sandboxes, which so find room for theirs in its files.
         """
         name = SandboxId(f"seed{os.urandom(6).hex()}")
-        neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources, hostname="sandbox")
+        neutral = BootPlan(
+            sandbox_id=name,
+            root=plan.root,
+            resources=plan.resources,
+            hostname=str(fresh_sandbox_id()),
+            machine_id=os.urandom(16).hex(),
+        )
         aside = folder.with_suffix(".new")
         await asyncio.to_thread(remove_folder, aside)
         instance = await self._boot(neutral, parts)
