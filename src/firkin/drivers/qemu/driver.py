@@ -38,7 +38,7 @@ from firkin.drivers.qemu.ahead import (
 from firkin.drivers.qemu.files import captured_store, processor, require_whole
 from firkin.drivers.qemu.instance import NAME, Folders, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
-from firkin.drivers.qemu.launches import BOOT_WITHIN_S, WAKE_WITHIN_S, Launches, Parts
+from firkin.drivers.qemu.launches import WAKE_WITHIN_S, Launches, Parts, boot_within_s
 from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages
 from firkin.drivers.qemu.options import QemuOptions
@@ -477,9 +477,10 @@ class QemuDriver:
 
 
 def _no_boot(parts: Parts) -> BackendFailure:
+    accelerator = parts.fit.shape.accelerator
     detail = (
-        f"with its guest kernel and the accelerator {parts.fit.shape.accelerator!r} the machine ended, or its agent"
-        f" did not answer within {BOOT_WITHIN_S:.0f} s; the server's options qemu.kernel and qemu.accelerator"
-        " choose others"
+        f"with its guest kernel and the accelerator {accelerator!r} the machine ended, or its agent did not answer"
+        f" within {boot_within_s(accelerator):.0f} s; the server's options qemu.kernel and qemu.accelerator choose"
+        " others"
     )
     return BackendFailure("boot a machine", NAME, detail)
