@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from firkin.bootstrap.serving import server_settings
-from firkin.e2b.auth import ApiKey
-from firkin.e2b.exchange import Exchange, Message, Refused
+from firkin.e2b.exchange import Refused
 from firkin.e2b.models import NetworkConfig
 from firkin.e2b.networks import policy_of
 from firkin.e2b.tenant_limits import TenantLimits
 from firkin.law.errors import InvalidSpec
+from firkin.law.ids import TemplateId
 from firkin.law.network import EVERYWHERE
+from firkin.law.templates import OciSource, TemplateBase, TemplateSource
 from firkin.settings import read_settings
 
 KEYS = ["alice:e2b_0123456789abcdef", "bob:e2b_fedcba9876543210"]
@@ -58,56 +58,26 @@ def test_the_operator_opens_some_private_networks_to_tenants(tmp_path: Path) -> 
             asked(text, tenants=tenants)
 
 
-class Started:
-    """A build's start, and the bodies that came to it."""
-
-    def __init__(self) -> None:
-        self.bodies: list[object] = []
-
-    async def __call__(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        self.bodies.append(json.loads(await exchange.body(1 << 20)))
-
-
-async def start(tenants: TenantLimits, body: object) -> Started:
-    async def receive() -> Message:
-        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
-
-    async def send(message: Message) -> None:
-        raise AssertionError("nothing is answered here")
-
-    scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
-    started = Started()
-    await tenants.images_checked(started)(Exchange(scope, receive, send), ApiKey("bob", KEYS[1]), "t", "b")
-    return started
-
-
 @pytest.mark.parametrize("image", ["127.0.0.1:22/x", "localhost/x", "10.0.0.5:5000/x", "evil.example/x"])
-async def test_no_tenants_image_leads_this_server_to_an_unknown_registry(tmp_path: Path, image: str) -> None:
+def test_no_tenants_image_leads_this_server_to_an_unknown_registry(tmp_path: Path, image: str) -> None:
     tenants = limits(tmp_path)
     assert tenants is not None
     with pytest.raises(InvalidSpec, match=rf"names the registry {image[:-2]}, .* setting tenant_registries"):
-        await start(tenants, {"fromImage": image})
+        tenants.require_source(OciSource(image))
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        {"fromImage": "debian:12", "steps": []},
-        {"fromImage": "e2bdev/base"},
-        {"fromTemplate": "base"},
-        {"fromImage": "near.example/x"},
-        {},
-    ],
+    "source", [OciSource("debian:12"), OciSource("near.example/x"), TemplateBase(TemplateId("base"))]
 )
-async def test_builds_on_anything_else_begin_as_they_did(tmp_path: Path, body: object) -> None:
+def test_builds_on_anything_else_begin(tmp_path: Path, source: TemplateSource) -> None:
     tenants = limits(tmp_path, image_mirrors={"near.example/": "127.0.0.1:5000/"})
     assert tenants is not None
-    assert (await start(tenants, body)).bodies == [body]
+    tenants.require_source(source)
 
 
-async def test_this_servers_own_base_is_no_image_of_a_registry(tmp_path: Path) -> None:
+def test_only_the_registries_that_the_operator_names_are_asked(tmp_path: Path) -> None:
     tenants = limits(tmp_path, tenant_registries=["registry.example"])
     assert tenants is not None
-    await start(tenants, {"fromImage": "e2bdev/base:latest"})
+    tenants.require_source(OciSource("registry.example/x"))
     with pytest.raises(InvalidSpec, match=r"docker\.io, .*: registry\.example$"):
-        await start(tenants, {"fromImage": "debian"})
+        tenants.require_source(OciSource("debian"))

@@ -82,6 +82,8 @@ class BuildCalls:
             return meant.source.template_id
 
         spec = replace(await read_spec(asked, files, base), isolation=wish_of(exchange))
+        if self._settings.tenants is not None:
+            self._settings.tenants.require_source(spec.source)
         try:
             await self._builds.start(build.id, spec)
         except WrongState:  # another call was first

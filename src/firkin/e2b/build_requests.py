@@ -42,17 +42,6 @@ class NewBuild(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     minFreeDiskMb: int | None = None
 
 
-class ImageAsked(msgspec.Struct, kw_only=True):
-    """That much of a `BuildStart` as says where its image is."""
-
-    fromImage: str | None = None
-
-
-def named_image(asked: ImageAsked) -> str | None:
-    """The image that a registry is to be asked for; None for this server's own base, and for nothing at all."""
-    return None if not asked.fromImage or _BASE_IMAGE.fullmatch(asked.fromImage) else asked.fromImage
-
-
 class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     type: str
     args: list[str] | None = None

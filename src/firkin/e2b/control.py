@@ -58,7 +58,7 @@ class ControlPlane:
             ("PUT", "/sandboxes/*/network", NetworkCalls(directory, settings).update),
             *_looking(ReportCalls(directory, settings), EventCalls(directory)),
             *_templates(TemplateCalls(directory, settings), self._building),
-            ("POST", "/v2/templates/*/builds/*", _start_of_builds(self._building, settings)),
+            ("POST", "/v2/templates/*/builds/*", self._building.start),
             *_volumes(VolumeCalls(directory, settings)),
             *_secrets(SecretCalls(directory, settings)),
         ]:
@@ -173,10 +173,6 @@ def _templates(templates: TemplateCalls, building: BuildCalls) -> list[tuple[str
         ("GET", "/templates/*/builds/*/status", building.status),
         ("GET", "/templates/*/builds/*/logs", building.logs),
     ]
-
-
-def _start_of_builds(building: BuildCalls, settings: ServerSettings) -> Call:
-    return building.start if settings.tenants is None else settings.tenants.images_checked(building.start)
 
 
 def _volumes(volumes: VolumeCalls) -> list[tuple[str, str, Call]]:

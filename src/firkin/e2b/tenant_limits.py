@@ -7,20 +7,13 @@ several share; whoever holds the only key is the operator.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from firkin.e2b.auth import ApiKey
-from firkin.e2b.build_requests import ImageAsked, named_image
-from firkin.e2b.exchange import Exchange, Refused
-from firkin.e2b.models import parse
+from firkin.e2b.exchange import Refused
 from firkin.law.network import NetworkPolicy
 from firkin.law.reach import NEVER, PRIVATE
-
-Call: TypeAlias = Callable[..., Awaitable[None]]
-
-MAX_START = 8 << 20
+from firkin.law.templates import OciSource, TemplateSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +26,10 @@ class TenantLimits:
     require_image: Callable[[str], None]
     private_networks: tuple[str, ...] = ()
 
-    def images_checked(self, start: Call) -> Call:
-        """`start`, which starts a build, once it is known that this server asks its image's registry."""
-
-        async def checked(exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-            image = named_image(parse(await exchange.body(MAX_START), ImageAsked))
-            if image is not None:
-                self.require_image(image)
-            await start(exchange, tenant, *path)
-
-        return checked
+    def require_source(self, source: TemplateSource) -> None:
+        """Raises `InvalidSpec` for an image of a registry that this server does not ask for them."""
+        if isinstance(source, OciSource):
+            self.require_image(source.reference)
 
     def require_policy(self, policy: NetworkPolicy) -> None:
         """Raises `Refused` (400) for a policy that names a private network of the operator's.
