@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # Any: an entry point is untyped by nature
 
-from firkin.bootstrap.driver_loading import driver_names, load_driver, load_driver_class
+from firkin.bootstrap.driver_loading import load_driver, load_driver_class
 from firkin.bootstrap.state_files import make_state_dir
 from firkin.law.driver import Driver
 from firkin.law.errors import InvalidReason, InvalidSpec
@@ -115,8 +115,6 @@ def _plan(name: str, drivers: Path, ground: Ground, options: Mapping[str, str]) 
 
 def _maker(name: str, ground: Ground, folder: Path, options: Mapping[str, str]) -> Callable[[], Driver]:
     """Loads the driver's code. Blocks."""
-    if name not in driver_names():
-        raise _invalid(f"this installation of Firkin has no driver {name!r}; install one that has it")
     driver_class: Any = load_driver_class(name)
     if getattr(driver_class, "isolation", None) != TIERS[name] or not hasattr(driver_class, "on_ground"):
         raise _invalid(f"the driver installed as {name!r} cannot be one of several tiers")
