@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,12 @@ def test_run_gives_a_fresh_machine_and_passes_everything_through(tmp_path: Path)
     script = "id -u; cat; ls -A /home; exit 5"
     done = firkin("run", "--user", "root", "--", "sh", "-c", script, state=tmp_path, stdin=b"input\n")
     assert (done.returncode, done.stdout) == (5, b"0\ninput\nuser\n"), done.stderr
+
+
+def test_doctor_boots_a_sandbox_of_the_driver_that_it_examined(tmp_path: Path) -> None:
+    done = firkin("doctor", "--driver", "namespaces", "--json", state=tmp_path)
+    findings = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+    assert findings["probe"]["status"] == "ok", findings["probe"]
 
 
 def test_a_signal_inside_becomes_128_and_its_number(tmp_path: Path) -> None:

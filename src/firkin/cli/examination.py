@@ -47,7 +47,7 @@ async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
 
 async def _driver_findings(settings: Settings) -> list[Finding]:
     try:
-        driver = load_driver(settings.driver, settings.state_dir / "doctor", _own_options(settings))
+        driver = load_driver(settings.driver, settings.state_dir / "drivers" / "examined", _own_options(settings))
         preflight = await driver.preflight()
     except FirkinError as error:
         return [_driver_finding(settings.driver, Status.MISSING, one_sentence(error))]
