@@ -86,6 +86,26 @@ async def test_events_have_the_names_that_e2b_gives_them(engine: Engine) -> None
     assert all(event_states(name) for name in EVENT_TYPES)
 
 
+async def test_an_event_tells_of_the_run_that_ended_and_of_none_where_nothing_ran(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    pauses = engine.backend.pauses
+    assert pauses is not None
+    await pauses.pause(info.id, PauseOptions())
+    await pauses.resume(info.id)
+    await pauses.pause(info.id, PauseOptions())
+    await engine.backend.sandboxes.delete(info.id, DeleteOptions(force=True))
+    entries = await engine.backend.events.journal(JournalQuery(sandbox_id=info.id))
+    began = {entry.number: entry.at for entry in entries if entry.became is _S.RUNNING}
+    first, second = began.values()
+    runs = {event_type(entry): entry.run_began for entry in entries if event_type(entry)}
+    assert [entry.run_began for entry in entries if entry.became is _S.PAUSED] == [first, second]
+    assert runs[KILLED] is None
+    last = (await engine.backend.sandboxes.history(info.id)).info
+    bodies = {event_type(entry): event_body(entry, last)["event_data"] for entry in entries}
+    assert "execution" in bodies[PAUSED]  # type: ignore[operator]
+    assert "execution" not in bodies[KILLED]  # type: ignore[operator]
+
+
 def test_a_create_that_failed_was_never_created_nor_killed() -> None:
     entry = LifecycleEntry(
         number=1, sandbox_id=SandboxId("a"), at=datetime.now(UTC), was=_S.CREATING, became=_S.FAILED, cause="", actor=""

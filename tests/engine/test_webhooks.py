@@ -318,6 +318,9 @@ IMPOSSIBLE = (
     "http://a:99999/",
     "http://x/\n",
     "http://x/" + "y" * 3000,
+    "http://127.0.0.1:9/ü",
+    "http://exa\x7fmple/",
+    "http://name:word@127.0.0.1:9/",
 )
 
 

@@ -142,6 +142,12 @@ async def test_lists_are_depth_first_in_name_order(files: GuestFiles, box: Sandb
     assert await names(None) == ["a", "b", "b/1", "b/2", "b/2/x", "c", "d"]
 
 
+async def test_an_upload_that_is_not_over_is_in_no_list(files: GuestFiles, box: SandboxPath) -> None:
+    os.mknod(box.below(".firkin-upload-0123456789abcdef"))
+    os.mknod(box.below(".other"))
+    assert [e.path for e in await files.list(box, ListOptions())] == [box.below(".other")]
+
+
 async def test_a_symlink_that_is_listed_is_followed_and_keeps_its_name(files: GuestFiles, box: SandboxPath) -> None:
     await files.write(box.below("real/file"), b"", WriteOptions())
     os.symlink("real", box.below("link"))

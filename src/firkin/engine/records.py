@@ -252,6 +252,14 @@ def _journal(connection: sqlite3.Connection, entries: Sequence[_JournalRow]) -> 
     )
 
 
+_RUN_BEGAN = """
+    SELECT CASE before.became WHEN 'running' THEN before.at END FROM journal AS before
+    WHERE before.sandbox_id = journal.sandbox_id AND before.seq < journal.seq
+        AND before.became IN ('running', 'paused') AND before.was <> before.became
+    ORDER BY before.seq DESC LIMIT 1
+"""
+
+
 def _selection(query: JournalQuery) -> tuple[str, tuple[object, ...]]:
     wishes: list[tuple[str, tuple[object, ...]]] = [("seq > ?", (query.after,))]
     if query.sandbox_id is not None:
@@ -263,7 +271,7 @@ def _selection(query: JournalQuery) -> tuple[str, tuple[object, ...]]:
         wishes.append((f"became IN ({marks})", tuple(state.value for state in query.became)))
     order = "DESC" if query.newest_first else "ASC"
     text = (
-        "SELECT seq, sandbox_id, at, was, became, cause, actor, owner, template FROM journal"
+        f"SELECT seq, sandbox_id, at, was, became, cause, actor, owner, template, ({_RUN_BEGAN}) FROM journal"
         f" WHERE {' AND '.join(wish for wish, _ in wishes)} ORDER BY seq {order} LIMIT ? OFFSET ?"
     )
     values = [value for _, given in wishes for value in given]

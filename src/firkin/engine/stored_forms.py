@@ -164,9 +164,9 @@ def load_ref(text: str | None) -> InstanceRef | None:
     return None if text is None else _refs.decode(text)
 
 
-def load_entry(row: tuple[int, str, float, str, str, str, str, str, str]) -> LifecycleEntry:
-    """A row of the journal: number, sandbox, time, states, cause, actor, owner, template."""
-    number, sandbox_id, at, was, became, cause, actor, owner, template = row
+def load_entry(row: tuple[int, str, float, str, str, str, str, str, str, float | None]) -> LifecycleEntry:
+    """A row of the journal: number, sandbox, time, states, cause, actor, owner, template, and when its run began."""
+    number, sandbox_id, at, was, became, cause, actor, owner, template, began = row
     return LifecycleEntry(
         number=number,
         sandbox_id=SandboxId(sandbox_id),
@@ -177,6 +177,7 @@ def load_entry(row: tuple[int, str, float, str, str, str, str, str, str]) -> Lif
         actor=actor,
         owner=owner,
         template_id=TemplateId(template) if template else None,
+        run_began=None if began is None else datetime.fromtimestamp(began, UTC),
     )
 
 

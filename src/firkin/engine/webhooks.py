@@ -219,8 +219,15 @@ def check_webhook(spec: WebhookSpec) -> None:
         possible = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         possible = False
-    if not possible or len(spec.url) > _MOST_URL or any(letter.isspace() or ord(letter) < 33 for letter in spec.url):
-        raise _invalid(f"{spec.url[:200]!r} is not an address; write http:// or https://, a host and a path")
+    if possible and "@" in parts.netloc:
+        raise _invalid(
+            f"the address {spec.url[:200]!r} has a name or a password, which would not be sent; deliveries are signed"
+        )
+    if not possible or len(spec.url) > _MOST_URL or not all("!" <= letter <= "~" for letter in spec.url):
+        raise _invalid(
+            f"{spec.url[:200]!r} is not an address; write http:// or https://, a host and a path, in ASCII: other"
+            " letters percent-encoded in a path, and as xn-- in a host"
+        )
     if not 0 < len(spec.secret) <= _MOST_SECRET:
         raise _invalid(f"the secret has {len(spec.secret)} characters; it must have 1 to {_MOST_SECRET}")
 

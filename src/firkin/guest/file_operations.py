@@ -8,6 +8,7 @@ import stat
 from firkin.guest.connections import Taker
 from firkin.guest.faults import Refused, refusal
 from firkin.guest.loop import Job
+from firkin.guest.replacing import UPLOAD_PREFIX
 from firkin.wire import codec
 
 TYPE_CHECKING = False
@@ -87,6 +88,8 @@ class FileOperations:
             if name is None:
                 todo.pop()
                 folders.pop()
+                continue
+            if name.startswith(UPLOAD_PREFIX):
                 continue
             entry = self._entry_of(os.path.join(folders[-1], name))
             if entry is None:

@@ -77,7 +77,10 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifecycleEntry:
-    """One change of a sandbox's state as the journal keeps it. `number` grows and never comes twice."""
+    """One change of a sandbox's state as the journal keeps it. `number` grows and never comes twice.
+
+    `run_began` is when the run began that went on until the change: None where the sandbox did not run.
+    """
 
     number: int
     sandbox_id: SandboxId
@@ -88,6 +91,7 @@ class LifecycleEntry:
     actor: str
     owner: str = ""
     template_id: TemplateId | None = None
+    run_began: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,19 +106,18 @@ def _data(entry: LifecycleEntry, info: SandboxInfo | None, name: str) -> dict[st
         "actor": entry.actor,
         "number": entry.number,
     }
-    if info is not None and name in (KILLED, PAUSED):
-        data["execution"] = _execution(entry, info)
+    if info is not None and entry.run_began is not None and name in (KILLED, PAUSED):
+        data["execution"] = _execution(entry, info, entry.run_began)
     return data
 
 
-def _execution(entry: LifecycleEntry, info: SandboxInfo) -> dict[str, object]:
+def _execution(entry: LifecycleEntry, info: SandboxInfo, began: datetime) -> dict[str, object]:
     """The run that the change ended; its time is in milliseconds."""
-    started = info.started_at or info.created_at
     return {
-        "started_at": _timestamp(started),
+        "started_at": _timestamp(began),
         "vcpu_count": info.resources.vcpus,
         "memory_mb": info.resources.memory_bytes // MIB,
-        "execution_time": max(0, int((entry.at - started).total_seconds() * 1000)),
+        "execution_time": max(0, int((entry.at - began).total_seconds() * 1000)),
     }
 
 
