@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,17 @@ def test_the_command_ends_with_1_on_a_regression_and_names_it(tmp_path: Path) ->
     assert "2.00" in worse.stdout
     passed = CliRunner().invoke(bench, ["--compare", before, after, "--threshold", "150"], standalone_mode=False)
     assert passed.return_value == 0
+
+
+def test_a_scenario_that_failed_since_ends_it_with_1(tmp_path: Path) -> None:
+    sound = report(series(*scattered(10)))
+    before = written(tmp_path, "a.json", sound)
+    after = written(tmp_path, "b.json", replace(sound, absent={**sound.absent, "warm pools": "it failed: never full"}))
+    worse = CliRunner().invoke(bench, ["--compare", before, after], standalone_mode=False)
+    assert worse.return_value == 1
+    assert "warm pools: it failed: never full" in worse.stderr
+    assert "docker" not in worse.stderr  # that was absent before
+    assert CliRunner().invoke(bench, ["--compare", after, before], standalone_mode=False).return_value == 0
 
 
 def test_a_report_can_be_written_anew_without_measuring(tmp_path: Path) -> None:

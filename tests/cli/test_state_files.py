@@ -21,7 +21,7 @@ from firkin.bootstrap.state_files import (
     server_secret,
     write_server_record,
 )
-from firkin.law.errors import InvalidSpec
+from firkin.law.errors import InvalidSpec, IoFailure
 
 
 def record(pid: int) -> ServerRecord:
@@ -42,6 +42,14 @@ def test_secrets_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
     assert modes == {"api_key": 0o600, "secret": 0o600, "server.json": 0o600}
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("text", ["zz\n", "ab\n", "ab" * 33])
+def test_a_damaged_secret_is_told_and_not_made_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "secret").write_text(text)
+    with pytest.raises(IoFailure, match="it is damaged; it holds 64 hexadecimal digits"):
+        server_secret(tmp_path)
+    assert (tmp_path / "secret").read_text() == text
 
 
 def test_the_secret_has_32_bytes_and_stays(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from firkin.law.errors import InvalidReason, InvalidSpec, IoFailure
 
 KEY_FILE = "api_key"
 SECRET_FILE = "secret"
+_SECRET_BYTES = 32
 SERVER_FILE = "server.json"
 TRUST_FILE = "trust.pem"
 
@@ -108,8 +109,21 @@ def generated_key(state_dir: Path) -> str:
 
 
 def server_secret(state_dir: Path) -> bytes:
-    """32 random bytes that access tokens are derived from, made on first use."""
-    return bytes.fromhex(_once(state_dir / SECRET_FILE, lambda: secrets.token_hex(32)))
+    """32 random bytes that access tokens are derived from, made on first use. `IoFailure` for a file of anything else."""
+    path = state_dir / SECRET_FILE
+    text = _once(path, lambda: secrets.token_hex(_SECRET_BYTES))
+    try:
+        secret = bytes.fromhex(text)
+    except ValueError:
+        secret = b""
+    if len(secret) != _SECRET_BYTES:
+        raise IoFailure(
+            "read",
+            str(path),
+            f"it is damaged; it holds {2 * _SECRET_BYTES} hexadecimal digits. Restore it, or remove it: the access"
+            " tokens and signed links that were made with it are void then",
+        )
+    return secret
 
 
 def write_server_record(state_dir: Path, record: ServerRecord) -> None:

@@ -91,7 +91,10 @@ def _compare(before: Path, after: Path, threshold: float) -> int:
     worse = [each.name for each in differences if each.verdict is Verdict.REGRESSION]
     if worse:
         click.echo(f"worse by more than {threshold:g} % and than noise: {', '.join(worse)}", err=True)
-    return 1 if worse else 0
+    failed = {what: why for what, why in new.absent.items() if what not in old.absent}
+    for what, why in failed.items():
+        click.echo(f"not measured in the second run, though in the first: {what}: {why}", err=True)
+    return 1 if worse or failed else 0
 
 
 def _ratio(value: float | None) -> str:

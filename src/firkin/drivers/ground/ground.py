@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from firkin.drivers.ground.gateways import Gateways, Keeper
+from firkin.drivers.ground.label_claim import LabelClaim
 from firkin.drivers.ground.leases import SlotLeases
 from firkin.drivers.ground.slots import Slot, SlotPool
 from firkin.host import cgroups
@@ -45,6 +46,7 @@ class Ground:
         self.layout = layout or cgroups.detect()
         self.sockets = NamespaceSockets()
         self._firewall = Firewall()
+        self._claim = LabelClaim(_RUN, self.label)
         self._leases = SlotLeases(self.label, _in_use)
         self._wires = Wires()
         self.networks = SandboxNetworks(self._wires)
@@ -74,7 +76,8 @@ class Ground:
         return Keeper(self.gateways, self._slots.get)
 
     async def open(self) -> None:
-        """Raises `BackendFailure` when this host's firewall or interfaces cannot be used."""
+        """Raises `BackendFailure` when this host's firewall or interfaces cannot be used, or another server lives here
+        under its label."""
         async with self._opening:
             if self._users == 0:
                 await asyncio.to_thread(self._open)
@@ -83,9 +86,11 @@ class Ground:
 
     def _open(self) -> None:
         try:
+            self._claim.take()
             self._firewall.install()
             self._wires.start()
         except (FirewallUnavailable, OSError) as error:
+            self._claim.release()
             raise BackendFailure("start", "network", str(error)) from error
         for uplink in uplinks():
             allow_forwarding(uplink)
@@ -130,6 +135,7 @@ class Ground:
             self._firewall.remove_if_last()
         self._wires.close()
         self._firewall.close()
+        self._claim.release()
 
 
 def leave_host(trees: cgroups.Trees, run_folder: Path) -> bool:
