@@ -109,7 +109,7 @@ def generated_key(state_dir: Path) -> str:
 
 
 def server_secret(state_dir: Path) -> bytes:
-    """32 random bytes that access tokens are derived from, made on first use. `IoFailure` for a file of anything else."""
+    """32 random bytes that access tokens are derived from, made on first use. `IoFailure` for anything else."""
     path = state_dir / SECRET_FILE
     text = _once(path, lambda: secrets.token_hex(_SECRET_BYTES))
     try:
