@@ -34,7 +34,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Firewall:
 
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     monkeypatch.setattr(subprocess, "run", no_program)
-    return Firewall(tmp_path / "users")
+    return Firewall("test", tmp_path / "users")
 
 
 def test_without_nft_no_table_is_thought_to_be_there(bare: Firewall) -> None:

@@ -448,7 +448,7 @@ async def test_the_gateway_s_process_has_no_rights_and_no_files(
 
 
 async def test_doors_that_a_killed_server_left_open_are_closed(runtime: Runtime) -> None:
-    group, firewall = led_group(4030), Firewall()
+    group, firewall = led_group(4030), Firewall("test")
     firewall.install()
     try:
         for port in (4000, 5000):  # the second time as by another server, which does not know the first one's ports

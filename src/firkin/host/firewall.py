@@ -25,11 +25,16 @@ read whole each time.
 The table is shared by all Firkin servers of a machine, because a drop in one
 base chain cannot be undone by an accept in another one's. For the same reason
 what it refused is kept in sets, which any number of servers can read.
+
+Other programs may remove it: ``nft flush ruleset`` is how most of their own rule
+files begin. Each server has an empty chain of its own in the table, by which it can
+tell that nobody has, whoever put the rest back meanwhile.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -39,6 +44,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from firkin.host import nfnetlink as nft
+from firkin.host.nfnetlink import INET, Nfnetlink
 from firkin.law.reach import PRIVATE, SANDBOXES
 
 TABLE = "firkin"
@@ -166,12 +173,14 @@ class Firewall:
     """The table, installed and removed: by libnftables where it is there, else by the program. Thread-safe.
 
     Every server holds the file `users` locked (shared) while it lives, so that
-    the last one can tell that it is the last.
+    the last one can tell that it is the last. `server` is this one's name.
     """
 
-    def __init__(self, users: Path = _USERS) -> None:
+    def __init__(self, server: str, users: Path = _USERS) -> None:
         self._lock = threading.Lock()
+        self._own = f"server_{server}"
         self._users = users
+        self._kernel = Nfnetlink()
         self._user = -1
         self._library: ctypes.CDLL | None = None
         self._context: ctypes.c_void_p | None = None
@@ -181,12 +190,36 @@ class Firewall:
         self._users.parent.mkdir(parents=True, exist_ok=True)
         self._user = os.open(self._users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._user, fcntl.LOCK_SH)
-        if self._try(f"list chain inet {TABLE} {_VERSION}"):
-            return
-        if self._try(f"list table inet {TABLE}"):
-            self._replace()
-        else:
+        if not self._has(_VERSION):
+            if self._try(f"list table inet {TABLE}"):
+                self._replace()
+            else:
+                self._make()
+        self._run(f"add chain inet {TABLE} {self._own}")
+
+    def stands(self) -> bool:
+        """Whether nobody removed the table since it was installed or restored. `OSError`. Takes 50 µs."""
+        return self._has(self._own)
+
+    def restore(self) -> None:
+        """Somebody did: put it back, without doors and what was refused. Raises `FirewallUnavailable`, `OSError`."""
+        if not self._has(_VERSION):
+            self._make()
+        self._run(f"add chain inet {TABLE} {self._own}")
+
+    def _make(self) -> None:
+        """At one instant, and once, whoever else does the same."""
+        if not self._try(f"create table inet {TABLE}; {_RULES}") and not self._has(_VERSION):
             self._run(_RULES)
+
+    def _has(self, chain: str) -> bool:
+        try:
+            self._kernel.ask((nft.GET_CHAIN, INET, nft.text(1, TABLE) + nft.text(3, chain)))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
 
     def _replace(self) -> None:
         """Rules of another version give way, unless a server of that version still runs."""
@@ -226,6 +259,10 @@ class Firewall:
             self._try(f"delete table inet {TABLE}")
 
     def close(self) -> None:
+        if self._user >= 0:
+            with suppress(FirewallUnavailable):
+                self._try(f"delete chain inet {TABLE} {self._own}")
+        self._kernel.close()
         if self._user >= 0:
             os.close(self._user)
             self._user = -1

@@ -9,6 +9,7 @@ can be anybody else's.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -57,8 +58,10 @@ class _Line:
 class SandboxNetworks:
     """Use from one event loop."""
 
-    def __init__(self, wires: Wires) -> None:
+    def __init__(self, wires: Wires, *, stands: Callable[[], bool] = lambda: True) -> None:
+        """`stands` says whether the firewall does that all policies rely on; it may block, and raise `OSError`."""
         self._wires = wires
+        self._stands = stands
         self._lines: dict[str, _Line] = {}
         self._looking = asyncio.Lock()
 
@@ -103,6 +106,20 @@ class SandboxNetworks:
     async def open(self, wire: Wire, reach: Reach) -> None:
         """Let out what is no sandbox, so far and no farther. `OSError`: then it reaches nothing."""
         await _in_thread(lambda: self._wires.enforce(wire, reach))
+
+    async def restored(self) -> None:
+        """All that was in the host's tables is gone, and the firewall stands again: put back what hangs at the wires.
+
+        What cannot be put back reaches nothing. Who is led to a gateway hangs at that one's doors.
+        """
+        for line in list(self._lines.values()):
+            if line.policy is not None and line.policy.is_inspected:
+                continue
+            line.reach = None
+            try:
+                await self._enforce(line, "put the network policy back")
+            except BackendFailure as error:
+                _log.error("network not set sandbox=%s error=%s", line.name, error)
 
     async def disconnect(self, name: str) -> None:
         """It is gone: nobody reaches its address any more. Its wire is to be cleaned yet. Idempotent."""
@@ -194,6 +211,8 @@ class SandboxNetworks:
             line.reach, line.trouble = reach, ""
 
     def _put_in_force(self, line: _Line, reach: Reach) -> Traffic:
+        if not self._stands():
+            raise OSError(errno.ENOENT, "another program removed Firkin's firewall table from this host")
         self._wires.enforce(line.wire, reach)
         return self._wires.traffic(line.wire) if line.before is None else line.before
 

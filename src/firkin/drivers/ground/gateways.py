@@ -52,6 +52,7 @@ class _Manned:
     gateway: Gateway
     slot: Slot
     listening: list[socket.socket]
+    doors: Doors
     reach: Reach | None
 
 
@@ -139,6 +140,17 @@ class Gateways:
         if owner not in self._owners.values():
             self._tasks.start(self._end_if_idle(owner, manned), name=f"idle gateway {owner}")
 
+    async def reopen(self) -> None:
+        """The firewall was made anew: open the doors again. Raises `FirewallUnavailable`, `OSError`."""
+        async with self._lock:
+            for manned in self._manned.values():
+                await self._networks.open(manned.slot.wire, manned.reach or Reach.internet())
+                await self._open_doors(manned.slot, manned.doors)
+
+    async def _open_doors(self, slot: Slot, doors: Doors) -> None:
+        group = led_group(slot.numbers.slot)
+        await asyncio.to_thread(self._firewall.open_doors, group, slot.numbers.host_address, doors)
+
     async def aclose(self) -> None:
         with suppress(FirkinError, OSError):
             await self._tasks.aclose()
@@ -168,9 +180,7 @@ class Gateways:
             setup, doors = await asyncio.to_thread(self._prepared, slot, listening)
             gateway = Gateway(owner, setup, denied=self._denied, told=lambda text: self._tell(owner, text))
             await gateway.start()
-            await asyncio.to_thread(
-                self._firewall.open_doors, led_group(slot.numbers.slot), slot.numbers.host_address, doors
-            )
+            await self._open_doors(slot, doors)
         except BaseException as error:
             if gateway is not None:
                 await finish(gateway.aclose(), within_s=10.0)
@@ -179,7 +189,7 @@ class Gateways:
             if isinstance(error, (OSError, FirewallUnavailable, SeccompUnavailable)):
                 raise BackendFailure("start an egress gateway", "namespaces", str(error)) from error
             raise
-        manned = self._manned[owner] = _Manned(gateway, slot, listening, Reach.internet())
+        manned = self._manned[owner] = _Manned(gateway, slot, listening, doors, Reach.internet())
         _log.info("egress gateway started owner=%s pid=%s", owner, gateway.pid)
         return manned
 

@@ -13,6 +13,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from firkin.drivers.ground.firewall_guard import FirewallGuard
 from firkin.drivers.ground.gateways import Gateways, Keeper
 from firkin.drivers.ground.label_claim import LabelClaim
 from firkin.drivers.ground.leases import SlotLeases
@@ -45,13 +46,14 @@ class Ground:
         self.label = _label(folder)
         self.layout = layout or cgroups.detect()
         self.sockets = NamespaceSockets()
-        self._firewall = Firewall()
+        self._firewall = Firewall(self.label)
         self._claim = LabelClaim(_RUN, self.label)
         self._leases = SlotLeases(self.label, _in_use)
         self._wires = Wires()
-        self.networks = SandboxNetworks(self._wires)
+        self.networks = SandboxNetworks(self._wires, stands=self._firewall.stands)
         self._pool = SlotPool(self._leases, self._wires, depth=ready_slots)
         self.gateways = Gateways(self.slots, self.networks, self._firewall, trust=egress_trust)
+        self._guard = FirewallGuard(self._firewall, self._firewall_restored)
         self._slots: dict[SandboxId, Slot] = {}
         self._adopted: set[int] = set()
         self._started = False
@@ -82,6 +84,7 @@ class Ground:
             if self._users == 0:
                 await asyncio.to_thread(self._open)
                 self._pool.begin()
+                self._guard.start()
             self._users += 1
 
     def _open(self) -> None:
@@ -94,6 +97,10 @@ class Ground:
             raise BackendFailure("start", "network", str(error)) from error
         for uplink in uplinks():
             allow_forwarding(uplink)
+
+    async def _firewall_restored(self) -> None:
+        await self.gateways.reopen()
+        await self.networks.restored()
 
     async def slots(self) -> SlotPool:
         """Started at the first need: only then is it known which slots living sandboxes hold."""
@@ -123,6 +130,7 @@ class Ground:
         self._users -= 1
         if self._users > 0:
             return
+        await self._guard.aclose()
         await self.gateways.aclose()
         await self._pool.aclose()
         await asyncio.to_thread(self.sockets.close)
