@@ -17,7 +17,7 @@ from firkin.e2b.isolation_reports import wish_of
 from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import equal
-from firkin.e2b.snapshot_names import check_tag, namespace_of, stored_name
+from firkin.e2b.snapshot_names import check_tag, namespace_of, require_no_snapshot, stored_name
 from firkin.e2b.template_names import TemplateNames, builds_of, names_of, require_ready
 from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildEntry, BuildStatus, NamedTemplate
 from firkin.law.errors import InvalidSpec, NotFound, WrongState
@@ -55,6 +55,7 @@ class BuildCalls:
             raise bad(f"the API key is {tenant.name}'s, not that of the team {asked.teamID[:64]!r}")
         name, _, tag = stored_name(tenant, text).partition(":")
         tags = [check_tag(one) for one in asked.tags or []] + ([tag] if ":" in text else [])
+        await require_no_snapshot(self._backend, tenant, name)
         named, build = await self._builds.request(tenant.name, name, tags or [DEFAULT_TAG], _resources(asked))
         await exchange.answer_json(202, _requested(named, build))
 

@@ -110,14 +110,6 @@ class SnapshotCalls:
         return {"error": {"code": refusal.status, "message": refusal.message}}
 
 
-async def find_snapshot(directory: SandboxDirectory, tenant: ApiKey, text: str) -> SnapshotInfo | None:
-    """The tenant's snapshot that a client means by `text`: its id, or its name with or without namespace and tag."""
-    for info in await directory.backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
-        if is_called(tenant, info, text):
-            return info
-    return None
-
-
 def _has_name(tenant: ApiKey, info: SnapshotInfo, text: str) -> bool:
     """A filter's name without a tag takes every tag."""
     if not info.name:

@@ -14,8 +14,7 @@ from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import Template, allow_query, parse, query_int
 from firkin.e2b.settings import ServerSettings
-from firkin.e2b.snapshot_calls import find_snapshot
-from firkin.e2b.snapshot_names import check_tag
+from firkin.e2b.snapshot_names import check_tag, find_snapshot
 from firkin.e2b.template_names import TemplateNames, builds_of, missing, names_of, tag_of
 from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildStatus, NamedTemplate, Tagging, builder_of
 from firkin.law.errors import NotFound, WrongState
@@ -91,10 +90,16 @@ class TemplateCalls:
 
     async def delete(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """``DELETE /templates/{id}``: a template of the tenant's, or a snapshot, which is one to clients."""
+        tagged = ":" in path[0]  # as a snapshot's id always is; a template goes whole
+        if tagged and await self._snapshot_deleted(tenant, path[0]):
+            await exchange.answer(204)
+            return
         named = await self._names.visible(tenant, path[0])
         if named is not None:
+            if tagged and tag_of(path[0]) not in named.tags:
+                raise missing(path[0])
             await self._delete(tenant, path[0])
-        elif not await self._snapshot_deleted(tenant, path[0]):
+        elif tagged or not await self._snapshot_deleted(tenant, path[0]):
             info = await self._names.operators(path[0])
             if info is None:
                 raise missing(path[0])
@@ -112,7 +117,7 @@ class TemplateCalls:
             raise missing(text) from None
 
     async def _snapshot_deleted(self, tenant: ApiKey, text: str) -> bool:
-        info = await find_snapshot(self._directory, tenant, text)
+        info = await find_snapshot(self._backend, tenant, text)
         if info is None:
             return False
         try:
