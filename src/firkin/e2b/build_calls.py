@@ -15,6 +15,7 @@ from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.isolation_reports import wish_of
 from firkin.e2b.models import allow_query, parse, query_int
+from firkin.e2b.numbers import read_whole
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import equal
 from firkin.e2b.snapshot_names import check_tag, namespace_of, require_no_snapshot, stored_name
@@ -142,18 +143,19 @@ class BuildCalls:
         if exchange.method != "PUT":
             raise Refused(405, f"{exchange.method} is not allowed here; use PUT", should_retry=False)
         digest, query = exchange.path.removeprefix(UPLOADS), exchange.query
-        owner, expires = query.get("owner", ""), query.get("expires", "")
-        valid = DIGEST.fullmatch(digest) and expires.isdigit() and len(expires) < 12
-        if not valid or not equal(query.get("signature", ""), self._sign(owner, digest, int(expires))):
+        owner, expires = query.get("owner", ""), read_whole(query.get("expires", ""))
+        signature = query.get("signature", "")
+        known = DIGEST.fullmatch(digest) is not None
+        if expires is None or not known or not equal(signature, self._sign(owner, digest, expires)):
             raise Refused(403, "the signature of this link is not valid; ask for a new link", should_retry=False)
-        if int(expires) < time.time():
+        if expires < time.time():
             raise Refused(403, "this link has expired; ask for a new one", should_retry=False)
         await self._builds.put_files(owner, digest, exchange.chunks())
         await exchange.answer(200)
 
     def _sign(self, owner: str, digest: str, expires: int) -> str:
         text = f"build-files:{len(owner)}:{owner}:{digest}:{expires}"
-        return hmac.new(self._settings.secret, text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._settings.secret, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
 
     async def _own_build(self, tenant: ApiKey, template: str, build_id: str) -> Build:
         named = await self._names.own(tenant, template)

@@ -31,6 +31,7 @@ from firkin.e2b.waking import LABEL_TIMEOUT
 from firkin.law.errors import NotFound
 from firkin.law.isolation import Isolation
 from firkin.law.sandboxes import (
+    MAX_LIFETIME_S,
     Lifecycle,
     OnTimeout,
     SandboxFilter,
@@ -164,8 +165,9 @@ def check_timeout(seconds: int, settings: ServerSettings, *, least: int) -> int:
     """`seconds`, if it is at least `least` and within what the server allows. Raises `Refused` (400)."""
     if seconds < least:
         raise _bad("Timeout must be greater than 0" if least else "Timeout must not be negative")
-    if settings.max_timeout_s is not None and seconds > settings.max_timeout_s:
-        raise _bad(f"Timeout cannot be greater than {settings.max_timeout_s / 3600:g} hours")
+    most = MAX_LIFETIME_S if settings.max_timeout_s is None else settings.max_timeout_s
+    if seconds > most:
+        raise _bad(f"Timeout cannot be greater than {most / 3600:g} hours")
     return seconds
 
 

@@ -6,13 +6,16 @@ ignored. Field names are the wire's own.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.numbers import read_whole
 
+# An amount of which bytes can be made; how much of it is allowed, the law says.
+Megabytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 T = TypeVar("T")
 
 
@@ -208,6 +211,8 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise Refused(400, f"the request body does not fit: {error}", should_retry=False) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(400, f"the request body is not valid JSON: {error}", should_retry=False) from None
+    except RecursionError:
+        raise Refused(400, "the request body is nested too deep", should_retry=False) from None
 
 
 def allow_query(exchange: Exchange, *names: str) -> None:
@@ -222,6 +227,7 @@ def query_int(exchange: Exchange, name: str, *, default: int | None, least: int,
     text = exchange.query.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.lstrip("-").isdigit() or len(text) > 18 or not least <= int(text) <= most:
+    number = read_whole(text)
+    if number is None or not least <= number <= most:
         raise Refused(400, f"{name} must be a whole number from {least} to {most}", should_retry=False)
-    return int(text)
+    return number

@@ -25,7 +25,10 @@ def read_token(text: str) -> Position:
     """Raises `Refused` (400)."""
     try:
         when, _, name = base64.urlsafe_b64decode(text).decode("ascii").partition("__")
-        return datetime.fromisoformat(when), name
+        at = datetime.fromisoformat(when)
+        if at.tzinfo is None:
+            raise ValueError("an instant without a time zone")
+        return at, name
     except (binascii.Error, ValueError):
         raise Refused(
             400, "nextToken is not a token of this server; take it from X-Next-Token", should_retry=False
