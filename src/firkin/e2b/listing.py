@@ -14,13 +14,12 @@ from urllib.parse import unquote, unquote_plus
 from firkin.e2b.descriptions import alias_of, started_at, template_of
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import query_int
-from firkin.e2b.pages_of import read_token, token
+from firkin.e2b.pages_of import MAX_PAGE, read_token, token
 from firkin.e2b.snapshot_names import namespace_of
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.states import SandboxState
 
 _STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED}
-MAX_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,6 @@ from firkin.e2b.models import (
     ResumeSandbox,
     SandboxRefresh,
     SandboxTimeout,
-    allow_query,
     parse,
 )
 from firkin.e2b.settings import ServerSettings
@@ -45,7 +44,6 @@ _CONNECT_ATTEMPTS = 3
 _EXPIRES_WITHIN_S = 2.0
 _RESUME_DEFAULT_S = 15
 _REFRESH_DEFAULT_S = 15
-_FILTERS = ("metadata", "state", "order", "startedAfter", "template", "nextToken", "limit")
 
 
 class SandboxCalls:
@@ -94,7 +92,6 @@ class SandboxCalls:
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """``GET /v2/sandboxes``: one page."""
-        allow_query(exchange, *_FILTERS)
         query = read_query(exchange, paged=True)
         matching = query.matching(await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=VISIBLE)))
         found = query.rest(matching)
@@ -109,7 +106,6 @@ class SandboxCalls:
 
     async def list_v1(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """``GET /sandboxes``: the running ones, all at once."""
-        allow_query(exchange, "metadata", "state")
         query = read_query(exchange, paged=False)
         states = query.states if exchange.query.get("state") else frozenset({SandboxState.RUNNING})
         everything = await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=states))

@@ -29,6 +29,12 @@ def namespace_of(owner: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", owner.lower()).strip("-") or "team"
 
 
+def require_team(tenant: ApiKey, text: str | None) -> None:
+    """``teamID`` is nobody else. Raises `Refused` (400)."""
+    if text not in (None, tenant.name, namespace(tenant)):
+        raise _bad(f"the API key is {tenant.name}'s, not that of the team {text[:64]!r}")
+
+
 def check_tag(text: str) -> str:
     """The tag, if it can be one. Raises `Refused` (400)."""
     if _TAG.fullmatch(text) is None:
