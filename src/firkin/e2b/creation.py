@@ -18,6 +18,7 @@ from firkin.e2b.directory import (
     LABEL_PUBLIC,
     LABEL_REQUEST,
     LABEL_SECURE,
+    LABEL_SPACE,
     LABEL_TEMPLATE,
     VISIBLE,
     SandboxDirectory,
@@ -109,7 +110,7 @@ class Creator:
         self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str], wish: Isolation | None
     ) -> SandboxInfo:
         meant = await self._names.meant(tenant, request.templateID)
-        labels = {LABEL_TEMPLATE: meant.id, LABEL_ALIAS: meant.alias, **labels}
+        labels = {LABEL_TEMPLATE: meant.id, LABEL_ALIAS: meant.alias, LABEL_SPACE: meant.space, **labels}
         spec = replace(self._spec(tenant, request, meant.source, labels), isolation=wish)
         async with self._directory.quotas.room_for(tenant.name, 1):
             try:

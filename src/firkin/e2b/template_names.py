@@ -27,11 +27,12 @@ _MOST_SHOWN = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meant:
-    """What sandboxes are made from, and what they say of it: the template's `id` and `alias`."""
+    """What sandboxes are made from, and what they say of it: the template's `id`, `alias` and owner's namespace."""
 
     source: SandboxSource
     id: str
     alias: str
+    space: str = ""
     named: NamedTemplate | None = None
 
 
@@ -50,12 +51,20 @@ class TemplateNames:
             snapshot = await find_snapshot(self._backend, tenant, text)
             if snapshot is not None:
                 alias = snapshot.name.partition(":")[0] if snapshot.name else str(snapshot.id)
-                return Meant(source=FromSnapshot(snapshot.id), id=str(snapshot.id), alias=alias)
+                return Meant(
+                    source=FromSnapshot(snapshot.id), id=str(snapshot.id), alias=alias, space=namespace_of(tenant.name)
+                )
         if named is not None:
             build = await self.tagged(named, tag_of(text))
             if build.prepared is None:  # it is being deleted
                 raise missing(text)
-            return Meant(source=FromTemplate(build.prepared), id=named.id, alias=named.name, named=named)
+            return Meant(
+                source=FromTemplate(build.prepared),
+                id=named.id,
+                alias=named.name,
+                space=namespace_of(named.owner),
+                named=named,
+            )
         try:
             TemplateId(text.partition(":")[0].rpartition("/")[2])
         except InvalidSpec as error:
