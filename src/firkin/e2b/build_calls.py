@@ -121,8 +121,7 @@ class BuildCalls:
         entries = [
             entry
             for entry in await self._builds.entries(build.id)
-            if entry.line.level >= least
-            and (cursor is None or (entry.at.timestamp() * 1000 < cursor) is backward)
+            if entry.line.level >= least and (cursor is None or (entry.at.timestamp() * 1000 < cursor) is backward)
         ]
         if backward:
             entries.reverse()
@@ -174,6 +173,8 @@ class BuildCalls:
 
 
 def _resources(asked: NewBuild) -> SandboxResources:
+    if asked.minFreeDiskMb is not None and asked.minFreeDiskMb < 0:
+        raise bad(f"minFreeDiskMb is {asked.minFreeDiskMb}; it must be 0 or more")
     usual = SandboxResources()
     free = (asked.minFreeDiskMb or 0) * MIB
     try:

@@ -75,10 +75,12 @@ async def read_spec(asked: BuildStart, files: Files, base: Base) -> TemplateSpec
     steps = asked.steps or []
     if len(steps) > _MOST_STEPS:
         raise bad(f"a build has at most {_MOST_STEPS} steps, this one has {len(steps)}")
-    image = isinstance(source, OciSource)
+    image, login = isinstance(source, OciSource), _login(asked)
+    if login is not None and not image:
+        raise bad("fromImageRegistry is a login for fromImage; nothing is fetched for this build, so leave it out")
     return TemplateSpec(
         source=source,
-        login=_login(asked),
+        login=login,
         user="user" if image else None,  # an image's own user and folder are for its own start
         workdir="/home/user" if image else None,
         steps=tuple([await _step(step, files) for step in steps]),
@@ -108,20 +110,24 @@ def _login(asked: BuildStart) -> RegistryLogin | None:
     if not registry:
         return None
     match registry:
-        case {"type": "registry", "username": str(username), "password": str(password)}:
+        case {"type": "registry", "username": str(username), "password": str(password), **more} if not more:
             return RegistryLogin(username=username, password=password)
-        case {"type": "gcp", "serviceAccountJson": str(key)}:  # Google's registries take the key as a password
+        case {"type": "gcp", "serviceAccountJson": str(key), **more} if (
+            not more
+        ):  # Google's registries take the key as a password
             return RegistryLogin(username="_json_key", password=key)
         case {"type": "aws"}:
             raise bad(
                 "registries of AWS want a token that this server cannot ask for: "
                 "get one with 'aws ecr get-login-password' and give it as the password of the user AWS"
             )
-    raise bad("fromImageRegistry must have a type (registry or gcp) and what belongs to it")
+    raise bad("fromImageRegistry must have a type (registry or gcp), what belongs to it, and nothing else")
 
 
 async def _step(step: Step, files: Files) -> BuildStep | Forced:
     args = step.args or []
+    if step.filesHash is not None and step.type.upper() != "COPY":
+        raise bad(f"filesHash is for COPY; leave it out of the step {step.type[:32]}")
     match step.type.upper(), args:
         case "RUN", [command]:
             made: BuildStep = _run(command, None)

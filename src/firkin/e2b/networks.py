@@ -69,6 +69,9 @@ def _asked(config: EgressConfig, *, internet: bool, before: NetworkPolicy | None
             raise _bad(f"invalid denied CIDR {text[:64]}")
     names = [text for text in config.allowOut or () if network_of(text) is None]
     rules = tuple(_rule(domain, rules) for domain, rules in (config.rules or {}).items())
+    domains = [rule.domain for rule in rules]
+    if twice := [domain for domain in domains if domains.count(domain) > 1]:
+        raise _bad(f"network.rules names {twice[0][:128]!r} twice; a domain is the same in capitals, and has one rule")
     proxy = None if config.egressProxy is None else _proxy(config.egressProxy)
     try:
         for text in names:

@@ -222,7 +222,7 @@ class SandboxCalls:
         try:
             await self._sandboxes.update_deadline(info.id, Timeout(request.timeout))
         except WrongState as error:
-            raise Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False) from error
+            raise _not_running(info) from error
         if request.timeout == 0:
             await self._directory.reads_as_dead(info.id, within_s=_EXPIRES_WITHIN_S)
         await exchange.answer(204)
@@ -232,8 +232,18 @@ class SandboxCalls:
         request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", SandboxRefresh)
         seconds = _REFRESH_DEFAULT_S if request.duration is None else request.duration
         check_timeout(seconds, self._settings, least=0)
-        await self._extend(await self._directory.owned(tenant, path[0]), seconds)
+        info = await self._directory.owned(tenant, path[0])
+        if info.state is SandboxState.PAUSED:  # it has no deadline that could be moved
+            raise _not_running(info)
+        try:
+            await self._extend(info, seconds)
+        except WrongState as error:
+            raise _not_running(info) from error
         await exchange.answer(204)
+
+
+def _not_running(info: SandboxInfo) -> Refused:
+    return Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False)
 
 
 def _unresponsive(info: SandboxInfo) -> Refused:

@@ -173,6 +173,8 @@ class TemplateCalls:
 
     async def untag(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         asked = parse(await exchange.body(self._settings.max_json_bytes), RemoveTags)
+        if ":" in asked.name:
+            raise bad("name must be a template's, without a tag; the tags to remove stand in tags")
         named = await self._names.own(tenant, asked.name)
         if DEFAULT_TAG in asked.tags:
             raise bad("the tag 'default' cannot be removed")
