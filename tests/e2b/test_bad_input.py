@@ -19,6 +19,7 @@ def client(server: RunningServer) -> Iterator[RawClient]:
         yield made
 
 
+RULE = {"transform": {"headers": {"A": "b"}}}
 PROXY = {"address": "192.0.2.9:1080"}
 
 
@@ -69,6 +70,7 @@ def new(**fields: object) -> dict[str, object]:
         (new(network={"allowOut": ["a..b"], "denyOut": ["0.0.0.0/0"]}), 400, "neither an address, a network nor"),
         (new(network={"rules": {"x": []}}), 400, "must have one rule"),
         (new(network={"rules": {"*": [{"transform": {"headers": {"A": "b"}}}]}}), 400, "is not a domain"),
+        (new(network={"rules": {"A.com": [RULE], "a.com": [RULE]}}), 400, "names 'a.com' twice"),
         (new(network={"rules": {"x": [{"transform": {"headers": {"A b": "b"}}}]}}), 400, "is no name of a header"),
         (new(network={"rules": {"x": [{"transform": {"headers": {"A": "b\r\nC: d"}}}]}}), 400, "must be one line"),
         (new(network={"egressProxy": {"address": "x"}}), 400, "must be HOST:PORT"),
@@ -194,6 +196,16 @@ def test_somebody_elses_sandbox_reads_like_an_unknown_one(client: RawClient) -> 
     assert client.api("GET", f"/sandboxes/{mine}").status_code == 200
 
 
+def test_what_is_paused_has_no_deadline_to_be_moved(client: RawClient) -> None:
+    made = client.api("POST", "/v2/sandboxes", {"templateID": "base"}).json()["sandboxID"]
+    assert client.api("POST", f"/sandboxes/{made}/refreshes", {"duration": 60}).status_code == 204
+    assert client.api("POST", f"/sandboxes/{made}/pause", {}).status_code == 204
+    for call, body in (("refreshes", {"duration": 60}), ("timeout", {"timeout": 60})):
+        answer = client.api("POST", f"/sandboxes/{made}/{call}", body)
+        assert (answer.status_code, answer.json()["message"]) == (409, f'Sandbox "{made}" is not running')
+    client.api("DELETE", f"/sandboxes/{made}")
+
+
 @pytest.mark.parametrize(
     ("headers", "status", "says"),
     [
@@ -250,6 +262,8 @@ def test_the_data_plane_asks_for_its_token(client: RawClient) -> None:
         ("process.Process/SendInput", {"process": {"pid": 5}}, "invalid_argument"),
         ("process.Process/SendInput", {"process": {"pid": 5}, "input": {"stdin": "!"}}, "invalid_argument"),
         ("process.Process/List", b"{", "invalid_argument"),
+        ("process.Process/Update", {"process": {"pid": 99999}}, "not_found"),
+        ("process.Process/Update", {"process": {"tag": "nobody"}, "pty": {}}, "not_found"),
         (
             "process.Process/Update",
             {"process": {"pid": 5}, "pty": {"size": {"rows": 70000, "cols": 1}}},

@@ -23,6 +23,8 @@ from firkin.law.templates import LocalSource, NoPlane, TemplateInfo, TemplateSta
 from .conftest import ALICE, BOB, SECRET, RunningServer
 from .raw import RawClient
 
+LOGIN = {"type": "registry", "username": "me", "password": "mine"}
+
 
 @pytest.fixture
 def to(server: RunningServer) -> dict[str, str]:
@@ -78,6 +80,12 @@ def test_names_tags_and_another_build(to: dict[str, str]) -> None:
     assert {tag.tag for tag in Template.get_tags("named", **to)} == {"v1", "v2"}  # type: ignore[arg-type]
     with pytest.raises(Exception, match="tag 'default' does not exist"):
         Sandbox.create("named", **to)  # type: ignore[arg-type]
+
+
+def test_tags_are_removed_by_their_own_names_alone(client: RawClient) -> None:
+    _asked(client, "untagged")
+    answer = client.api("DELETE", "/templates/tags", {"name": "untagged:zzz", "tags": ["v1"]})
+    assert (answer.status_code, "without a tag" in answer.json()["message"]) == (400, True)
 
 
 @pytest.mark.parametrize("target", [":v1", "named2:"])
@@ -194,6 +202,13 @@ def test_the_answers_of_the_flow_have_every_field(client: RawClient) -> None:
         ({"fromTemplate": "base", "odd": 1}, "unknown field `odd`"),
         ({"fromImage": "x", "fromImageRegistry": {"type": "aws"}}, "aws ecr get-login-password"),
         ({"fromImage": "x", "fromImageRegistry": {"type": "odd"}}, "must have a type"),
+        ({"fromImage": "x", "fromImageRegistry": {**LOGIN, "token": "t"}}, "and nothing else"),
+        ({"fromTemplate": "base", "fromImageRegistry": LOGIN}, "is a login for fromImage"),
+        ({"fromImage": "e2bdev/base", "fromImageRegistry": LOGIN}, "is a login for fromImage"),
+        (
+            {"fromTemplate": "base", "steps": [{"type": "RUN", "args": ["true"], "filesHash": "zzz"}]},
+            "filesHash is for COPY",
+        ),
     ],
 )
 def test_a_build_that_cannot_be_is_refused_and_may_be_started_still(client: RawClient, body: object, says: str) -> None:
@@ -215,6 +230,7 @@ def test_a_build_that_cannot_be_is_refused_and_may_be_started_still(client: RawC
         ({"name": "x", "tags": ["a b"]}, "a tag has"),
         ({"name": "x", "cpuCount": 0}, "vcpus is 0"),
         ({"name": "x", "memoryMB": 1}, "memory_bytes"),
+        ({"name": "x", "minFreeDiskMb": -7}, "minFreeDiskMb is -7"),
         ({"name": "x", "teamID": "others"}, "not that of the team"),
     ],
 )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
-from .conftest import RunningServer
+from e2b import Template
+
+from .conftest import BOB, RunningServer
 from .raw import RawClient, raw_client
 
 
@@ -47,3 +50,28 @@ def test_every_page_tells_the_same_count(client: RawClient) -> None:
     last = client.api("GET", f"/v2/sandboxes?limit=3&nextToken={first.headers['x-next-token']}")
     assert [len(page.json()) for page in (first, last)] == [3, 1]
     assert [page.headers["x-total-running"] for page in (first, last)] == ["3", "3"]
+
+
+@pytest.mark.thorough
+def test_sandboxes_of_another_teams_template_are_found_by_its_owners_name(server: RunningServer) -> None:
+    Template.build(Template().from_template("base"), "lent", **server.sdk())  # type: ignore[arg-type]
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        client = RawClient(server, http)
+        assert client.api("PATCH", "/v2/templates/lent", {"public": True}).status_code == 200
+        made = client.api("POST", "/v2/sandboxes", {"templateID": "alice/lent"}, key=BOB)
+        assert made.status_code == 201
+        try:
+            for text, count in {"alice/lent": 1, "lent": 1, "alice/LENT": 1, "bob/lent": 0, "lend": 0}.items():
+                found = client.api("GET", "/v2/sandboxes", params={"template": text}, key=BOB).json()
+                assert len(found) == count, text
+        finally:
+            client.api("DELETE", f"/sandboxes/{made.json()['sandboxID']}", key=BOB)
+
+
+@pytest.mark.parametrize(("text", "count"), [("base", 5), ("BASE", 5), ("alice/base", 0)])
+def test_the_operators_template_is_found_by_its_name_alone(client: RawClient, text: str, count: int) -> None:
+    made = client.api("POST", "/v2/sandboxes", {"templateID": "BASE"})
+    try:
+        assert len(client.api("GET", "/v2/sandboxes", params={"template": text}).json()) == count
+    finally:
+        client.api("DELETE", f"/sandboxes/{made.json()['sandboxID']}")

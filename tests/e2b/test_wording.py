@@ -123,6 +123,21 @@ def test_a_symlink_shows_what_it_leads_to() -> None:
     assert shown["modifiedTime"] == "1970-01-01T00:00:01.500000000Z"
 
 
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "1970-01-01T00:00:00Z"),
+        (-1_500_000_000, "1969-12-31T23:59:58.500000000Z"),
+        (-315_619_200 * 10**9, "1960-01-01T00:00:00Z"),
+        (-(10**30), "0001-01-01T00:00:00Z"),
+        (10**30, "9999-12-31T23:59:59Z"),
+    ],
+)
+def test_a_file_is_as_old_as_it_says(nanoseconds: int, text: str) -> None:
+    file = FileEntry(path=SandboxPath("/f"), file_type=FileType.FILE, size_bytes=0, modified_at_ns=nanoseconds)
+    assert entry_json(file)["modifiedTime"] == text
+
+
 def test_events_are_the_ones_that_clients_parse() -> None:
     assert encode_event(Stdout(b"hi"))[5:] == b'{"event":{"data":{"stdout":"aGk="}}}'
     assert encode_event(Ended(status=Exited(0)))[5:] == (

@@ -14,10 +14,11 @@ from firkin.e2b.descriptions import timestamp
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.isolation_reports import wish_of
-from firkin.e2b.models import allow_query, parse, query_int
+from firkin.e2b.models import parse, query_int, query_word
+from firkin.e2b.numbers import read_whole
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.signatures import equal
-from firkin.e2b.snapshot_names import check_tag, namespace_of, stored_name
+from firkin.e2b.snapshot_names import check_tag, require_no_snapshot, require_team, stored_name
 from firkin.e2b.template_names import TemplateNames, builds_of, names_of, require_ready
 from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildEntry, BuildStatus, NamedTemplate
 from firkin.law.errors import InvalidSpec, NotFound, WrongState
@@ -51,10 +52,10 @@ class BuildCalls:
         text = asked.name or asked.alias
         if not text or (asked.name and asked.alias and asked.name != asked.alias):
             raise bad("a template needs one name")
-        if asked.teamID not in (None, tenant.name, namespace_of(tenant.name)):
-            raise bad(f"the API key is {tenant.name}'s, not that of the team {asked.teamID[:64]!r}")
+        require_team(tenant, asked.teamID)
         name, _, tag = stored_name(tenant, text).partition(":")
         tags = [check_tag(one) for one in asked.tags or []] + ([tag] if ":" in text else [])
+        await require_no_snapshot(self._backend, tenant, name)
         named, build = await self._builds.request(tenant.name, name, tags or [DEFAULT_TAG], _resources(asked))
         await exchange.answer_json(202, _requested(named, build))
 
@@ -91,7 +92,6 @@ class BuildCalls:
         await exchange.answer(202)
 
     async def status(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "logsOffset", "limit", "level")
         build = await self._own_build(tenant, path[0], path[1])
         offset = query_int(exchange, "logsOffset", default=0, least=0, most=1 << 31) or 0
         least = _level(exchange)
@@ -109,16 +109,19 @@ class BuildCalls:
         await exchange.answer_json(200, answer)
 
     async def logs(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        """Newest last, unless ``direction=backward``; ``cursor`` is an instant in milliseconds."""
-        allow_query(exchange, "cursor", "limit", "direction", "level", "source")
+        """Newest last, unless ``direction=backward``; ``cursor`` is an instant in milliseconds.
+
+        There is one place that keeps them, so either ``source`` is that one.
+        """
+        query_word(exchange, "source", ("temporary", "persistent"), default="persistent")
+        backward = query_word(exchange, "direction", ("forward", "backward"), default="forward") == "backward"
         build = await self._own_build(tenant, path[0], path[1])
         cursor = query_int(exchange, "cursor", default=None, least=0, most=1 << 53)
-        backward = exchange.query.get("direction", "forward") == "backward"
+        least = _level(exchange)
         entries = [
             entry
             for entry in await self._builds.entries(build.id)
-            if entry.line.level >= _level(exchange)
-            and (cursor is None or (entry.at.timestamp() * 1000 < cursor) is backward)
+            if entry.line.level >= least and (cursor is None or (entry.at.timestamp() * 1000 < cursor) is backward)
         ]
         if backward:
             entries.reverse()
@@ -141,18 +144,19 @@ class BuildCalls:
         if exchange.method != "PUT":
             raise Refused(405, f"{exchange.method} is not allowed here; use PUT", should_retry=False)
         digest, query = exchange.path.removeprefix(UPLOADS), exchange.query
-        owner, expires = query.get("owner", ""), query.get("expires", "")
-        valid = DIGEST.fullmatch(digest) and expires.isdigit() and len(expires) < 12
-        if not valid or not equal(query.get("signature", ""), self._sign(owner, digest, int(expires))):
+        owner, expires = query.get("owner", ""), read_whole(query.get("expires", ""))
+        signature = query.get("signature", "")
+        known = DIGEST.fullmatch(digest) is not None
+        if expires is None or not known or not equal(signature, self._sign(owner, digest, expires)):
             raise Refused(403, "the signature of this link is not valid; ask for a new link", should_retry=False)
-        if int(expires) < time.time():
+        if expires < time.time():
             raise Refused(403, "this link has expired; ask for a new one", should_retry=False)
         await self._builds.put_files(owner, digest, exchange.chunks())
         await exchange.answer(200)
 
     def _sign(self, owner: str, digest: str, expires: int) -> str:
         text = f"build-files:{len(owner)}:{owner}:{digest}:{expires}"
-        return hmac.new(self._settings.secret, text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._settings.secret, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
 
     async def _own_build(self, tenant: ApiKey, template: str, build_id: str) -> Build:
         named = await self._names.own(tenant, template)
@@ -169,6 +173,8 @@ class BuildCalls:
 
 
 def _resources(asked: NewBuild) -> SandboxResources:
+    if asked.minFreeDiskMb is not None and asked.minFreeDiskMb < 0:
+        raise bad(f"minFreeDiskMb is {asked.minFreeDiskMb}; it must be 0 or more")
     usual = SandboxResources()
     free = (asked.minFreeDiskMb or 0) * MIB
     try:
@@ -203,10 +209,7 @@ def _entry(entry: BuildEntry) -> dict[str, object]:
 
 
 def _level(exchange: Exchange) -> LogLevel:
-    text = exchange.query.get("level", "debug")
-    if text not in _LEVELS:
-        raise bad(f"level must be one of {', '.join(_LEVELS)}")
-    return _LEVELS[text]
+    return _LEVELS[query_word(exchange, "level", _LEVELS, default="debug")]
 
 
 def _origin(exchange: Exchange) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from firkin.e2b.exchange import Refused
+from firkin.e2b.models import Megabytes
 from firkin.law.build_steps import BuildStep, CopyStep, EnvStep, Forced, RunStep, UserStep, WorkdirStep
 from firkin.law.errors import FirkinError
 from firkin.law.ids import TemplateId
@@ -20,6 +21,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,255}")
 _MODE = re.compile(r"0?[0-7]{3,4}")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_.-]{0,31}\$?")
+_OWNER = re.compile(rf"[0-9]{{1,10}}|{_ACCOUNT.pattern}")
 _MOST_STEPS = 500
 # E2B's own base image: what this server calls base stands for it.
 _BASE_IMAGE = re.compile(r"(?:docker\.io/)?e2bdev/base(?::[\w.-]+)?")
@@ -38,8 +40,8 @@ class NewBuild(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tags: list[str] | None = None
     teamID: str | None = None
     cpuCount: int | None = None
-    memoryMB: int | None = None
-    minFreeDiskMb: int | None = None
+    memoryMB: Megabytes | None = None
+    minFreeDiskMb: Megabytes | None = None
 
 
 class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -73,10 +75,12 @@ async def read_spec(asked: BuildStart, files: Files, base: Base) -> TemplateSpec
     steps = asked.steps or []
     if len(steps) > _MOST_STEPS:
         raise bad(f"a build has at most {_MOST_STEPS} steps, this one has {len(steps)}")
-    image = isinstance(source, OciSource)
+    image, login = isinstance(source, OciSource), _login(asked)
+    if login is not None and not image:
+        raise bad("fromImageRegistry is a login for fromImage; nothing is fetched for this build, so leave it out")
     return TemplateSpec(
         source=source,
-        login=_login(asked),
+        login=login,
         user="user" if image else None,  # an image's own user and folder are for its own start
         workdir="/home/user" if image else None,
         steps=tuple([await _step(step, files) for step in steps]),
@@ -106,20 +110,24 @@ def _login(asked: BuildStart) -> RegistryLogin | None:
     if not registry:
         return None
     match registry:
-        case {"type": "registry", "username": str(username), "password": str(password)}:
+        case {"type": "registry", "username": str(username), "password": str(password), **more} if not more:
             return RegistryLogin(username=username, password=password)
-        case {"type": "gcp", "serviceAccountJson": str(key)}:  # Google's registries take the key as a password
+        case {"type": "gcp", "serviceAccountJson": str(key), **more} if (
+            not more
+        ):  # Google's registries take the key as a password
             return RegistryLogin(username="_json_key", password=key)
         case {"type": "aws"}:
             raise bad(
                 "registries of AWS want a token that this server cannot ask for: "
                 "get one with 'aws ecr get-login-password' and give it as the password of the user AWS"
             )
-    raise bad("fromImageRegistry must have a type (registry or gcp) and what belongs to it")
+    raise bad("fromImageRegistry must have a type (registry or gcp), what belongs to it, and nothing else")
 
 
 async def _step(step: Step, files: Files) -> BuildStep | Forced:
     args = step.args or []
+    if step.filesHash is not None and step.type.upper() != "COPY":
+        raise bad(f"filesHash is for COPY; leave it out of the step {step.type[:32]}")
     match step.type.upper(), args:
         case "RUN", [command]:
             made: BuildStep = _run(command, None)
@@ -163,7 +171,7 @@ async def _copy(step: Step, source: str, destination: str, rest: list[str], file
         raise bad("COPY needs filesHash, a SHA-256 in lower-case hexadecimal digits")
     if any("\0" in word for word in (source, destination)) or not destination:
         raise bad("COPY needs a source and a destination")
-    if owner and not all(part.isdigit() or _ACCOUNT.fullmatch(part) for part in owner.split(":", 1)):
+    if owner and not all(_OWNER.fullmatch(part) for part in owner.split(":", 1)):
         raise bad(f"{owner[:64]!r} is no owner; it must be USER or USER:GROUP")
     if mode and _MODE.fullmatch(mode) is None:
         raise bad(f"{mode[:16]!r} is no file mode; it must be octal, such as 0644")

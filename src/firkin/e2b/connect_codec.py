@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from firkin.e2b.json_text import encode
+from firkin.e2b.numbers import read_whole
 
 END_STREAM = 0x02
 _COMPRESSED = 0x01
@@ -141,9 +142,10 @@ def timeout_s(header: bytes | None) -> float | None:
     """The deadline out of ``Connect-Timeout-Ms``, in seconds; None or 0 is no deadline. Raises `RpcError`."""
     if header is None:
         return None
-    if not header.isdigit() or int(header) > MAX_TIMEOUT_MS:
+    milliseconds = read_whole(header)
+    if milliseconds is None or not 0 <= milliseconds <= MAX_TIMEOUT_MS:
         raise RpcError(Code.INVALID_ARGUMENT, "Connect-Timeout-Ms must be a whole number of at most 10 digits")
-    return int(header) / 1000 or None
+    return milliseconds / 1000 or None
 
 
 def check_version(version: bytes | None) -> None:

@@ -18,6 +18,7 @@ from firkin.e2b.directory import (
     LABEL_PUBLIC,
     LABEL_REQUEST,
     LABEL_SECURE,
+    LABEL_SPACE,
     LABEL_TEMPLATE,
     VISIBLE,
     SandboxDirectory,
@@ -31,6 +32,7 @@ from firkin.e2b.waking import LABEL_TIMEOUT
 from firkin.law.errors import NotFound
 from firkin.law.isolation import Isolation
 from firkin.law.sandboxes import (
+    MAX_LIFETIME_S,
     Lifecycle,
     OnTimeout,
     SandboxFilter,
@@ -108,7 +110,7 @@ class Creator:
         self, tenant: ApiKey, request: NewSandbox, labels: Mapping[str, str], wish: Isolation | None
     ) -> SandboxInfo:
         meant = await self._names.meant(tenant, request.templateID)
-        labels = {LABEL_TEMPLATE: meant.id, LABEL_ALIAS: meant.alias, **labels}
+        labels = {LABEL_TEMPLATE: meant.id, LABEL_ALIAS: meant.alias, LABEL_SPACE: meant.space, **labels}
         spec = replace(self._spec(tenant, request, meant.source, labels), isolation=wish)
         async with self._directory.quotas.room_for(tenant.name, 1):
             try:
@@ -164,8 +166,9 @@ def check_timeout(seconds: int, settings: ServerSettings, *, least: int) -> int:
     """`seconds`, if it is at least `least` and within what the server allows. Raises `Refused` (400)."""
     if seconds < least:
         raise _bad("Timeout must be greater than 0" if least else "Timeout must not be negative")
-    if settings.max_timeout_s is not None and seconds > settings.max_timeout_s:
-        raise _bad(f"Timeout cannot be greater than {settings.max_timeout_s / 3600:g} hours")
+    most = MAX_LIFETIME_S if settings.max_timeout_s is None else settings.max_timeout_s
+    if seconds > most:
+        raise _bad(f"Timeout cannot be greater than {most / 3600:g} hours")
     return seconds
 
 

@@ -34,6 +34,7 @@ LABEL_KEY = "e2b.idempotency"
 LABEL_REQUEST = "e2b.request"
 LABEL_TEMPLATE = "e2b.template"
 LABEL_ALIAS = "e2b.alias"
+LABEL_SPACE = "e2b.namespace"  # of the template's owner; the operator's has none
 
 VISIBLE = frozenset({SandboxState.RUNNING, SandboxState.PAUSED})
 _POLL_S = 0.005

@@ -15,6 +15,8 @@ from firkin.law.files import FileEntry, FileType, ListOptions, SandboxPath
 _TYPES = {FileType.FILE: "FILE_TYPE_FILE", FileType.DIRECTORY: "FILE_TYPE_DIRECTORY"}
 _SPECIAL = {stat.S_IFIFO: "p", stat.S_IFSOCK: "S", stat.S_IFBLK: "D", stat.S_IFCHR: "D"}
 _MAX_DEPTH = (1 << 32) - 1
+_EARLIEST_NS = -62135596800 * 10**9
+_LATEST_NS = 253402300799 * 10**9
 
 
 class _Path(Message):
@@ -124,6 +126,7 @@ def permissions(entry: FileEntry) -> str:
 
 
 def _timestamp(nanoseconds: int) -> str:
-    seconds, rest = divmod(max(0, min(nanoseconds, 253402300799 * 10**9)), 10**9)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    """Within the years 1 to 9999, as protobuf has it: a program inside may set any time."""
+    seconds, rest = divmod(max(_EARLIEST_NS, min(nanoseconds, _LATEST_NS)), 10**9)
+    text = datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
     return f"{text}.{rest:09d}Z" if rest else f"{text}Z"

@@ -293,11 +293,13 @@ async def close_stdin(call: RpcCall) -> None:
 
 
 async def update(call: RpcCall) -> None:
-    """Resize a terminal."""
+    """Resize a terminal. Without a size it changes nothing, of a program that must be there."""
     request = await call.unary_request(_Update)
     selector = _selector(request.process)
     if request.pty is not None and request.pty.size is not None:
         await call.processes.resize_pty(call.sandbox_id, selector, _pty_size(request.pty))
+    else:
+        await _recipient(call, selector)
     await call.answer(b"{}")
 
 

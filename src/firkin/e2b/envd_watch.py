@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from firkin.e2b.calls import RpcCall
@@ -63,6 +65,7 @@ class Watching:
 
     def __init__(self, directory: SandboxDirectory, limit: int) -> None:
         self._held: dict[str, _Held] = {}
+        self._making: list[str] = []
         self._limit = limit
         directory.when_over(self._forget)
 
@@ -74,12 +77,22 @@ class Watching:
 
     async def create(self, call: RpcCall) -> None:
         request = await call.unary_request(_Watch)
-        if sum(held.sandbox_id == call.sandbox_id for held in self._held.values()) >= self._limit:
-            raise RpcError(Code.RESOURCE_EXHAUSTED, f"a sandbox may have {self._limit} watchers at once")
-        stream = await _open(call, request, held=True)
         watcher_id = secrets.token_hex(12)
-        self._held[watcher_id] = _Held(call.sandbox_id, stream)
+        with self._room_for_one(call.sandbox_id):
+            self._held[watcher_id] = _Held(call.sandbox_id, await _open(call, request, held=True))
         await call.answer({"watcherId": watcher_id})
+
+    @contextmanager
+    def _room_for_one(self, sandbox_id: str) -> Iterator[None]:
+        """Those that are being made count, too. Raises `RpcError`."""
+        held = sum(one.sandbox_id == sandbox_id for one in self._held.values())
+        if held + self._making.count(sandbox_id) >= self._limit:
+            raise RpcError(Code.RESOURCE_EXHAUSTED, f"a sandbox may have {self._limit} watchers at once")
+        self._making.append(sandbox_id)
+        try:
+            yield
+        finally:
+            self._making.remove(sandbox_id)
 
     async def events(self, call: RpcCall) -> None:
         """All changes that were complete before the question, page by page: there may be very many."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from urllib.parse import parse_qsl
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Header, Refused
 from firkin.e2b.json_text import encode
-from firkin.e2b.models import allow_query, query_int
+from firkin.e2b.models import query_int, query_word
 from firkin.law.backend import EventControl, SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.events import EventFilter, EventStream, JournalQuery, LifecycleEntry
@@ -52,12 +51,9 @@ class EventCalls:
         await self._answer(exchange, tenant, sandbox_id)
 
     async def _answer(self, exchange: Exchange, tenant: ApiKey, sandbox_id: SandboxId | None) -> None:
-        allow_query(exchange, "offset", "limit", "orderAsc", "types")
         limit = query_int(exchange, "limit", default=_DEFAULT_EVENTS, least=1, most=_MOST_EVENTS) or _DEFAULT_EVENTS
         skip = query_int(exchange, "offset", default=0, least=0, most=_MOST_OFFSET) or 0
-        ascending = exchange.query.get("orderAsc", "false")
-        if ascending not in ("true", "false"):
-            raise Refused(400, "orderAsc must be true or false", should_retry=False)
+        ascending = query_word(exchange, "orderAsc", ("true", "false"), default="false")
         types = _types(exchange)
         query = JournalQuery(
             sandbox_id=sandbox_id,
@@ -82,9 +78,7 @@ class EventCalls:
 
 def _types(exchange: Exchange) -> frozenset[str]:
     """The field ``types`` may be repeated, or hold several names between commas."""
-    text = exchange.scope.get("query_string", b"").decode("latin-1")
-    pairs = parse_qsl(text, max_num_fields=1000)
-    names = [name for key, value in pairs if key == "types" for name in value.split(",") if name]
+    names = [name for key, value in exchange.query_pairs if key == "types" for name in value.split(",") if name]
     unknown = [name for name in names if not name.startswith("sandbox.lifecycle.")]
     if unknown:
         allowed = ", ".join(EVENT_TYPES)
@@ -137,7 +131,6 @@ class EventFeed:
 
     async def answer(self, exchange: Exchange, owner: str | None) -> None:
         """Events of `owner`'s sandboxes; None is the operator, who sees all."""
-        allow_query(exchange, "after", "sandbox_id")
         events = self._backend.events
         if events is None:
             raise Refused(400, "this server keeps no events", should_retry=False)

@@ -81,6 +81,7 @@ class Exchange:
         "_body",
         "_ended",
         "_headers",
+        "_pairs",
         "_query",
         "_read",
         "_receive",
@@ -99,6 +100,7 @@ class Exchange:
         self.raw_path: bytes = scope.get("raw_path") or self.path.encode()
         self.started = False
         self._headers: dict[bytes, bytes] | None = None
+        self._pairs: list[tuple[str, str]] | None = None
         self._query: dict[str, str] | None = None
         self._receive = receive
         self._send = send
@@ -140,14 +142,21 @@ class Exchange:
         return None if value is None else value.decode("latin-1")
 
     @property
-    def query(self) -> Mapping[str, str]:
-        if self._query is None:
+    def query_pairs(self) -> Sequence[tuple[str, str]]:
+        """The fields of the query as they came."""
+        if self._pairs is None:
             text = self.scope.get("query_string", b"").decode("latin-1")
             try:
-                pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=1000)
+                self._pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=1000)
             except ValueError:
                 raise Refused(400, "the query has more than 1000 fields") from None
-            self._query = dict(reversed(pairs))
+        return self._pairs
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The fields by their names; of several, the first."""
+        if self._query is None:
+            self._query = dict(reversed(self.query_pairs))
         return self._query
 
     async def chunks(self, *, idle_s: float | None = BODY_IDLE_S) -> AsyncIterator[bytes]:

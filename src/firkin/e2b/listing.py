@@ -12,15 +12,15 @@ from datetime import UTC, datetime
 from urllib.parse import unquote, unquote_plus
 
 from firkin.e2b.descriptions import alias_of, started_at, template_of
+from firkin.e2b.directory import LABEL_SPACE
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import query_int
-from firkin.e2b.pages_of import read_token, token
+from firkin.e2b.pages_of import MAX_PAGE, read_token, token
 from firkin.e2b.snapshot_names import namespace_of
 from firkin.law.sandboxes import SandboxInfo
 from firkin.law.states import SandboxState
 
 _STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED}
-MAX_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +99,11 @@ def read_metadata(text: str) -> dict[str, str]:
 
 
 def _is_template(info: SandboxInfo, text: str) -> bool:
-    """By id or name; a name may stand behind the namespace of its owner."""
+    """By id or name, in capitals or not; it may stand behind the namespace of the template's owner."""
     space, _, name = text.rpartition("/")
     known = (template_of(info), alias_of(info), info.template_id, info.snapshot_id)
-    return name in known and space in ("", namespace_of(info.owner))
+    owner = info.labels.get(LABEL_SPACE, namespace_of(info.owner))  # those of an earlier version have no such label
+    return (name in known or name.lower() in known) and space in ("", owner)
 
 
 def _states(text: str | None) -> frozenset[SandboxState]:

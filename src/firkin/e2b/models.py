@@ -6,14 +6,19 @@ ignored. Field names are the wire's own.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Collection
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from firkin.e2b.exchange import Exchange, Refused
+from firkin.e2b.numbers import read_whole
 
+# An amount of which bytes can be made; how much of it is allowed, the law says.
+Megabytes = Annotated[int, msgspec.Meta(ge=-(1 << 40), le=1 << 40)]
 T = TypeVar("T")
+_REPEATABLE = frozenset({"types"})  # the kinds of events; several names may also stand between commas
 
 
 class AutoResume(msgspec.Struct, forbid_unknown_fields=True):
@@ -208,20 +213,35 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise Refused(400, f"the request body does not fit: {error}", should_retry=False) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(400, f"the request body is not valid JSON: {error}", should_retry=False) from None
+    except RecursionError:
+        raise Refused(400, "the request body is nested too deep", should_retry=False) from None
 
 
 def allow_query(exchange: Exchange, *names: str) -> None:
-    """Refuse a query field that this call does not have."""
-    unknown = [name for name in exchange.query if name not in names]
-    if unknown:
-        allowed = ", ".join(names) or "none"
-        raise Refused(400, f"unknown query field {unknown[0][:64]!r}; allowed here: {allowed}", should_retry=False)
+    """Refuse a query field that this call does not have, and one that comes twice: of two, one would be ignored."""
+    seen: set[str] = set()
+    for name, _ in exchange.query_pairs:
+        if name not in names:
+            allowed = ", ".join(names) or "none"
+            raise Refused(400, f"unknown query field {name[:64]!r}; allowed here: {allowed}", should_retry=False)
+        if name in seen and name not in _REPEATABLE:
+            raise Refused(400, f"the query field {name!r} comes twice; give it once", should_retry=False)
+        seen.add(name)
+
+
+def query_word(exchange: Exchange, name: str, words: Collection[str], *, default: str) -> str:
+    """The field, if it is one of `words`. Raises `Refused` (400)."""
+    text = exchange.query.get(name, default)
+    if text not in words:
+        raise Refused(400, f"{name} must be one of {', '.join(words)}, not {text[:32]!r}", should_retry=False)
+    return text
 
 
 def query_int(exchange: Exchange, name: str, *, default: int | None, least: int, most: int) -> int | None:
     text = exchange.query.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.lstrip("-").isdigit() or len(text) > 18 or not least <= int(text) <= most:
+    number = read_whole(text)
+    if number is None or not least <= number <= most:
         raise Refused(400, f"{name} must be a whole number from {least} to {most}", should_retry=False)
-    return int(text)
+    return number

@@ -19,6 +19,7 @@ from firkin.e2b.event_calls import EventFeed
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.explanations import explain
 from firkin.e2b.isolation_reports import isolation_json, tier_json
+from firkin.e2b.models import allow_query
 from firkin.e2b.native_builds import NativeBuilds
 from firkin.e2b.native_pools import NativePools
 from firkin.e2b.native_snapshots import NativeSnapshots
@@ -39,6 +40,18 @@ PREFIX = "/firkin/v1/"
 _LINES_SHOWN = 20
 _OPERATORS = frozenset(("snapshots", "webhooks", "pools"))
 _OPERATORS_TO_CHANGE = frozenset(("templates", "node"))
+
+
+def _fields(method: str, words: list[str]) -> tuple[str, ...]:
+    """The names of the query's fields that a route takes."""
+    match method, words:
+        case "GET", ["events"]:
+            return ("after", "sandbox_id")
+        case "PUT", ["snapshots", _, "archive"]:
+            return ("name", "owner")
+        case "GET" | "PUT", ["volumes", _, "entry" | "archive"]:
+            return ("path",)
+    return ()
 
 
 class NativeRoutes:
@@ -68,6 +81,7 @@ class NativeRoutes:
         await self._dispatch(exchange, tenant, exchange.path.removeprefix(PREFIX).split("/"))
 
     async def _dispatch(self, exchange: Exchange, tenant: ApiKey, words: list[str]) -> None:
+        allow_query(exchange, *_fields(exchange.method, words))
         if words[0] in _OPERATORS or (words[0] in _OPERATORS_TO_CHANGE and exchange.method != "GET"):
             self._require_operator(exchange)
         match exchange.method, words:

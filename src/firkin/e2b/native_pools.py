@@ -15,7 +15,7 @@ import msgspec
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.descriptions import timestamp
 from firkin.e2b.exchange import Exchange, Refused
-from firkin.e2b.models import NetworkConfig
+from firkin.e2b.models import NetworkConfig, parse
 from firkin.e2b.networks import policy_of
 from firkin.e2b.template_names import TemplateNames
 from firkin.law.backend import SandboxBackend, WarmPoolControl
@@ -115,10 +115,7 @@ class NativePools:
 
 
 async def _body(exchange: Exchange, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(await exchange.body(_MAX_BODY), type=kind)
-    except msgspec.DecodeError as error:
-        raise Refused(400, f"the body is not what this route takes: {error}", should_retry=False) from None
+    return parse(await exchange.body(_MAX_BODY), kind)
 
 
 def _report_json(report: WarmMaintainReport) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.exchange import Exchange, Header, Refused
+from firkin.e2b.numbers import read_whole
 from firkin.e2b.snapshot_names import free_name
 from firkin.law.backend import SandboxBackend
 from firkin.law.ids import SnapshotId
@@ -93,9 +94,10 @@ def _announced(exchange: Exchange) -> SnapshotIntegrity | None:
     digest, size = exchange.text_header(DIGEST_HEADER) or "", exchange.text_header(SIZE_HEADER) or ""
     if not digest and not size:
         return None
-    if _DIGEST.fullmatch(digest) is None or not size.isascii() or not size.isdigit() or len(size) > 18:
+    count = read_whole(size)
+    if _DIGEST.fullmatch(digest) is None or count is None or count < 0:
         raise Refused(400, "x-firkin-sha256 and x-firkin-content-bytes must be a SHA-256 and a number of bytes")
-    return SnapshotIntegrity(sha256=digest, size_bytes=int(size))
+    return SnapshotIntegrity(sha256=digest, size_bytes=count)
 
 
 def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:

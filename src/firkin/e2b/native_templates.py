@@ -13,6 +13,7 @@ from firkin.e2b.error_map import as_refusal
 from firkin.e2b.event_calls import NDJSON
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.json_text import encode
+from firkin.e2b.models import Megabytes, parse
 from firkin.law.backend import SandboxBackend, TemplateControl
 from firkin.law.build_steps import BuildLine, BuildReport
 from firkin.law.builds import builder_of
@@ -44,7 +45,7 @@ class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
     start: str | None = None
     ready: str | None = None
     cpu_count: int | None = None
-    memory_mb: int | None = None
+    memory_mb: Megabytes | None = None
     isolation: str | None = None
     force: bool = False
     timeout_s: float = 600.0
@@ -75,7 +76,7 @@ class NewTemplate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
             return None
         usual = SandboxResources()
         return SandboxResources(
-            vcpus=self.cpu_count or usual.vcpus,
+            vcpus=usual.vcpus if self.cpu_count is None else self.cpu_count,
             memory_bytes=usual.memory_bytes if self.memory_mb is None else self.memory_mb * MIB,
         )
 
@@ -114,10 +115,7 @@ class NativeTemplates:
 
 async def _prepare(control: TemplateControl, exchange: Exchange) -> None:
     """One JSON object a line: ``progress`` while it goes on, at last ``template`` or ``error``."""
-    try:
-        asked = msgspec.json.decode(await exchange.body(_MAX_BODY), type=NewTemplate)
-    except msgspec.DecodeError as error:
-        raise Refused(400, f"the body is not a template: {error}") from None
+    asked = parse(await exchange.body(_MAX_BODY), NewTemplate)
     if not 0 < asked.timeout_s <= 86400:
         raise Refused(400, f"timeout_s is {asked.timeout_s:g}; it must be above 0 and at most 86400")
     spec = asked.spec()

@@ -14,6 +14,7 @@ from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import LABEL_MASK_HOST, SandboxDirectory, is_public
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.models import EgressConfig, EgressProxyConfig, NetworkRule, NetworkUpdate, parse
+from firkin.e2b.numbers import read_whole
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.tenant_limits import TenantLimits
 from firkin.law.errors import InvalidReason, InvalidSpec, WrongState
@@ -68,6 +69,9 @@ def _asked(config: EgressConfig, *, internet: bool, before: NetworkPolicy | None
             raise _bad(f"invalid denied CIDR {text[:64]}")
     names = [text for text in config.allowOut or () if network_of(text) is None]
     rules = tuple(_rule(domain, rules) for domain, rules in (config.rules or {}).items())
+    domains = [rule.domain for rule in rules]
+    if twice := [domain for domain in domains if domains.count(domain) > 1]:
+        raise _bad(f"network.rules names {twice[0][:128]!r} twice; a domain is the same in capitals, and has one rule")
     proxy = None if config.egressProxy is None else _proxy(config.egressProxy)
     try:
         for text in names:
@@ -135,7 +139,7 @@ def _proxy(asked: EgressProxyConfig) -> EgressProxy:
     if asked.tls is not None and not asked.tls.enabled and (asked.tls.serverName or asked.tls.caCert):
         raise _bad("network.egressProxy.tls has settings but is not enabled")
     host, _, port = asked.address.removeprefix("socks5://").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not 0 < (read_whole(port) or 0) < 65536:
         raise _bad("network.egressProxy.address must be HOST:PORT of a SOCKS5 proxy")
     if len((asked.username or "").encode()) > 255 or len((asked.password or "").encode()) > 255:
         raise _bad("network.egressProxy: a SOCKS5 user name and password have at most 255 bytes")

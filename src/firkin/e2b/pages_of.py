@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from firkin.e2b.exchange import Header, Refused
+from firkin.e2b.exchange import Exchange, Header, Refused
+from firkin.e2b.models import query_int
 
 T = TypeVar("T")
 Position = tuple[datetime, str]
+MAX_PAGE = 100
 
 
 def token(position: Position) -> str:
@@ -25,11 +27,21 @@ def read_token(text: str) -> Position:
     """Raises `Refused` (400)."""
     try:
         when, _, name = base64.urlsafe_b64decode(text).decode("ascii").partition("__")
-        return datetime.fromisoformat(when), name
+        at = datetime.fromisoformat(when)
+        if at.tzinfo is None:
+            raise ValueError("an instant without a time zone")
+        return at, name
     except (binascii.Error, ValueError):
         raise Refused(
             400, "nextToken is not a token of this server; take it from X-Next-Token", should_retry=False
         ) from None
+
+
+def read_page(exchange: Exchange) -> tuple[Position | None, int]:
+    """Behind what, and how much: ``nextToken`` and ``limit``. Raises `Refused` (400)."""
+    limit = query_int(exchange, "limit", default=MAX_PAGE, least=1, most=MAX_PAGE) or MAX_PAGE
+    text = exchange.query.get("nextToken")
+    return read_token(text) if text else None, limit
 
 
 def page(found: Sequence[tuple[Position, T]], *, after: Position | None, limit: int) -> tuple[list[T], list[Header]]:

@@ -11,7 +11,7 @@ from firkin.e2b.descriptions import Describer, metric, timestamp
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
 from firkin.e2b.json_text import encode
-from firkin.e2b.models import SandboxMetric, allow_query, query_int
+from firkin.e2b.models import SandboxMetric, query_int, query_word
 from firkin.e2b.settings import ServerSettings
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import SandboxId
@@ -36,7 +36,6 @@ class ReportCalls:
 
     async def metrics(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """The samples from ``start`` to ``end`` (Unix seconds, both included), oldest first; of a paused one too."""
-        allow_query(exchange, "start", "end")
         start = query_int(exchange, "start", default=None, least=0, most=_LATEST_S)
         end = query_int(exchange, "end", default=None, least=0, most=_LATEST_S)
         if start is not None and end is not None and end < start:
@@ -47,7 +46,6 @@ class ReportCalls:
         await exchange.answer_json(200, [metric(usage) for usage in found])
 
     async def all_metrics(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "sandbox_ids")
         ids = [text for text in exchange.query.get("sandbox_ids", "").split(",") if text]
         if not 1 <= len(ids) <= _MAX_IDS:
             raise Refused(400, f"sandbox_ids must name 1 to {_MAX_IDS} sandboxes, separated by ','", should_retry=False)
@@ -68,7 +66,6 @@ class ReportCalls:
 
     async def logs(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """v1: lines and entries, oldest first, from ``start`` (milliseconds) on."""
-        allow_query(exchange, "start", "limit")
         sandbox_id = await self._known(tenant, path[0])
         start = _instant(query_int(exchange, "start", default=None, least=0, most=_LATEST_S * 1000), 1000)
         entries = (await self._entries(sandbox_id, LogLevel.DEBUG, since=start))[: _limit(exchange)]
@@ -77,12 +74,8 @@ class ReportCalls:
 
     async def logs_v2(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """From ``cursor`` (milliseconds, included) forward, or from it backward with the newest first."""
-        allow_query(exchange, "cursor", "limit", "direction", "level", "search")
-        direction, level = exchange.query.get("direction", "forward"), exchange.query.get("level", "debug")
-        if direction not in ("forward", "backward"):
-            raise Refused(400, "direction must be forward or backward", should_retry=False)
-        if level not in _LEVELS:
-            raise Refused(400, "level must be debug, info, warn or error", should_retry=False)
+        direction = query_word(exchange, "direction", ("forward", "backward"), default="forward")
+        level = query_word(exchange, "level", _LEVELS, default="debug")
         limit = _limit(exchange)
         sandbox_id = await self._known(tenant, path[0])
         cursor = query_int(exchange, "cursor", default=None, least=0, most=_LATEST_S * 1000)

@@ -21,7 +21,6 @@ from firkin.e2b.models import (
     ResumeSandbox,
     SandboxRefresh,
     SandboxTimeout,
-    allow_query,
     parse,
 )
 from firkin.e2b.settings import ServerSettings
@@ -45,7 +44,6 @@ _CONNECT_ATTEMPTS = 3
 _EXPIRES_WITHIN_S = 2.0
 _RESUME_DEFAULT_S = 15
 _REFRESH_DEFAULT_S = 15
-_FILTERS = ("metadata", "state", "order", "startedAfter", "template", "nextToken", "limit")
 
 
 class SandboxCalls:
@@ -94,7 +92,6 @@ class SandboxCalls:
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """``GET /v2/sandboxes``: one page."""
-        allow_query(exchange, *_FILTERS)
         query = read_query(exchange, paged=True)
         matching = query.matching(await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=VISIBLE)))
         found = query.rest(matching)
@@ -109,7 +106,6 @@ class SandboxCalls:
 
     async def list_v1(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """``GET /sandboxes``: the running ones, all at once."""
-        allow_query(exchange, "metadata", "state")
         query = read_query(exchange, paged=False)
         states = query.states if exchange.query.get("state") else frozenset({SandboxState.RUNNING})
         everything = await self._sandboxes.list(SandboxFilter(owner=tenant.name, states=states))
@@ -226,7 +222,7 @@ class SandboxCalls:
         try:
             await self._sandboxes.update_deadline(info.id, Timeout(request.timeout))
         except WrongState as error:
-            raise Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False) from error
+            raise _not_running(info) from error
         if request.timeout == 0:
             await self._directory.reads_as_dead(info.id, within_s=_EXPIRES_WITHIN_S)
         await exchange.answer(204)
@@ -236,8 +232,18 @@ class SandboxCalls:
         request = parse(await exchange.body(self._settings.max_json_bytes) or b"{}", SandboxRefresh)
         seconds = _REFRESH_DEFAULT_S if request.duration is None else request.duration
         check_timeout(seconds, self._settings, least=0)
-        await self._extend(await self._directory.owned(tenant, path[0]), seconds)
+        info = await self._directory.owned(tenant, path[0])
+        if info.state is SandboxState.PAUSED:  # it has no deadline that could be moved
+            raise _not_running(info)
+        try:
+            await self._extend(info, seconds)
+        except WrongState as error:
+            raise _not_running(info) from error
         await exchange.answer(204)
+
+
+def _not_running(info: SandboxInfo) -> Refused:
+    return Refused(409, f'Sandbox "{info.id}" is not running', should_retry=False)
 
 
 def _unresponsive(info: SandboxInfo) -> Refused:

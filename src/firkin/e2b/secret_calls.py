@@ -10,14 +10,13 @@ import msgspec
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
-from firkin.e2b.models import allow_query, parse, query_int
-from firkin.e2b.pages_of import page, read_token
+from firkin.e2b.models import parse
+from firkin.e2b.pages_of import page, read_page
 from firkin.e2b.settings import ServerSettings
 from firkin.law.errors import AlreadyExists, NotFound
 from firkin.law.ids import SecretName
 from firkin.law.secrets import SecretControl, SecretInfo, SecretSpec
 
-_MAX_PAGE = 100
 T = TypeVar("T")
 
 
@@ -54,9 +53,7 @@ class SecretCalls:
         await exchange.answer_json(201, secret_json(info))
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "limit", "nextToken")
-        limit = query_int(exchange, "limit", default=_MAX_PAGE, least=1, most=_MAX_PAGE) or _MAX_PAGE
-        after = read_token(exchange.query["nextToken"]) if exchange.query.get("nextToken") else None
+        after, limit = read_page(exchange)
         found = [((info.created_at, str(info.id)), info) for info in await self._secrets().list(tenant.name)]
         shown, headers = page(found, after=after, limit=limit)
         await exchange.answer_json(200, [secret_json(info) for info in shown], headers)

@@ -10,8 +10,8 @@ from firkin.e2b.descriptions import Describer
 from firkin.e2b.directory import LABEL_KEY, LABEL_REQUEST, SandboxDirectory
 from firkin.e2b.error_map import as_refusal
 from firkin.e2b.exchange import Exchange, Refused
-from firkin.e2b.models import allow_query, parse, query_int
-from firkin.e2b.pages_of import page, read_token
+from firkin.e2b.models import parse
+from firkin.e2b.pages_of import page, read_page
 from firkin.e2b.settings import ServerSettings
 from firkin.e2b.snapshot_names import free_name, is_called, wire_id, wire_names
 from firkin.law.errors import AlreadyExists, FirkinError, UnsupportedCapability
@@ -21,7 +21,6 @@ from firkin.law.states import SandboxState
 
 _FORK_DEFAULT_S = 15
 _MOST_FORKS = 100
-_MAX_PAGE = 100
 
 
 class NewSnapshot(msgspec.Struct, forbid_unknown_fields=True):
@@ -69,9 +68,7 @@ class SnapshotCalls:
         await exchange.answer_json(201, _snapshot(tenant, made))
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "sandboxID", "name", "limit", "nextToken")
-        limit = query_int(exchange, "limit", default=_MAX_PAGE, least=1, most=_MAX_PAGE) or _MAX_PAGE
-        after = read_token(exchange.query["nextToken"]) if exchange.query.get("nextToken") else None
+        after, limit = read_page(exchange)
         sandbox_id, name = exchange.query.get("sandboxID"), exchange.query.get("name")
         found = [
             ((info.created_at, str(info.id)), info)
@@ -108,14 +105,6 @@ class SnapshotCalls:
             return {"sandbox": self._describe.created(fork)}
         refusal = as_refusal(fork)
         return {"error": {"code": refusal.status, "message": refusal.message}}
-
-
-async def find_snapshot(directory: SandboxDirectory, tenant: ApiKey, text: str) -> SnapshotInfo | None:
-    """The tenant's snapshot that a client means by `text`: its id, or its name with or without namespace and tag."""
-    for info in await directory.backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
-        if is_called(tenant, info, text):
-            return info
-    return None
 
 
 def _has_name(tenant: ApiKey, info: SnapshotInfo, text: str) -> bool:

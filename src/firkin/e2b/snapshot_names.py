@@ -13,7 +13,7 @@ from firkin.e2b.exchange import Refused
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
-from firkin.law.snapshots import SnapshotInfo
+from firkin.law.snapshots import SnapshotFilter, SnapshotInfo
 
 DEFAULT_TAG = "default"
 _ALIAS = re.compile(r"[a-z0-9_-]{1,128}")
@@ -27,6 +27,12 @@ def namespace(tenant: ApiKey) -> str:
 
 def namespace_of(owner: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", owner.lower()).strip("-") or "team"
+
+
+def require_team(tenant: ApiKey, text: str | None) -> None:
+    """``teamID`` is nobody else. Raises `Refused` (400)."""
+    if text not in (None, tenant.name, namespace(tenant)):
+        raise _bad(f"the API key is {tenant.name}'s, not that of the team {text[:64]!r}")
 
 
 def check_tag(text: str) -> str:
@@ -49,13 +55,37 @@ def stored_name(tenant: ApiKey, text: str) -> str:
 
 
 async def free_name(backend: SandboxBackend, tenant: ApiKey, text: str) -> str:
-    """As `stored_name`, and no template has it. Raises `Refused` (400, 409)."""
+    """As `stored_name`, and no template has it, the tenant's or the operator's. Raises `Refused` (400, 409)."""
     name = stored_name(tenant, text)
+    alias = name.partition(":")[0]
+    called = [] if backend.builds is None else await backend.builds.called(alias)
+    if any(named.owner == tenant.name for named in called):
+        raise _taken(alias)
     try:
-        template = await backend.templates.get(TemplateId(name.partition(":")[0]))
+        await backend.templates.get(TemplateId(alias))
     except (InvalidSpec, NotFound):
         return name
-    raise Refused(409, f"A template is called '{template.id}'; choose another name", should_retry=False)
+    raise _taken(alias)
+
+
+def _taken(alias: str) -> Refused:
+    return Refused(409, f"A template is called '{alias}'; choose another name", should_retry=False)
+
+
+async def require_no_snapshot(backend: SandboxBackend, tenant: ApiKey, alias: str) -> None:
+    """A template of the tenant's may be called so. Raises `Refused` (409)."""
+    for info in await backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
+        if info.name and info.name.partition(":")[0] == alias:
+            message = f"A snapshot is called '{info.name}'; choose another name, or delete the snapshot"
+            raise Refused(409, message, should_retry=False)
+
+
+async def find_snapshot(backend: SandboxBackend, tenant: ApiKey, text: str) -> SnapshotInfo | None:
+    """The tenant's snapshot that a client means by `text`: its id, or its name with or without namespace and tag."""
+    for info in await backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
+        if is_called(tenant, info, text):
+            return info
+    return None
 
 
 def wire_id(tenant: ApiKey, info: SnapshotInfo) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from operator import itemgetter
+from typing import Any
 
 import msgspec
 
@@ -12,10 +15,10 @@ from firkin.e2b.build_requests import bad
 from firkin.e2b.descriptions import Describer, timestamp
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
-from firkin.e2b.models import Template, allow_query, parse, query_int
+from firkin.e2b.models import Template, parse, query_int, query_word
+from firkin.e2b.pages_of import Position, page, read_page
 from firkin.e2b.settings import ServerSettings
-from firkin.e2b.snapshot_calls import find_snapshot
-from firkin.e2b.snapshot_names import check_tag
+from firkin.e2b.snapshot_names import check_tag, find_snapshot, require_team
 from firkin.e2b.template_names import TemplateNames, builds_of, missing, names_of, tag_of
 from firkin.law.builds import DEFAULT_TAG, Build, BuildControl, BuildStatus, NamedTemplate, Tagging, builder_of
 from firkin.law.errors import NotFound, WrongState
@@ -24,6 +27,12 @@ from firkin.law.templates import TemplateState
 
 _TAGS_OF = uuid.UUID("6f0b8f0e-3f0a-5a55-9d0c-7e5bb5f3a1d2")
 _MOST_GROUPS = 100
+_ORDERS: dict[str, Callable[[tuple[str, Tagging]], Any]] = {
+    "latest_desc": lambda pair: pair[1].at,
+    "latest_asc": lambda pair: pair[1].at,
+    "name_asc": lambda pair: pair[0],
+    "name_desc": lambda pair: pair[0],
+}
 
 
 class AssignTags(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,21 +64,38 @@ class TemplateCalls:
         return builds_of(self._backend)
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        """The tenant's own, and the operator's, which every tenant may use; ``teamID`` changes nothing."""
-        allow_query(exchange, "teamID")
-        shown = [await self._described(named) for named in await self._names.owned(tenant)]
+        """``GET /templates``: the tenant's own, and the operator's, which every tenant may use."""
+        await exchange.answer_json(200, [shown for _, shown in await self._every(exchange, tenant)])
+
+    async def list_v2(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
+        """``GET /v2/templates``: one page, the newest first."""
+        after, limit = read_page(exchange)
+        found = sorted(await self._every(exchange, tenant), key=lambda pair: pair[0], reverse=True)
+        shown, headers = page(found, after=after, limit=limit)
+        await exchange.answer_json(200, shown, headers)
+
+    async def _every(self, exchange: Exchange, tenant: ApiKey) -> Sequence[tuple[Position, Template]]:
+        """``teamID`` can be the tenant's own alone. Raises `Refused` (400)."""
+        require_team(tenant, exchange.query.get("teamID") or None)
+        found = [
+            ((named.created_at, named.id), await self._described(named)) for named in await self._names.owned(tenant)
+        ]
         for info in await self._backend.templates.list():
             if info.state is not TemplateState.DELETED and builder_of(info.id) is None:
-                shown.append(self._describe.template(info))
-        await exchange.answer_json(200, shown)
+                found.append(((info.created_at, str(info.id)), self._describe.template(info)))
+        return found
 
     async def get(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "limit", "nextToken")
+        """With one page of its builds, the newest first; those of another tenant's are not told."""
+        after, limit = read_page(exchange)
         named = await self._names.visible(tenant, path[0])
         if named is not None:
             builds = await self._builds.builds(named.id) if named.owner == tenant.name else []
             described = msgspec.to_builtins(await self._described(named))
-            await exchange.answer_json(200, {**described, "builds": [self._build(build) for build in builds]})
+            found = sorted((((build.created_at, build.id), build) for build in builds), reverse=True, key=itemgetter(0))
+            shown, headers = page(found, after=after, limit=limit)
+            body = {**described, "builds": [self._build(build) for build in shown]}
+            await exchange.answer_json(200, body, headers)
             return
         info = await self._names.operators(path[0])
         if info is None:
@@ -91,10 +117,16 @@ class TemplateCalls:
 
     async def delete(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """``DELETE /templates/{id}``: a template of the tenant's, or a snapshot, which is one to clients."""
+        tagged = ":" in path[0]  # as a snapshot's id always is; a template goes whole
+        if tagged and await self._snapshot_deleted(tenant, path[0]):
+            await exchange.answer(204)
+            return
         named = await self._names.visible(tenant, path[0])
         if named is not None:
+            if tagged and tag_of(path[0]) not in named.tags:
+                raise missing(path[0])
             await self._delete(tenant, path[0])
-        elif not await self._snapshot_deleted(tenant, path[0]):
+        elif tagged or not await self._snapshot_deleted(tenant, path[0]):
             info = await self._names.operators(path[0])
             if info is None:
                 raise missing(path[0])
@@ -112,7 +144,7 @@ class TemplateCalls:
             raise missing(text) from None
 
     async def _snapshot_deleted(self, tenant: ApiKey, text: str) -> bool:
-        info = await find_snapshot(self._directory, tenant, text)
+        info = await find_snapshot(self._backend, tenant, text)
         if info is None:
             return False
         try:
@@ -141,6 +173,8 @@ class TemplateCalls:
 
     async def untag(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         asked = parse(await exchange.body(self._settings.max_json_bytes), RemoveTags)
+        if ":" in asked.name:
+            raise bad("name must be a template's, without a tag; the tags to remove stand in tags")
         named = await self._names.own(tenant, asked.name)
         if DEFAULT_TAG in asked.tags:
             raise bad("the tag 'default' cannot be removed")
@@ -156,24 +190,24 @@ class TemplateCalls:
         await exchange.answer_json(200, rows)
 
     async def tag_exists(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "tag")
         named = await self._names.own(tenant, path[0])
         tag = check_tag(exchange.query.get("tag") or DEFAULT_TAG)
         await exchange.answer_json(200, {"exists": tag in named.tags, "normalizedTag": tag})
 
     async def tag_count(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "search")
         named = await self._names.own(tenant, path[0])
         wanted = exchange.query.get("search", "")
         await exchange.answer_json(200, {"total": sum(wanted in tag for tag in named.tags)})
 
     async def tag_groups(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
         """Each tag with the build that it points to; what it pointed to before is not kept."""
-        allow_query(exchange, "tagsCursor", "tagsLimit", "assignmentsLimit", "search", "sort")
         named = await self._names.own(tenant, path[0])
         first = query_int(exchange, "tagsCursor", default=0, least=0, most=1 << 31) or 0
         limit = query_int(exchange, "tagsLimit", default=_MOST_GROUPS, least=1, most=_MOST_GROUPS) or _MOST_GROUPS
+        query_int(exchange, "assignmentLimit", default=1, least=1, most=_MOST_GROUPS)  # each has one
+        order = query_word(exchange, "sort", _ORDERS, default="latest_desc")
         found = [(tag, to) for tag, to in _latest(named) if exchange.query.get("search", "") in tag]
+        found.sort(key=_ORDERS[order], reverse=order.endswith("_desc"))
         shown = found[first : first + limit]
         groups = [
             {"tag": tag, "assignments": [await self._assignment(named, tag, to)], "hasMore": False} for tag, to in shown
@@ -184,8 +218,10 @@ class TemplateCalls:
         )
 
     async def tag_assignments(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange, "cursor", "limit")
         named = await self._names.own(tenant, path[0])
+        query_int(exchange, "limit", default=1, least=1, most=_MOST_GROUPS)  # there is one
+        if exchange.query.get("cursor"):
+            raise bad("cursor is not one of this server: a tag points to one build, and there is no second page")
         to = named.tags.get(path[1])
         if to is None:
             raise Refused(404, f"tag '{path[1][:128]}' does not exist for template '{named.name}'")

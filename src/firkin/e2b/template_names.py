@@ -3,6 +3,8 @@
 A text is an id or a name, with a tag after a colon if another than ``default`` is
 meant; a name may stand behind the namespace of its owner and a slash. A tenant's own
 name hides the operator's as soon as it has a tag, and the operator's hides a snapshot's.
+A template and a snapshot of one name can be from an earlier version alone: the template
+has then only the tags that point to its builds, and the snapshot those that are its own.
 """
 
 from __future__ import annotations
@@ -12,13 +14,12 @@ from dataclasses import dataclass
 
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.exchange import Refused
-from firkin.e2b.snapshot_names import DEFAULT_TAG, is_called, namespace_of
+from firkin.e2b.snapshot_names import DEFAULT_TAG, find_snapshot, namespace_of
 from firkin.law.backend import SandboxBackend
 from firkin.law.builds import Build, BuildControl, NamedTemplate, builder_of
 from firkin.law.errors import InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
 from firkin.law.sandboxes import FromSnapshot, FromTemplate, SandboxSource
-from firkin.law.snapshots import SnapshotFilter
 from firkin.law.templates import TemplateInfo, TemplateState
 
 _MOST_SHOWN = 128
@@ -26,11 +27,12 @@ _MOST_SHOWN = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meant:
-    """What sandboxes are made from, and what they say of it: the template's `id` and `alias`."""
+    """What sandboxes are made from, and what they say of it: the template's `id`, `alias` and owner's namespace."""
 
     source: SandboxSource
     id: str
     alias: str
+    space: str = ""
     named: NamedTemplate | None = None
 
 
@@ -42,18 +44,27 @@ class TemplateNames:
         """What to make a sandbox from. Raises `Refused`: 404 for what is not there, 400 for what cannot be a name."""
         named = await self.visible(tenant, text)
         info = None if named is not None and named.tags else await self.operators(text)
-        if named is not None and info is None:
-            build = await self.tagged(named, tag_of(text))
-            if build.prepared is None:  # it is being deleted
-                raise missing(text)
-            return Meant(source=FromTemplate(build.prepared), id=named.id, alias=named.name, named=named)
         if info is not None:
             require_ready(info)
             return Meant(source=FromTemplate(info.id), id=str(info.id), alias=str(info.id))
-        for snapshot in await self._backend.snapshots.list(SnapshotFilter(owner=tenant.name)):
-            if is_called(tenant, snapshot, text):
+        if named is None or tag_of(text) not in named.tags:
+            snapshot = await find_snapshot(self._backend, tenant, text)
+            if snapshot is not None:
                 alias = snapshot.name.partition(":")[0] if snapshot.name else str(snapshot.id)
-                return Meant(source=FromSnapshot(snapshot.id), id=str(snapshot.id), alias=alias)
+                return Meant(
+                    source=FromSnapshot(snapshot.id), id=str(snapshot.id), alias=alias, space=namespace_of(tenant.name)
+                )
+        if named is not None:
+            build = await self.tagged(named, tag_of(text))
+            if build.prepared is None:  # it is being deleted
+                raise missing(text)
+            return Meant(
+                source=FromTemplate(build.prepared),
+                id=named.id,
+                alias=named.name,
+                space=namespace_of(named.owner),
+                named=named,
+            )
         try:
             TemplateId(text.partition(":")[0].rpartition("/")[2])
         except InvalidSpec as error:

@@ -7,7 +7,7 @@ import msgspec
 from firkin.e2b.auth import ApiKey
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.exchange import Exchange, Refused
-from firkin.e2b.models import allow_query, parse
+from firkin.e2b.models import Megabytes, parse
 from firkin.e2b.settings import ServerSettings
 from firkin.law.backend import SandboxBackend
 from firkin.law.errors import AlreadyExists, InvalidSpec, NotFound
@@ -20,7 +20,7 @@ class NewVolume(msgspec.Struct, forbid_unknown_fields=True):
     """``POST /volumes``. `sizeMB` is Firkin's own; without it the operator's size holds."""
 
     name: str
-    sizeMB: int | None = None
+    sizeMB: Megabytes | None = None
 
 
 class VolumeCalls:
@@ -42,7 +42,6 @@ class VolumeCalls:
         await exchange.answer_json(201, self._with_token(info))
 
     async def list(self, exchange: Exchange, tenant: ApiKey, *path: str) -> None:
-        allow_query(exchange)
         found = await volumes_of(self._backend).list(tenant.name)
         await exchange.answer_json(200, [{"volumeID": info.id, "name": info.name} for info in found])
 

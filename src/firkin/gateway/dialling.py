@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from firkin.law.network import EgressProxy
 CONNECT_WITHIN_S = 10.0
 LIMIT = 1 << 18
 _MOST_TRIED = 3
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def prepared(connected: socket.socket) -> socket.socket:
 def proxy_address(proxy: EgressProxy) -> tuple[str, int]:
     """Host and port of ``host:port``, perhaps behind ``socks5://``. Raises `Refused`."""
     host, _, port = proxy.address.removeprefix("socks5://").removeprefix("socks5h://").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or _PORT.fullmatch(port) is None or not 0 < int(port) < 65536:
         raise Refused(Refusal.PROXY_FAILED)
     if clean_name(host.encode(errors="replace")) is None:
         try:
