@@ -261,7 +261,8 @@ class ProcessStream(Protocol):
     """Events of one process: `Started`, output, `Ended`.
 
     Not reading stops the program's output (back-pressure), bounded by the
-    transport's window. Closing detaches; the process lives on.
+    transport's window. Closing detaches; the process lives on. One reader at a
+    time; one that is cancelled loses no event.
     """
 
     @property
