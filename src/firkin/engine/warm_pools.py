@@ -19,7 +19,7 @@ import msgspec
 from firkin.engine.clock import Clock
 from firkin.engine.records import Records
 from firkin.engine.roster import Resident
-from firkin.engine.stored_forms import decode_hook, encode_hook, legible
+from firkin.engine.stored_forms import decode_hook, legible, written
 from firkin.law.errors import DeadlineExceeded, InvalidSpec
 from firkin.law.ids import TemplateId, WarmPoolKey
 from firkin.law.sandboxes import FromTemplate, SandboxSpec
@@ -141,7 +141,7 @@ class WarmPools:
             str(name): spec for name, spec in specs.items()
         }
         kept = {name: spec for name, spec in kept.items() if spec.depth}
-        text = msgspec.json.encode(kept, enc_hook=encode_hook).decode()
+        text = written("set warm pools", kept)
         await self._records.put_fact(_FACT, legible(text, _all_specs.decode))
         touched = [self._changed(template_id, spec) for template_id, spec in specs.items()]
         self.changed.set()
