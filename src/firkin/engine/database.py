@@ -166,6 +166,7 @@ class Database:
         try:
             await asyncio.shield(database._opened)  # the thread sets it, whoever waits for it
         except asyncio.CancelledError:
+            database._opened.add_done_callback(asyncio.Future.exception)  # nobody else asks whether it could be opened
             with suppress(TimeoutError):  # the thread still ends as soon as it has opened
                 await finish(database.aclose(), within_s=_CLOSE_S)
             raise

@@ -29,8 +29,15 @@ async def in_thread(work: Callable[[Stopped], T]) -> T:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         left.set()
+        running.add_done_callback(_drop)
         await finish(asyncio.wait([running], timeout=_STOPS_WITHIN_S), within_s=2 * _STOPS_WITHIN_S)
         raise
+
+
+def _drop(running: asyncio.Future[T]) -> None:
+    """Nobody asks for its failure; unasked for, it would be reported as forgotten."""
+    if not running.cancelled():
+        running.exception()
 
 
 def _begun(work: Callable[[Stopped], T], stopped: Stopped) -> T:
