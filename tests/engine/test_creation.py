@@ -121,6 +121,20 @@ async def test_failed_record_undoes_the_create(engine: Engine, monkeypatch: pyte
     assert await engine.leftovers() == []
 
 
+async def test_a_create_whose_end_cannot_be_recorded_leaves_no_ghost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def confused(*_: object, **keywords: object) -> None:
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.node.records, "add", confused)
+        patch.setattr(engine.node.records, "change", confused)
+        with pytest.raises(UnicodeEncodeError):
+            await engine.backend.sandboxes.create(SPEC)
+    assert await engine.leftovers() == []
+
+
 async def test_what_cannot_be_undone_stays_visible_and_can_be_deleted_later(stumbling: Engine) -> None:
     driver = stumbling.driver
     assert isinstance(driver, Stumbling)

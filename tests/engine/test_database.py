@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 
 from firkin.engine.database import Database
 from firkin.law.errors import BackendFailure, IoFailure
+from tests.engine.conftest import eventually
 
 
 async def test_answered_is_committed_and_visible_to_others(tmp_path: Path) -> None:
@@ -74,3 +77,24 @@ async def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"this is not a database" * 100)
     with pytest.raises(IoFailure):
         await Database.open(tmp_path / "state.db")
+
+
+def _times_open(path: Path) -> int:
+    return sum(path.name in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd))
+
+
+def _is_link(fd: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{fd}")
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_an_opening_that_is_given_up_leaves_no_thread_and_no_file_open(tmp_path: Path, turns: int) -> None:
+    path = tmp_path / "given-up.db"
+    opening = asyncio.create_task(Database.open(path))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await eventually(lambda: not any(thread.name == "firkin-records" for thread in threading.enumerate()))
+    assert _times_open(path) == 0

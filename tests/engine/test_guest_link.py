@@ -27,6 +27,7 @@ from firkin.wire.frames import (
     DATA,
     ERROR,
     EVENT,
+    GRANT_AT,
     HEADER,
     HELLO,
     MAX_PAYLOAD,
@@ -35,6 +36,7 @@ from firkin.wire.frames import (
     WINDOW,
     FrameReader,
     credit,
+    credit_amount,
     frame,
 )
 
@@ -80,6 +82,31 @@ async def conversation() -> AsyncIterator[tuple[GuestLink, FakeAgent]]:
         await agent.channel.aclose()
 
 
+class SlowChannel:
+    """A channel on which each write takes until the other end lets it."""
+
+    def __init__(self, channel: SocketChannel) -> None:
+        self._channel = channel
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.held = asyncio.Event()
+
+    async def read(self, limit: int = 65536) -> bytes:
+        return await self._channel.read(limit)
+
+    async def write(self, data: bytes) -> None:
+        await self._channel.write(data)
+        if not self.ready.is_set():
+            self.held.set()
+        await self.ready.wait()
+
+    async def end(self) -> None:
+        await self._channel.end()
+
+    async def aclose(self) -> None:
+        await self._channel.aclose()
+
+
 async def hung_up(theirs: socket.socket) -> bool:
     theirs.setblocking(False)
     async with asyncio.timeout(10):
@@ -100,6 +127,34 @@ async def test_answers_find_their_questions_in_any_order() -> None:
         for stream in reversed(streams):
             await agent.say(RESULT, stream, {"stream": stream})
         assert [(await one)["stream"] for one in asking] == streams
+
+
+async def test_a_reader_who_goes_away_while_it_grants_more_loses_nothing_of_what_came() -> None:
+    ours, theirs = socket.socketpair()
+    agent = FakeAgent(await over_socket(theirs))
+    await agent.channel.write(GREETING)
+    channel = SlowChannel(await over_socket(ours))
+    link = await GuestLink.open(channel, SANDBOX)
+    stream = link.stream("read")
+    given_up = asyncio.create_task(stream.receive(None))
+    number = await agent.hear_request()
+    channel.ready.clear()
+    await agent.channel.write(frame(DATA, number, bytes(GRANT_AT)))
+    async with asyncio.timeout(10):
+        await channel.held.wait()
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        channel.ready.set()
+        received = b""
+        while len(received) < GRANT_AT:
+            received += (await stream.receive(None))[1]
+        await agent.say(RESULT, number, {})
+        assert await stream.result() == {}
+    await link.aclose()
+    kind, _, payload = await agent.hear()
+    assert (kind, credit_amount(payload), received) == (CREDIT, GRANT_AT, bytes(GRANT_AT))
+    assert await agent.channel.read() == b""
+    await agent.channel.aclose()
 
 
 async def test_an_agent_of_another_protocol_is_refused() -> None:

@@ -11,6 +11,9 @@ import pytest
 from firkin.drivers.memory import MemoryDriver
 from firkin.drivers.memory.driver import MemoryInstance
 from firkin.engine import endings
+from firkin.engine.ledger import Why
+from firkin.engine.node import Node
+from firkin.engine.roster import Resident
 from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import BootPlan
 from firkin.law.errors import (
@@ -24,6 +27,7 @@ from firkin.law.errors import (
 )
 from firkin.law.events import EventFilter, LifecycleChanged
 from firkin.law.ids import SandboxId, SnapshotId
+from firkin.law.network import HeaderRule, NetworkPolicy
 from firkin.law.processes import Command, Signal
 from firkin.law.sandboxes import (
     AttachOptions,
@@ -39,6 +43,7 @@ from firkin.law.sandboxes import (
 )
 from firkin.law.snapshots import PauseOptions
 from firkin.law.states import EndCause, SandboxState
+from firkin.testing.virtual_clock import settle
 from tests.engine.conftest import SPEC, TEMPLATE, Engine, engine_over, eventually
 
 
@@ -221,6 +226,16 @@ async def test_ended_instance_cannot_be_reached(engine: Engine) -> None:
         await engine.node.links.connect(resident)
 
 
+async def test_a_policy_that_cannot_be_kept_is_refused_and_changes_nothing(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    policy = NetworkPolicy(rules=(HeaderRule(domain="example.com", headers={"X": "caf\udce9"}),))
+    with pytest.raises(InvalidSpec, match="not Unicode"):
+        await engine.backend.sandboxes.update_network(info.id, policy)
+    with pytest.raises(InvalidSpec, match="not Unicode"):
+        await engine.backend.sandboxes.create(replace(SPEC, network=policy))
+    assert [one.network for one in await engine.backend.sandboxes.list(SandboxFilter())] == [info.network]
+
+
 @pytest.mark.parametrize(
     ("fields", "capability"),
     [
@@ -268,3 +283,40 @@ async def test_filters_and_order_of_the_list(engine: Engine) -> None:
     assert [info.id for info in await control.list(SandboxFilter(owner="ann"))] == newest_first
     assert len(await control.list(SandboxFilter(metadata={"n": "1"}))) == 2
     assert await control.list(SandboxFilter(owner="bob")) == []
+
+
+async def test_an_end_is_recorded_whatever_bytes_it_tells_of(engine: Engine) -> None:
+    info = await engine.backend.sandboxes.create(SPEC)
+    resident = engine.node.roster.get(info.id)
+    assert resident is not None
+    why = Why.ended(EndCause.DRIVER_FAILED, actor="engine", detail="no such file: caf\udce9")
+    await endings.delete(engine.node, resident, why, force=True)
+    kept = await engine.node.records.last(info.id)
+    assert kept is not None
+    assert kept.end_detail == "no such file: caf\\udce9"
+
+
+async def test_one_that_cannot_be_ended_at_the_close_keeps_no_other_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = MemoryDriver()
+    ended = endings.delete
+    seen: list[SandboxId] = []
+
+    async def confused(node: Node, resident: Resident, why: Why, *, force: bool) -> None:
+        seen.append(resident.id)
+        if len(seen) == 1:
+            raise LookupError("nobody thought of this")
+        await settle()
+        await ended(node, resident, why, force=force)
+
+    monkeypatch.setattr(endings, "delete", confused)
+    async with engine_over(tmp_path / "state", driver=driver) as engine:
+        for _ in range(5):
+            await engine.backend.sandboxes.create(SPEC)
+        with pytest.raises(LookupError):
+            await engine.backend.aclose(kill_all=True)
+    assert await driver.live() == seen[:1]
+    async with engine_over(tmp_path / "state", driver=driver) as engine:
+        ends = [(await engine.node.records.last(sandbox_id)) for sandbox_id in seen[1:5]]
+        assert [end and end.end_cause for end in ends] == [EndCause.SERVER_SHUTDOWN] * 4

@@ -27,7 +27,7 @@ from firkin.law.errors import (
     WrongState,
 )
 from firkin.law.ids import TemplateId
-from firkin.law.processes import Command
+from firkin.law.processes import Command, Shell
 from firkin.law.sandboxes import DeleteOptions, SandboxSpec
 from firkin.law.templates import (
     EnvdOrigin,
@@ -255,6 +255,22 @@ async def test_what_is_not_built_is_refused_before_anything_is_done(
     assert refused.value.capability is capability
     assert kitchen.times == 0
     assert await backend.templates.list() == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        TemplateSpec(source=HostSource(), id=ID, env={"N": "caf\udce9"}),
+        TemplateSpec(source=HostSource(), id=ID, start=Shell("echo caf\udce9")),
+        TemplateSpec(source=LocalSource("/srv/caf\udce9")),
+    ],
+)
+async def test_text_that_cannot_be_kept_is_refused_and_leaves_no_record(
+    backend: LocalBackend, spec: TemplateSpec
+) -> None:
+    with pytest.raises(InvalidSpec, match="not Unicode"):
+        await backend.templates.prepare(spec)
+    assert list(await backend.templates.list()) == []
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, 1e9, float("nan")])

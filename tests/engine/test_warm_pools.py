@@ -123,6 +123,29 @@ async def test_a_pool_outlives_the_server(tmp_path: Path) -> None:
         assert (await engine.backend.sandboxes.create(SPEC)).id == before[0]
 
 
+async def test_pools_taken_away_and_set_at_the_same_time_stay_as_they_were_left(tmp_path: Path) -> None:
+    names = [TemplateId(name) for name in ("a", "b", "c", "d")]
+    async with engine_over(tmp_path / "state") as engine:
+        pools = engine.node.warm
+        for name in names:
+            await engine.backend.templates.prepare(TemplateSpec.host(id=name))
+        await asyncio.gather(*(pools.set({name: WarmPoolSpec.of_depth(1)}) for name in names[:3]))
+        gone = [pools.set({name: WarmPoolSpec.of_depth(0)}) for name in names[:3]]
+        await asyncio.gather(*gone, pools.set({names[3]: WarmPoolSpec.of_depth(2)}))
+    async with engine_over(tmp_path / "state") as engine:
+        assert [(pool.template_id, pool.spec.depth) for pool in engine.node.warm] == [("d", 2)]
+
+
+async def test_a_caller_who_goes_away_while_a_pool_is_set_has_set_it(tmp_path: Path) -> None:
+    async with engine_over(tmp_path / "state") as engine:
+        setting = asyncio.create_task(engine.node.warm.set({TEMPLATE: WarmPoolSpec.of_depth(1)}))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        setting.cancel()
+        await asyncio.wait([setting])
+        assert [pool.spec.depth for pool in engine.node.warm] == [1]
+
+
 async def test_a_pool_that_cannot_be_read_is_dropped_and_keeps_no_server_from_starting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

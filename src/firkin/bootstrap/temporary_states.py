@@ -35,7 +35,8 @@ async def temporary_state(settings: Settings, close_abandoned: Close) -> AsyncIt
     """The same settings over a state folder of their own, which is removed at the end."""
     for folder, driver in _abandoned():
         with suppress(FirkinError, OSError):  # an old folder that cannot be ended must not stop a new one
-            await close_abandoned(replace(settings, state_dir=folder, driver=driver, driver_options={}))
+            if driver:
+                await close_abandoned(replace(settings, state_dir=folder, driver=driver, driver_options={}))
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
@@ -45,23 +46,34 @@ async def temporary_state(settings: Settings, close_abandoned: Close) -> AsyncIt
 
 
 def _abandoned() -> list[tuple[Path, str]]:
-    """Our own temporary folders that no living program holds, each with the driver that it used."""
+    """Our own temporary folders that no living program holds, each with the driver that it used; "" for none yet."""
     found = []
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
             status = folder.lstat()
             ours = os.path.isdir(folder) and not folder.is_symlink() and status.st_uid == os.geteuid()
             if ours and time.time() - status.st_mtime > _YOUNG_S and not _held(folder / "lock"):
-                drivers = sorted(path.name for path in (folder / "drivers").iterdir())
-                found += [(folder, _USUAL if _USUAL in drivers else drivers[0])] if drivers else []
+                found.append((folder, _driver_of(folder)))
         except OSError:
             continue
     return found
 
 
+def _driver_of(folder: Path) -> str:
+    try:
+        drivers = sorted(path.name for path in (folder / "drivers").iterdir())
+    except FileNotFoundError:
+        drivers = []
+    return _USUAL if _USUAL in drivers else next(iter(drivers), "")
+
+
 def _held(lock: Path) -> bool:
-    """Whether a living program holds the engine's lock on a state folder."""
-    with lock.open("rb") as file:
+    """Whether a living program holds the engine's lock on a state folder. One without a lock was never begun."""
+    try:
+        file = lock.open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

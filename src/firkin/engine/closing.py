@@ -23,7 +23,8 @@ async def close_down(node: Node, *, kill_all: bool) -> None:
     node.line.close()
     await node.acts.drain(within_s=DRAIN_WITHIN_S)
     chosen = [resident for resident in node.roster if kill_all or resident.info.state is SandboxState.CREATING]
-    await asyncio.gather(*(_settle(node, resident, gate, kill_all=kill_all) for resident in chosen))
+    settling = (_settle(node, resident, gate, kill_all=kill_all) for resident in chosen)
+    unsettled = await asyncio.gather(*settling, return_exceptions=True)
     await node.acts.drain(within_s=DRAIN_WITHIN_S)
     await node.exposures.aclose()
     for resident in node.roster:
@@ -31,6 +32,11 @@ async def close_down(node: Node, *, kill_all: bool) -> None:
     node.volume_threads.shutdown(wait=False)
     node.events.close()
     node.logs.close()
+    failures = [failure for failure in unsettled if failure is not None]
+    for failure in failures:
+        _log.error("not settled error=%r", failure)
+    if failures:
+        raise failures[0]  # last of all: what one suffers must not keep the others alive
 
 
 async def _settle(node: Node, resident: Resident, gate: asyncio.Semaphore, *, kill_all: bool) -> None:

@@ -363,13 +363,14 @@ async def _undo(node: Node, resident: Resident, failure: BaseException) -> None:
         return
     resident.instance = resident.ref = None
     resident.release()
-    if resident.info.state in (
-        SandboxState.RUNNING,
-        SandboxState.POOLED,
-    ):  # the last record failed after the change in memory
-        await node.ledger.note(resident, Act.KILL, Act.DELETE, why=why)
-    else:
-        await node.ledger.note(resident, Act.FAIL, Act.DELETE, why=why)
+    lived = resident.info.state in (SandboxState.RUNNING, SandboxState.POOLED)  # the last record failed after that
+    try:
+        await node.ledger.note(resident, Act.KILL if lived else Act.FAIL, Act.DELETE, why=why)
+    finally:
+        _forget(node, resident)
+
+
+def _forget(node: Node, resident: Resident) -> None:
     node.figures.ended[EndCause.CREATE_FAILED] += 1
     node.roster.remove(resident)
     node.logs.retire(resident.id)

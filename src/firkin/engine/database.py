@@ -15,10 +15,12 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar  # Any: the results of jobs of every type share one queue
 
 from firkin.law.errors import BackendFailure, IoFailure, RetryClass
+from firkin.lifetimes import finish
 
 _log = logging.getLogger("firkin.engine")
 
@@ -156,11 +158,18 @@ class Database:
     async def open(cls, path: Path, prepare: Callable[[sqlite3.Connection], None] | None = None) -> Database:
         """Open or make the file and bring its schema up to date; `BackendFailure` when a newer Firkin wrote it.
 
-        `prepare` works on it, outside of any transaction, before anybody else does.
+        `prepare` works on it, outside of any transaction, before anybody else does. A caller who goes away
+        meanwhile leaves it closed.
         """
         database = cls(path, prepare)
         database._thread.start()
-        await database._opened
+        try:
+            await asyncio.shield(database._opened)  # the thread sets it, whoever waits for it
+        except asyncio.CancelledError:
+            database._opened.add_done_callback(asyncio.Future.exception)  # nobody else asks whether it could be opened
+            with suppress(TimeoutError):  # the thread still ends as soon as it has opened
+                await finish(database.aclose(), within_s=_CLOSE_S)
+            raise
         return database
 
     async def run(self, job: Job[T]) -> T:

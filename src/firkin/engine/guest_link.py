@@ -71,6 +71,7 @@ class LinkStream:
     """
 
     __slots__ = (
+        "_acknowledged",
         "_allowance",
         "_credit",
         "_event_bytes",
@@ -93,6 +94,7 @@ class LinkStream:
         self._event_bytes = 0
         self._allowance = WINDOW
         self._unacknowledged = 0
+        self._acknowledged = 0  # of what comes next: its reader was cancelled
         self._credit = WINDOW
         self._final = False
         self._failure: FirkinError | None = None
@@ -118,7 +120,12 @@ class LinkStream:
         kind, payload = self._items.popleft()
         if kind in (DATA, DATA_ERR):
             payload = self._with_more(kind, payload)
-            await self._acknowledge(len(payload))
+            try:
+                await self._acknowledge(len(payload))
+            except asyncio.CancelledError:
+                self._items.appendleft((kind, payload))  # nobody has had it
+                self._acknowledged = len(payload)
+                raise
             return kind, payload
         if kind == EOF:
             return kind, payload
@@ -211,7 +218,8 @@ class LinkStream:
             raise DeadlineExceeded(self.operation, within_s, sandbox_id=self._link.sandbox_id) from None
 
     async def _acknowledge(self, size: int) -> None:
-        self._unacknowledged += size
+        self._unacknowledged += size - self._acknowledged
+        self._acknowledged = 0
         if self._unacknowledged >= GRANT_AT and not self._over:
             amount, self._unacknowledged = self._unacknowledged, 0
             self._allowance += amount

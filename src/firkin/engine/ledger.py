@@ -15,7 +15,8 @@ from firkin.engine.events import EventBus
 from firkin.engine.logs import LogStore, describe_change
 from firkin.engine.records import JournalEntry, Records, SandboxRecord
 from firkin.engine.roster import Resident
-from firkin.law.errors import IoFailure
+from firkin.engine.stored_forms import readable
+from firkin.law.errors import InvalidSpec, IoFailure
 from firkin.law.events import LifecycleChanged
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogSource
@@ -62,11 +63,12 @@ class Ledger:
             self._tell(entry)
 
     async def note(self, resident: Resident, *acts: Act, why: Why) -> None:
-        """As `move`, for what has happened anyway: a full disk must not keep a sandbox from ending."""
+        """As `move`, for what has happened anyway: neither a full disk nor a record that
+        cannot be written may keep a sandbox from ending."""
         entries = self._apply(resident, acts, why)
         try:
             await self._records.change(resident.info, resident.ref, entries)
-        except IoFailure as error:
+        except (IoFailure, InvalidSpec) as error:
             _log.error("not recorded sandbox=%s state=%s error=%s", resident.id, resident.info.state.value, error)
         for entry in entries:
             self._tell(entry)
@@ -97,7 +99,7 @@ class Ledger:
             entries.append(_entry(info.id, at, info.state, state, why))
             info = replace(info, state=state)
         if why.end is not None and info.ended_at is None:
-            info = replace(info, ended_at=at, end_cause=why.end, end_detail=why.detail)
+            info = replace(info, ended_at=at, end_cause=why.end, end_detail=readable(why.detail))
         resident.info = info
         return entries
 
@@ -110,4 +112,5 @@ class Ledger:
 
 
 def _entry(sandbox_id: SandboxId, at: datetime, was: SandboxState, became: SandboxState, why: Why) -> JournalEntry:
-    return JournalEntry(sandbox_id=sandbox_id, at=at, was=was.value, became=became, cause=why.cause, actor=why.actor)
+    cause = readable(why.cause)  # it may tell what a guest or a file was called
+    return JournalEntry(sandbox_id=sandbox_id, at=at, was=was.value, became=became, cause=cause, actor=why.actor)

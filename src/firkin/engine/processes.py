@@ -211,6 +211,7 @@ class _ObservedStream:
         self._stream = stream
         self._owner = owner
         self._sandbox_id = sandbox_id
+        self._untold: Ended | None = None
 
     @property
     def info(self) -> ProcessInfo:
@@ -220,9 +221,11 @@ class _ObservedStream:
         return self
 
     async def __anext__(self) -> ProcessEvent:
-        event = await self._stream.__anext__()
+        event = self._untold or await self._stream.__anext__()
         if isinstance(event, Ended):
-            return await self._owner.ended(self._sandbox_id, self._stream.info.id, event)
+            self._untold = event  # for the next turn, where this one is cancelled
+            event = await self._owner.ended(self._sandbox_id, self._stream.info.id, event)
+            self._untold = None
         return event
 
     async def aclose(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from firkin.engine.stored_forms import written
 from firkin.law.backend import TierStatus
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, UnsupportedCapability
@@ -39,7 +40,11 @@ def check_sandbox(spec: SandboxSpec, tier: TierStatus) -> None:
 
 
 def check_network(operation: str, policy: NetworkPolicy, offer: Capabilities, *, gateways: bool) -> None:
-    """`UnsupportedCapability` for what nobody here would enforce. `gateways`: the driver has some."""
+    """`UnsupportedCapability` for what nobody here would enforce. `gateways`: the driver has some.
+
+    `InvalidSpec` for a policy that could not be kept.
+    """
+    written(operation, policy)
     if policy.is_finer:
         offer.require(operation, CapabilityName.NETWORK_POLICY)
     unenforced = (

@@ -39,6 +39,7 @@ from firkin.law.templates import (
     TemplateSpec,
     TemplateState,
 )
+from firkin.law.texts import NOT_UNICODE
 
 _KINDS: Mapping[str, type] = {
     "oci": OciSource,
@@ -133,8 +134,17 @@ _lines = msgspec.json.Decoder(list[tuple[float, str, int, str]])
 _templates = msgspec.json.Decoder(_StoredTemplate, dec_hook=decode_hook)
 
 
+def written(operation: str, value: object) -> str:
+    """`value` as JSON text. `InvalidSpec` for one that holds text which is not Unicode."""
+    try:
+        return _encoder.encode(value).decode()
+    except UnicodeEncodeError:
+        detail = f"a text in what is asked {NOT_UNICODE}"
+        raise InvalidSpec(operation, InvalidReason.INVALID_METADATA, detail) from None
+
+
 def dump(value: SandboxInfo | Origin | InstanceRef | SnapshotRecord) -> str:
-    return _encoder.encode(value).decode()
+    return written("keep a record", value)
 
 
 def legible(text: str, load: Callable[[str], object]) -> str:
@@ -183,8 +193,13 @@ def load_entry(row: tuple[int, str, float, str, str, str, str, str, str, float |
 
 def dump_lines(lines: Sequence[LogEntry]) -> str:
     return _encoder.encode(
-        [(line.observed_at.timestamp(), line.source.value, int(line.level), line.message) for line in lines]
+        [(line.observed_at.timestamp(), line.source.value, int(line.level), readable(line.message)) for line in lines]
     ).decode()
+
+
+def readable(text: str) -> str:
+    """Any text as one that can be kept, for what is told of things that happened."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def load_lines(sandbox_id: str, text: str) -> tuple[LogEntry, ...]:
@@ -207,7 +222,7 @@ def dump_template(record: TemplateRecord) -> str:
     info = _fields(record.info)
     source, plane = _tagged(record.info.source), _tagged(record.info.data_plane)
     placed = {name: getattr(record, name) for name in _PLACED}
-    return _encoder.encode({**info, "source": source, "data_plane": plane, **placed}).decode()
+    return written("keep a record", {**info, "source": source, "data_plane": plane, **placed})
 
 
 def load_template(text: str) -> TemplateRecord:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 
+from firkin.engine.stored_forms import written
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.errors import InvalidReason, InvalidSpec, TemplateFault, TemplatePrepareFailure, UnsupportedCapability
 from firkin.law.ids import TemplateId
@@ -40,6 +41,7 @@ def check_template(spec: TemplateSpec, offer: Capabilities) -> None:
             f"the timeout is {spec.timeout_s:g} s; it must be above 0 and at most {MAX_TIMEOUT_S:.0f}",
         )
     check_environment(spec.env)
+    written(_PREPARE, spec)
     if spec.is_built or spec.user is not None or spec.workdir is not None:
         offer.require(_PREPARE, CapabilityName.TEMPLATE_READY)
     if spec.workdir is not None and not spec.workdir.startswith("/"):

@@ -19,13 +19,15 @@ import msgspec
 from firkin.engine.clock import Clock
 from firkin.engine.records import Records
 from firkin.engine.roster import Resident
-from firkin.engine.stored_forms import decode_hook, encode_hook, legible
-from firkin.law.errors import InvalidSpec
+from firkin.engine.stored_forms import decode_hook, legible, written
+from firkin.law.errors import DeadlineExceeded, InvalidSpec
 from firkin.law.ids import TemplateId, WarmPoolKey
 from firkin.law.sandboxes import FromTemplate, SandboxSpec
 from firkin.law.warm_pool import WarmEvictionPolicy, WarmPoolEntry, WarmPoolSpec
+from firkin.lifetimes import finish
 
 _FACT = "warm pools"
+_KEPT_WITHIN_S = 30.0
 _stored = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _all_specs = msgspec.json.Decoder(dict[str, WarmPoolSpec], dec_hook=decode_hook)
 _specs = msgspec.json.Decoder(WarmPoolSpec, dec_hook=decode_hook)
@@ -107,6 +109,7 @@ class WarmPools:
         self._records = records
         self._clock = clock
         self._pools: dict[str, Pool] = {}
+        self._setting = asyncio.Lock()
         self._busy = 0
         self.quiet_since = clock.monotonic()
         self.held = ""
@@ -122,24 +125,36 @@ class WarmPools:
                 _log.error("warm pool dropped, set it again template=%s error=%s", template_id, error)
 
     async def set(self, specs: Mapping[TemplateId, WarmPoolSpec]) -> list[Pool]:
-        """Have these from now on; a depth of 0 is none. Returns the pools, with what has to go still in them."""
+        """Have these from now on; a depth of 0 is none. Returns the pools, with what has to go still in them.
+
+        All pools are one record, so those who set some take turns. What was begun is not left half done: a caller
+        who goes away meanwhile has set them.
+        """
+        async with self._setting:
+            try:
+                return await finish(self._set(specs), within_s=_KEPT_WITHIN_S)
+            except TimeoutError:
+                raise DeadlineExceeded("set warm pools", _KEPT_WITHIN_S) from None
+
+    async def _set(self, specs: Mapping[TemplateId, WarmPoolSpec]) -> list[Pool]:
         kept = {name: pool.spec for name, pool in self._pools.items()} | {
             str(name): spec for name, spec in specs.items()
         }
         kept = {name: spec for name, spec in kept.items() if spec.depth}
-        text = msgspec.json.encode(kept, enc_hook=encode_hook).decode()
+        text = written("set warm pools", kept)
         await self._records.put_fact(_FACT, legible(text, _all_specs.decode))
-        touched = []
-        for template_id, spec in specs.items():
-            pool = self._pools.get(template_id) or Pool(template_id=template_id, spec=spec)
-            pool.spec, pool.failures, pool.failure, pool.due_at = spec, 0, "", 0.0
-            if spec.depth:
-                self._pools[template_id] = pool
-            else:
-                self._pools.pop(template_id, None)
-            touched.append(pool)
+        touched = [self._changed(template_id, spec) for template_id, spec in specs.items()]
         self.changed.set()
         return touched
+
+    def _changed(self, template_id: TemplateId, spec: WarmPoolSpec) -> Pool:
+        pool = self._pools.get(template_id) or Pool(template_id=template_id, spec=spec)
+        pool.spec, pool.failures, pool.failure, pool.due_at = spec, 0, "", 0.0
+        if spec.depth:
+            self._pools[template_id] = pool
+        else:
+            self._pools.pop(template_id, None)
+        return pool
 
     def get(self, template_id: str | None) -> Pool | None:
         return None if template_id is None else self._pools.get(template_id)

@@ -21,6 +21,7 @@ from firkin.host.confined import ConfinedTree
 from firkin.host.fittings import HOSTS, PROFILE, RESOLVERS, SUDO_DEFAULTS, SUDO_RULE, fit
 from firkin.host.layer_store import LayerStore, layer_key
 from firkin.host.programs import program_environment, run_program
+from firkin.host.stoppable import Stopped, in_thread
 from firkin.law.driver import PreparedRoot, RootFilesystem
 from firkin.law.templates import ImageConfig
 
@@ -164,14 +165,14 @@ async def keep_host_root(store: LayerStore, scratch: Path) -> PreparedRoot:
     root = scratch / _MADE
     root.mkdir(mode=0o755)
     made = await build_host_root(root)
-    content = await asyncio.to_thread(_content, root)
+    content = await in_thread(lambda _: _content(root))
     async with store.making(layer_key(made.digest, content)) as making:
         base = making.found
         if base is None:
             os.rename(root, making.files)
             base = await making.keep()
         else:
-            await asyncio.to_thread(shutil.rmtree, root)
+            await in_thread(lambda _: shutil.rmtree(root))
     shown = RootFilesystem(base=base, shared=made.shared, hidden=made.hidden)
     return PreparedRoot(root=shown, config=made.config, size_bytes=store.size_of(base), digest=made.digest)
 
@@ -191,19 +192,21 @@ def _content(root: Path) -> str:
 
 
 async def build_host_root(root: Path) -> HostRoot:
-    """Fill the empty folder `root`."""
-    made = await asyncio.to_thread(_build, root)
+    """Fill the empty folder `root`. A caller who goes away may remove it: nobody writes there any more."""
+    made = await in_thread(lambda stopped: _build(root, stopped))
     await _cache_libraries(root)
     return made
 
 
-def _build(root: Path) -> HostRoot:
+def _build(root: Path, stopped: Stopped) -> HostRoot:
     shell = "/bin/bash" if os.access("/bin/bash", os.X_OK) else "/bin/sh"
     with ConfinedTree.at(str(root)) as tree:
         for name, mode in _FOLDERS:
             tree.make_directory(name, mode)
         shared = _show_system_folders(tree)
         for name, (content, mode) in _FILES.items():
+            if stopped():
+                raise InterruptedError("nobody waits for the root")
             tree.write(name, content.replace("{shell}", shell), mode)
         for name, target in _LINKS.items():
             tree.link(name, target)

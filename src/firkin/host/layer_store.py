@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from firkin.host.directories import remove_tree
+from firkin.host.stoppable import in_thread
 from firkin.host.syncing import sync_filesystem
 from firkin.law.errors import HostDiskFull, IoFailure
 
@@ -134,9 +135,9 @@ class LayerStore:
             async with lock:
                 found = self.find(key)
                 aside = self.directory / f"{_ASIDE}{secrets.token_hex(8)}"
-                if found is None:
-                    await asyncio.to_thread(_make_aside, aside)
                 try:
+                    if found is None:
+                        await in_thread(lambda _: _make_aside(aside))
                     yield LayerMaking(self, key, aside, found)
                 finally:
                     await remove_tree(aside)

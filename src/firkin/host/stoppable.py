@@ -6,21 +6,45 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from io import BufferedReader
 from typing import TypeVar
+
+from firkin.lifetimes import finish
 
 T = TypeVar("T")
 Stopped = Callable[[], bool]
 _PIECE = 4 << 20
+_STOPS_WITHIN_S = 15.0
 
 
 async def in_thread(work: Callable[[Stopped], T]) -> T:
-    """Run `work`, which asks from time to time whether it is to stop, and then raises `InterruptedError`."""
+    """Run `work`, which asks from time to time whether it is to stop, and then raises `InterruptedError`.
+
+    A cancelled caller is held until it has stopped: the files that it is at are often removed next.
+    """
     left = threading.Event()
+    running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, _begun, work, left.is_set)
     try:
-        return await asyncio.to_thread(work, left.is_set)
-    finally:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
         left.set()
+        running.add_done_callback(_drop)
+        await finish(asyncio.wait([running], timeout=_STOPS_WITHIN_S), within_s=2 * _STOPS_WITHIN_S)
+        raise
+
+
+def _drop(running: asyncio.Future[T]) -> None:
+    """Nobody asks for its failure; unasked for, it would be reported as forgotten."""
+    if not running.cancelled():
+        running.exception()
+
+
+def _begun(work: Callable[[Stopped], T], stopped: Stopped) -> T:
+    """All threads may have been busy until now."""
+    if stopped():
+        raise InterruptedError("nobody waits for it any more")
+    return work(stopped)
 
 
 def digest_of_file(file: BufferedReader, algorithm: str, stopped: Stopped) -> str:

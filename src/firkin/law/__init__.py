@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from firkin.law.snapshots import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.states import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.templates import *  # noqa: F403 — __all__ below is the choice
+    from firkin.law.texts import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.volumes import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.warm_pool import *  # noqa: F403 — __all__ below is the choice
     from firkin.law.webhooks import *  # noqa: F403 — __all__ below is the choice
@@ -60,6 +61,7 @@ _MODULES = (
     "capabilities",
     "build_steps",
     "templates",
+    "texts",
     "builds",
     "sandboxes",
     "files",
@@ -392,8 +394,10 @@ __all__ = [
     "check_domain",
     "check_environment",
     "check_mounts",
+    "check_notes",
     "check_secret_metadata",
     "check_secret_value",
+    "check_text",
     "denial",
     "describe_selector",
     "describe_source",

@@ -109,14 +109,14 @@ def check_environment(env: Mapping[str, str]) -> None:
 
     A name is not empty and has no ``=`` and no NUL in it. Anything else passes, as it
     does in the kernel: a space or a leading digit is of no use to a shell, but
-    programs may read such a variable.
+    programs may read such a variable. Bytes that are no UTF-8 pass as `os.environ` has them.
 
     The limits are the kernel's for a program's start (execve(2): MAX_ARG_STRLEN
     for one string, and what is left of the smallest usual argument space).
     """
     total = 0
     for name, value in env.items():
-        size = len(name.encode("utf-8", "surrogateescape")) + len(value.encode("utf-8", "surrogateescape")) + 2
+        size = _size_of(name) + _size_of(value) + 2
         total += size
         if size > MAX_VARIABLE_BYTES or total > MAX_ENVIRONMENT_BYTES:
             raise InvalidSpec(
@@ -135,6 +135,14 @@ def check_environment(env: Mapping[str, str]) -> None:
             raise InvalidSpec(
                 "check environment", InvalidReason.INVALID_ENVIRONMENT, f"the value of {name!r} contains NUL"
             )
+
+
+def _size_of(word: str) -> int:
+    try:
+        return len(word.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        detail = f"{word[:64]!r} is neither Unicode text nor bytes as os.environ has them"
+        raise InvalidSpec("check environment", InvalidReason.INVALID_ENVIRONMENT, detail) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +269,8 @@ class ProcessStream(Protocol):
     """Events of one process: `Started`, output, `Ended`.
 
     Not reading stops the program's output (back-pressure), bounded by the
-    transport's window. Closing detaches; the process lives on.
+    transport's window. Closing detaches; the process lives on. One reader at a
+    time; one that is cancelled loses no event.
     """
 
     @property

@@ -14,6 +14,7 @@ from firkin.law.network import NetworkPolicy
 from firkin.law.processes import Signal, check_environment
 from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause, SandboxState
+from firkin.law.texts import check_text
 from firkin.law.volumes import VolumeMount, check_mounts
 
 MAX_METADATA_BYTES = 64 * 1024
@@ -92,6 +93,12 @@ class PauseMode(StrEnum):
     FILESYSTEM = "filesystem"
 
 
+def check_notes(metadata: Mapping[str, str], labels: Mapping[str, str], owner: str = "") -> None:
+    """`InvalidSpec` for what callers write beside a sandbox or a snapshot and nobody could keep."""
+    for what, value in (("metadata", metadata), ("labels", labels), ("owner", owner)):
+        check_text(f"check {what}", InvalidReason.INVALID_METADATA, what, value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What to create.
@@ -99,6 +106,7 @@ class SandboxSpec:
     `env` is seen by every process; `metadata` is the caller's own and never seen
     inside. `owner` is the tenant it belongs to and `labels` are the front end's
     private notes: both only filter. `volumes` are of the same owner. `deadline` None means the runtime's default.
+    All of it is kept, so it must be Unicode text (`InvalidSpec`); a `Command` may be given other bytes.
     `isolation` None means the template's, else the server's default; from a snapshot, that of the
     sandbox that was captured. `hardened` sets no_new_privs, so sudo inside stops working.
     """
@@ -119,6 +127,8 @@ class SandboxSpec:
     def __post_init__(self) -> None:
         check_environment(self.env)
         check_mounts(self.volumes)
+        check_text("check environment", InvalidReason.INVALID_ENVIRONMENT, "environment", self.env)
+        check_notes(self.metadata, self.labels, self.owner)
         size = sum(len(key.encode()) + len(value.encode()) for key, value in self.metadata.items())
         if size > MAX_METADATA_BYTES:
             raise InvalidSpec(
@@ -235,6 +245,9 @@ class DeleteOptions:
     force: bool = False
     delete_snapshots: bool = False
     actor: str = "caller"
+
+    def __post_init__(self) -> None:
+        check_text("check actor", InvalidReason.INVALID_METADATA, "actor", self.actor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from firkin.law.errors import InvalidReason
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId
 from firkin.law.isolation import Isolation
+from firkin.law.processes import check_environment
 from firkin.law.resources import SandboxResources
-from firkin.law.sandboxes import Lifecycle, SandboxDeadline
+from firkin.law.sandboxes import Lifecycle, SandboxDeadline, check_notes
+from firkin.law.texts import check_text
 
 
 class SnapshotKind(StrEnum):
@@ -42,6 +45,10 @@ class SnapshotOptions:
     replace: bool = False
     owner: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_text("check snapshot", InvalidReason.INVALID_METADATA, "name", self.name)
+        check_notes(self.metadata, self.labels, self.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,11 @@ class RestoreOptions:
     deadline: SandboxDeadline | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_environment(self.env)
+        check_text("check environment", InvalidReason.INVALID_ENVIRONMENT, "environment", self.env)
+        check_notes(self.metadata, {})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkOptions:
@@ -125,6 +137,9 @@ class ForkOptions:
     deadline: SandboxDeadline | None = None
     labels: Mapping[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        check_notes({}, self.labels or {})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseOptions:
@@ -133,6 +148,9 @@ class PauseOptions:
     keep_memory: bool = True
     require_healthy: bool = False
     actor: str = "caller"
+
+    def __post_init__(self) -> None:
+        check_text("check actor", InvalidReason.INVALID_METADATA, "actor", self.actor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +165,9 @@ class ResumeOptions:
     keep_memory: bool = True
     lifecycle: Lifecycle | None = None
     actor: str = "caller"
+
+    def __post_init__(self) -> None:
+        check_text("check actor", InvalidReason.INVALID_METADATA, "actor", self.actor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from firkin.law.processes import (
     ByTag,
     Command,
     CommandOutput,
+    CommandStatus,
     Ended,
     ProcessEvent,
     ProcessInfo,
@@ -92,7 +93,10 @@ class SandboxProcesses:
 
 
 class Process:
-    """One program. Iterate it for its events; leaving its block only stops listening."""
+    """One program. Iterate it for its events; leaving its block only stops listening.
+
+    Several tasks may use it: all that wait are given the same, and what is read goes to one of those who read.
+    """
 
     def __init__(
         self, control: ProcessControl, sandbox_id: SandboxId, info: ProcessInfo, stream: ProcessStream | None = None
@@ -102,7 +106,9 @@ class Process:
         self._info = info
         self._selector = ById(info.id)
         self._stream = stream
-        self._listening = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._waiting = asyncio.Lock()
+        self._stdout, self._stderr = Collected(), Collected()  # by `wait`: what a cancelled one read is the next one's
         self._end: CommandOutput | None = None
         self._ended = False
 
@@ -125,11 +131,10 @@ class Process:
 
     async def __anext__(self) -> ProcessEvent:
         """The next event; a detached process is connected to first, with what was kept of its output."""
-        if self._stream is None:
-            async with self._listening:
-                if self._stream is None:
-                    self._stream = await self._control.connect(self._sandbox_id, self._selector, replay=True)
-        event = await self._stream.__anext__()
+        async with self._reading:
+            if self._stream is None:
+                self._stream = await self._control.connect(self._sandbox_id, self._selector, replay=True)
+            event = await self._stream.__anext__()
         self._ended = self._ended or isinstance(event, Ended)
         return event
 
@@ -149,10 +154,14 @@ class Process:
         await self._control.resize_pty(self._sandbox_id, self._selector, size)
 
     async def wait(self) -> CommandOutput:
-        """Its end. A handle that listens reads on to it and returns what it read; again returns the same."""
-        if self._end is None:
-            self._end = await self._listen() if self._stream else await self._wait()
-        return self._end
+        """Its end. A handle that listens reads on to it and returns what it read; again returns the same.
+
+        A wait that is cancelled loses nothing: the next one goes on where it was.
+        """
+        async with self._waiting:
+            if self._end is None:
+                self._end = await self._listen() if self._stream else await self._wait()
+            return self._end
 
     async def aclose(self) -> None:
         """Stop listening; the program goes on. Idempotent."""
@@ -172,19 +181,20 @@ class Process:
         return await self._control.wait(self._sandbox_id, self._selector)
 
     async def _listen(self) -> CommandOutput:
-        stdout, stderr = Collected(), Collected()
         async for event in self:
             match event:
                 case Stdout(data) | PtyOutput(data):
-                    stdout.add(data)
+                    self._stdout.add(data)
                 case Stderr(data):
-                    stderr.add(data)
+                    self._stderr.add(data)
                 case Ended(status=status):
-                    truncated = stdout.truncated or stderr.truncated
-                    return CommandOutput(
-                        status=status, stdout=stdout.value(), stderr=stderr.value(), truncated=truncated
-                    )
+                    return self._collected(status)
         return await self._wait()
+
+    def _collected(self, status: CommandStatus) -> CommandOutput:
+        stdout, stderr = self._stdout, self._stderr
+        truncated = stdout.truncated or stderr.truncated
+        return CommandOutput(status=status, stdout=stdout.value(), stderr=stderr.value(), truncated=truncated)
 
 
 def _octets(data: bytes | str) -> bytes:

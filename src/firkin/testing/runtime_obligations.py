@@ -11,9 +11,12 @@ from firkin.law.backend import ProcessControl, SandboxBackend
 from firkin.law.errors import InvalidSpec, NotFound, ProcessFailure, ProcessFault
 from firkin.law.processes import Argv, Command, Exited, Shell, Stdout
 from firkin.law.templates import TemplateInfo
+from firkin.lifetimes import children
 from firkin.runtime.runtime import Runtime
 from firkin.runtime.sandbox import Sandbox
 from firkin.testing.backend_suite import PATIENCE_S, BackendSuite
+
+_SAYS_TWICE = Command(mode=Shell("echo one; read x; echo $x"), keep_stdin=True)
 
 
 class RuntimeObligations(BackendSuite):
@@ -46,6 +49,25 @@ class RuntimeObligations(BackendSuite):
         await handle.fs.remove("/tmp/work/contract.txt")
         with pytest.raises(NotFound):
             await handle.fs.stat("/tmp/work/contract.txt")
+
+    async def test_all_who_wait_for_a_process_are_given_the_same(self, handle: Sandbox) -> None:
+        process = await handle.process.stream(_SAYS_TWICE)
+        async with asyncio.timeout(PATIENCE_S), children() as waiting:
+            tasks = [waiting.start(process.wait(), name="wait") for _ in range(3)]
+            await process.send_input("two\n")
+            outputs = await asyncio.gather(*tasks)
+        assert {(output.stdout, output.status) for output in outputs} == {(b"one\ntwo\n", Exited(0))}
+
+    async def test_a_wait_that_was_given_up_takes_no_output_with_it(self, handle: Sandbox) -> None:
+        process = await handle.process.stream(_SAYS_TWICE)
+        async with asyncio.timeout(PATIENCE_S):
+            async with children() as waiting:
+                waiting.start(process.wait(), name="wait that is given up")
+                async with await handle.process.connect(process.id, replay=True) as other:
+                    while await anext(other) != Stdout(b"one\n"):
+                        pass
+            await process.send_input("two\n")
+            assert (await process.wait()).stdout == b"one\ntwo\n"
 
 
 class ShellObligations(RuntimeObligations):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
 from firkin.law.backend import SandboxBackend, WarmPoolControl
 from firkin.law.errors import CapacityRejected, NotFound
-from firkin.law.ids import WarmPoolKey
+from firkin.law.ids import TemplateId, WarmPoolKey
 from firkin.law.sandboxes import SandboxFilter, SandboxSpec, Timeout
 from firkin.law.states import SandboxState
 from firkin.law.templates import TemplateInfo
 from firkin.law.warm_pool import WarmLeasePolicy, WarmPoolEntry, WarmPoolSpec, WarmPoolTarget
-from firkin.testing.backend_suite import BackendSuite, eventually, said
+from firkin.testing.backend_suite import FREE, BackendSuite, MakeBackend, eventually, said
 
 _FILLED_WITHIN_S = 60.0
 
@@ -114,6 +117,21 @@ class WarmPoolObligations(BackendSuite):
         assert (report.evicted, report.ready) == (1, 0)
         assert (await pool.status()).entries == ()
         assert await self.leftovers(backend) == []
+
+    async def test_pools_that_were_set_at_the_same_time_are_all_there_after_a_restart(
+        self, make_backend: MakeBackend
+    ) -> None:
+        first = await make_backend(FREE)
+        pool = pools_of(first)
+        names = [TemplateId(name) for name in ("pool-a", "pool-b")]
+        made = [await first.templates.prepare(replace(self.template_spec, id=name)) for name in names]
+        await asyncio.gather(*(pool.prewarm(one.id, self.warm_spec(one, 1)) for one in made))
+        await first.aclose()
+        second = await make_backend(FREE)
+        try:
+            assert sorted(entry.key for entry in (await pools_of(second).status()).entries) == ["pool-a", "pool-b"]
+        finally:
+            await second.aclose(kill_all=True)
 
     async def test_an_unknown_pool_is_told_so(self, backend: SandboxBackend, template: TemplateInfo) -> None:
         pool = pools_of(backend)

@@ -31,6 +31,7 @@ from firkin.host.base_disks import BaseDisks, is_in_order, repair
 from firkin.host.disks import is_attached
 from firkin.host.netlink import Traffic
 from firkin.host.overlays import takes_descriptors
+from firkin.host.stoppable import in_thread
 from firkin.host.syscalls import kill_pidfd
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
@@ -118,12 +119,12 @@ class BoxDriver:
         return self._tier.capabilities(self._trees.layout)
 
     async def preflight(self) -> Preflight:
-        return await asyncio.to_thread(self._tier.preflight, self._state)
+        return await in_thread(lambda _: self._tier.preflight(self._state))  # it makes folders
 
     async def start(self) -> None:
         for folder in (self._disks, self._sockets, self._state / "launcher"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await asyncio.to_thread(self._discards.sweep)
+        await in_thread(lambda _: self._discards.sweep())
         self._trees.open()
         if self._keeps_volumes:
             await self._volumes.start()

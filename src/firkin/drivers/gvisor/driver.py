@@ -29,6 +29,7 @@ from firkin.host import cgroups
 from firkin.host.agent_bundle import agent_bundle
 from firkin.host.isolation_facts import IsolationFacts
 from firkin.host.seccomp import oci_profile
+from firkin.host.stoppable import in_thread
 from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
@@ -82,7 +83,7 @@ class GvisorTier:
 
     async def prepare(self, state: Path, run: Path) -> Mapping[str, object]:
         runtime = await asyncio.to_thread(self._found)
-        bundle = await asyncio.to_thread(agent_bundle, state / "agents", ENTRY)
+        bundle = await in_thread(lambda _: agent_bundle(state / "agents", ENTRY))
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._notes = run
         return {

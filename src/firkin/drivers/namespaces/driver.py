@@ -7,7 +7,6 @@ unprivileged id outside, and what each step promises stands beside its code
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from firkin.drivers.boxes.tier import HostKernelTier
 from firkin.drivers.ground.ground import Ground
 from firkin.host import cgroups
 from firkin.host.seccomp import cached_filter
+from firkin.host.stoppable import in_thread
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.isolation import Isolation
@@ -61,7 +61,7 @@ class NamespacesTier(HostKernelTier):
         return None
 
     async def prepare(self, state: Path, run: Path) -> Mapping[str, object]:
-        return {"filter": str(await asyncio.to_thread(cached_filter, state / "cache"))}
+        return {"filter": str(await in_thread(lambda _: cached_filter(state / "cache")))}
 
     def capabilities(self, layout: cgroups.Layout) -> Capabilities:
         return host_checks.capabilities(layout, NAME)

@@ -22,6 +22,7 @@ from firkin.drivers.oci.choice import Runtime, chosen, why_none
 from firkin.host import cgroups
 from firkin.host.agent_bundle import agent_bundle
 from firkin.host.seccomp import oci_profile
+from firkin.host.stoppable import in_thread
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities
 from firkin.law.errors import BackendFailure
@@ -71,7 +72,7 @@ class OciTier(HostKernelTier):
 
     async def prepare(self, state: Path, run: Path) -> Mapping[str, object]:
         runtime = await asyncio.to_thread(self._chosen)
-        bundle = await asyncio.to_thread(agent_bundle, state / "agents")
+        bundle = await in_thread(lambda _: agent_bundle(state / "agents"))
         self._containers = Containers([runtime.path], run)
         self._containers.open()
         return {

@@ -50,6 +50,7 @@ from firkin.host.base_disks import BaseDisks
 from firkin.host.counter_rates import counter_khz
 from firkin.host.netlink import Traffic
 from firkin.host.root_images import RootImages
+from firkin.host.stoppable import in_thread
 from firkin.law.backend import Preflight
 from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
 from firkin.law.driver import BootPlan, InstanceRef, RootFilesystem
@@ -147,7 +148,7 @@ class QemuDriver:
         return preflight.capabilities()
 
     async def preflight(self) -> Preflight:
-        return await asyncio.to_thread(preflight.check, self._state, self._options.kernel)
+        return await in_thread(lambda _: preflight.check(self._state, self._options.kernel))
 
     async def start(self) -> None:
         for folder in (self._folders.disks, self._folders.sockets, self._state / "launcher"):
