@@ -23,6 +23,7 @@ from firkin.law import (
 )
 from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec, RetryClass
 from firkin.law.events import Event, EventFilter, LifecycleChanged, WarmPoolChanged
+from firkin.law.files import CopyOptions, ReadOptions, WriteOptions
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId, WarmPoolKey
 from firkin.law.ports import DomainProxySpec
 from firkin.law.processes import (
@@ -113,9 +114,38 @@ def test_a_working_directory_and_a_timeout_are_checked() -> None:
     with pytest.raises(InvalidSpec) as caught:
         Command(mode=Shell("x"), cwd="/a\0")
     assert _reason(caught) is InvalidReason.INVALID_COMMAND
-    with pytest.raises(InvalidSpec) as caught:
-        Command(mode=Shell("x"), timeout_s=0)
-    assert _reason(caught) is InvalidReason.INVALID_TIMEOUT
+    for never in (0, -1, float("inf"), float("nan"), 1e300):
+        with pytest.raises(InvalidSpec, match="above 0 and at most 320000000") as caught:
+            Command(mode=Shell("x"), timeout_s=never)
+        assert _reason(caught) is InvalidReason.INVALID_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Command(mode=Shell("x"), user=""),
+        lambda: WriteOptions(user=""),
+        lambda: CopyOptions(user=""),
+    ],
+)
+def test_an_empty_user_is_refused_and_is_not_root(build: object) -> None:
+    with pytest.raises(InvalidSpec, match="name an account, or leave it out") as caught:
+        build()  # type: ignore[operator]
+    assert _reason(caught) is InvalidReason.INVALID_USER
+
+
+@pytest.mark.parametrize("mode", [-1, 0o10000, 2**70])
+def test_what_is_no_mode_of_a_file_is_refused(mode: int) -> None:
+    with pytest.raises(InvalidSpec, match="between 0 and 0o7777") as caught:
+        WriteOptions(mode=mode)
+    assert _reason(caught) is InvalidReason.INVALID_MODE
+
+
+@pytest.mark.parametrize("options", [{"offset": -2}, {"length": -1}])
+def test_a_range_below_zero_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InvalidSpec, match="must not be below 0") as caught:
+        ReadOptions(**options)
+    assert _reason(caught) is InvalidReason.INVALID_RANGE
 
 
 @pytest.mark.parametrize(

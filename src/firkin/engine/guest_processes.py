@@ -31,6 +31,7 @@ from firkin.law.processes import (
     Started,
     Stderr,
     Stdout,
+    check_user,
     describe_selector,
     signal_number,
 )
@@ -260,6 +261,7 @@ class GuestProcesses:
         return output
 
     async def lookup_user(self, name: str | None) -> GuestUser:
+        check_user("look up user", name)
         wanted = self._default_user if name is None else name
         with process_errors("look up user", self._link.sandbox_id, user=wanted):
             answer = await self._link.call("user", {"name": wanted})

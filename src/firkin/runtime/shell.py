@@ -31,6 +31,7 @@ from firkin.law.processes import (
     Stderr,
     Stdout,
     check_environment,
+    check_user,
 )
 from firkin.lifetimes import finish
 from firkin.runtime.collected import Collected
@@ -62,6 +63,7 @@ class ShellOptions:
 
     def __post_init__(self) -> None:
         check_environment(self.env)
+        check_user("open a shell", self.user)
         if self.program is None and self.args:
             raise InvalidSpec("open a shell", InvalidReason.INVALID_COMMAND, "arguments need a program")
 
