@@ -62,6 +62,10 @@ class GuestProcessStream:
     def info(self) -> ProcessInfo:
         return self._info
 
+    @property
+    def cut_off(self) -> bool:
+        return self._stream.cut_off
+
     def __aiter__(self) -> Self:
         return self
 
