@@ -25,6 +25,7 @@ from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec, RetryClas
 from firkin.law.events import Event, EventFilter, LifecycleChanged, WarmPoolChanged
 from firkin.law.files import CopyOptions, ReadOptions, WriteOptions
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId, WarmPoolKey
+from firkin.law.policies import DeadlinePolicy
 from firkin.law.ports import DomainProxySpec
 from firkin.law.processes import (
     MAX_ARGUMENTS,
@@ -132,6 +133,23 @@ def test_an_empty_user_is_refused_and_is_not_root(build: object) -> None:
     with pytest.raises(InvalidSpec, match="name an account, or leave it out") as caught:
         build()  # type: ignore[operator]
     assert _reason(caught) is InvalidReason.INVALID_USER
+
+
+def test_the_usual_lifetime_is_bounded_by_the_longest_and_another_above_it_is_refused() -> None:
+    assert DeadlinePolicy(max_timeout_s=60).default_timeout_s == 60
+    assert DeadlinePolicy(max_timeout_s=600).default_timeout_s == 300
+    assert DeadlinePolicy(default_timeout_s=None, max_timeout_s=60).default_timeout_s is None
+    with pytest.raises(InvalidSpec, match="default_timeout_s is 90 and max_timeout_s 60") as caught:
+        DeadlinePolicy(default_timeout_s=90, max_timeout_s=60)
+    assert _reason(caught) is InvalidReason.INVALID_SETTINGS
+
+
+@pytest.mark.parametrize("seconds", [0, -5, float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("name", ["default_timeout_s", "max_timeout_s"])
+def test_a_lifetime_of_a_policy_is_a_time(name: str, seconds: float) -> None:
+    with pytest.raises(InvalidSpec, match=f"{name} is .* above 0 and at most") as caught:
+        DeadlinePolicy(**{name: seconds})
+    assert _reason(caught) is InvalidReason.INVALID_SETTINGS
 
 
 @pytest.mark.parametrize("mode", [-1, 0o10000, 2**70])
