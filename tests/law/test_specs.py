@@ -201,6 +201,9 @@ def test_signals_are_names_or_numbers_of_the_kernel() -> None:
     for number in (0, 65, -1):
         with pytest.raises(InvalidSpec):
             signal_number(number)
+    assert signal_number("TERM") == 15  # type: ignore[arg-type]  # a plain word is as good
+    with pytest.raises(InvalidSpec, match="BOGUS is not a signal; use 1…64, TERM, KILL, INT"):
+        signal_number("BOGUS")  # type: ignore[arg-type]  # said by its type as well
 
 
 def test_an_end_is_a_value() -> None:

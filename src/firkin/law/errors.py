@@ -144,7 +144,10 @@ class ProcessFault(StrEnum):
 
 
 class FirkinError(Exception):
-    """Base of every failure that leaves Firkin. `str(error)` is one sentence for people."""
+    """Base of every failure that leaves Firkin. `str(error)` is one sentence for people.
+
+    What a type checker finds (a number where text is annotated) is Python's own TypeError or AttributeError.
+    """
 
     code: ClassVar[str] = "internal"
 

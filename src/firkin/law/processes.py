@@ -188,10 +188,10 @@ SIGNAL_NUMBERS: Mapping[Signal, int] = {Signal.TERM: 15, Signal.KILL: 9, Signal.
 
 
 def signal_number(signal: Signal | int) -> int:
-    """1…64; `InvalidSpec` for a number that is no signal."""
-    number = SIGNAL_NUMBERS[signal] if isinstance(signal, Signal) else signal
+    """1…64; `InvalidSpec` for a number, or a word, that is no signal."""
+    number = SIGNAL_NUMBERS.get(signal, 0) if isinstance(signal, str) else signal
     if not 1 <= number <= 64:
-        raise _invalid(f"{number} is not a signal; use 1…64")
+        raise _invalid(f"{signal!s:.64} is not a signal; use 1…64, {', '.join(Signal)}")
     return number
 
 
