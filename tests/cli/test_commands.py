@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from firkin.bootstrap.state_files import ServerRecord, write_server_record
 from firkin.cli.failures import keep_traceback, start_exit_code
@@ -19,6 +21,7 @@ from firkin.cli.main import _run
 from firkin.cli.options import Size
 from firkin.cli.output import plain
 from firkin.cli.remote_process import exit_code
+from firkin.cli.sandbox import sandbox
 from firkin.cli.snapshot import _called
 from firkin.cli.template import absolute_source
 from firkin.cli.template_calls import default_id
@@ -402,3 +405,19 @@ def test_a_snapshots_name_means_those_that_have_it(text: str, ids: list[str]) ->
 def test_doctor_speaks_of_no_tier_as_one_to_come() -> None:
     told = [f"{each.why} {each.mend}" for each in (*kernel_findings(), *tool_findings())]
     assert not [text for text in told if "not offered yet" in text or "none needed" in text]
+
+
+def test_create_names_a_lifetime_only_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def answer(where: Any, method: str, path: str, *, body: Any) -> dict[str, str]:
+        asked.append((path, body))
+        return {"sandboxID": "made"}
+
+    monkeypatch.setattr("firkin.cli.sandbox.call", answer)
+    for words, timeout in (([], None), (["--timeout", "60"], 60)):
+        done = CliRunner().invoke(sandbox, ["create", *words])
+        assert (done.exit_code, done.output) == (0, "made\n"), done.output
+        path, body = asked.pop()
+        assert (path, body.get("timeout")) == ("/v2/sandboxes", timeout)
+        assert ("timeout" in body) == (timeout is not None)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from firkin.drivers.memory import MemoryDriver
-from firkin.law.driver import BootPlan, RootFilesystem
-from firkin.law.errors import BackendFailure, InvalidSpec
+from firkin.law.capabilities import Capabilities, CapabilityName, Permanent
+from firkin.law.driver import BootPlan, Instance, RootFilesystem
+from firkin.law.errors import BackendFailure, InvalidSpec, UnsupportedCapability
 from firkin.law.ids import SandboxId
 from firkin.law.resources import SandboxResources
 from firkin.law.states import EndCause
-from firkin.testing.driver_contract import DriverContract
+from firkin.testing.driver_contract import DriverContract, InstanceObligations
+from firkin.testing.driver_identity_obligations import FreezeObligations, IdentityObligations
 
 
 def plan(sandbox_id: str) -> BootPlan:
@@ -24,6 +27,44 @@ def plan(sandbox_id: str) -> BootPlan:
 class TestMemoryDriver(DriverContract):
     async def make_driver(self) -> MemoryDriver:
         return MemoryDriver()
+
+    def boot_plan(self, sandbox_id: SandboxId) -> BootPlan:
+        return plan(sandbox_id)
+
+
+NO = Permanent("the unpausing driver does not offer it")
+PAUSES = (CapabilityName.PAUSE_CAPTURE, CapabilityName.PAUSE_RESUME)
+
+
+class UnpausingInstance:
+    """One in memory that cannot stand still, and says so."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._instance, name)
+
+    async def freeze(self) -> None:
+        raise UnsupportedCapability("freeze", CapabilityName.PAUSE_CAPTURE, NO)
+
+    async def thaw(self) -> None:
+        raise UnsupportedCapability("thaw", CapabilityName.PAUSE_RESUME, NO)
+
+
+class UnpausingDriver(MemoryDriver):
+    async def capabilities(self) -> Capabilities:
+        return (await super().capabilities()).with_unsupported(NO, *PAUSES)
+
+    async def boot(self, plan: BootPlan) -> Any:
+        return UnpausingInstance(await super().boot(plan))
+
+
+class TestUnpausingDriver(InstanceObligations, FreezeObligations, IdentityObligations):
+    """A driver that honestly refuses pauses keeps the contract."""
+
+    async def make_driver(self) -> MemoryDriver:
+        return UnpausingDriver()
 
     def boot_plan(self, sandbox_id: SandboxId) -> BootPlan:
         return plan(sandbox_id)

@@ -113,3 +113,16 @@ async def test_work_that_was_cancelled_before_it_began_leaves_no_warning() -> No
             with pytest.raises(asyncio.CancelledError):
                 await task
     assert steps.taken == 0
+
+
+async def test_no_time_passes_behind_a_shut_gate() -> None:
+    gate, loop = Gate(), asyncio.get_running_loop()
+    for _ in range(2):
+        gate.shut()
+        shut_at, inside = loop.time(), gate.now()
+        await asyncio.sleep(0.01)
+        gate.shut()
+        assert gate.now() == inside
+        gate.open()
+        gate.open()
+        assert gate.now() - inside <= loop.time() - shut_at - 0.009

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from firkin.drivers.memory import MemoryDriver, MemoryRootPreparer
 from firkin.engine.backend import LocalBackend
 from firkin.law.errors import BackendFailure, FirkinError, IoFailure, SnapshotIntegrityFailure
 from firkin.law.ids import SandboxId, SnapshotId
-from firkin.law.processes import Command
+from firkin.law.processes import ById, Command
 from firkin.law.sandboxes import Lifecycle, Never, OnTimeout, SandboxDeadline, SandboxInfo, SandboxSpec, Timeout
 from firkin.law.snapshots import ForkOptions, PauseOptions, ResumeOptions, SnapshotFilter, SnapshotOptions
 from firkin.law.states import SandboxState
@@ -99,6 +100,18 @@ async def test_a_deadline_that_pauses_does_so_each_time(bench: Bench) -> None:
         await bench.becomes(info.id, SandboxState.PAUSED)
         await bench.resume(info.id, ResumeOptions(deadline=Timeout(10)))
     assert await bench.state(info.id) is SandboxState.RUNNING
+
+
+@pytest.mark.thorough
+async def test_a_programs_own_deadline_does_not_pass_while_it_is_paused(bench: Bench) -> None:
+    info, processes = await bench.create(Never()), bench.backend.processes
+    started = await processes.start(info.id, replace(Command.argv("sleep", "1000"), timeout_s=0.4))
+    await bench.pause(info.id)
+    await asyncio.sleep(0.5)
+    await bench.resume(info.id)
+    assert started.id in [process.id for process in await processes.list(info.id)]
+    async with asyncio.timeout(5):
+        assert not (await processes.wait(info.id, ById(started.id))).ok
 
 
 async def test_a_sandbox_that_cannot_be_frozen_runs_on(bench: Bench) -> None:

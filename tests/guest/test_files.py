@@ -92,6 +92,14 @@ async def test_a_user_owns_what_is_written_and_the_directories_made_for_it(files
         assert (made.owner, made.mode, made.file_type) == ("nobody", 0o755, FileType.DIRECTORY)
 
 
+@needs_root
+async def test_a_set_id_bit_outlives_the_change_of_the_owner(files: GuestFiles, box: SandboxPath) -> None:
+    path = box.below("a")
+    assert (await files.write(path, b"x", WriteOptions(user="nobody", mode=0o6755))).mode == 0o6755
+    assert (await files.write(path, b"more", WriteOptions(append=True))).mode == 0o6755
+    assert (await files.write(path, b"another", WriteOptions(user="nobody"))).mode == 0o6755
+
+
 async def test_overwriting_keeps_the_mode(files: GuestFiles, box: SandboxPath) -> None:
     path = box.below("a")
     await files.write(path, b"long content", WriteOptions(mode=0o751))

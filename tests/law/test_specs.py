@@ -23,7 +23,9 @@ from firkin.law import (
 )
 from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec, RetryClass
 from firkin.law.events import Event, EventFilter, LifecycleChanged, WarmPoolChanged
+from firkin.law.files import CopyOptions, ReadOptions, WriteOptions
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId, WarmPoolKey
+from firkin.law.policies import DeadlinePolicy
 from firkin.law.ports import DomainProxySpec
 from firkin.law.processes import (
     MAX_ARGUMENTS,
@@ -113,9 +115,55 @@ def test_a_working_directory_and_a_timeout_are_checked() -> None:
     with pytest.raises(InvalidSpec) as caught:
         Command(mode=Shell("x"), cwd="/a\0")
     assert _reason(caught) is InvalidReason.INVALID_COMMAND
-    with pytest.raises(InvalidSpec) as caught:
-        Command(mode=Shell("x"), timeout_s=0)
-    assert _reason(caught) is InvalidReason.INVALID_TIMEOUT
+    for never in (0, -1, float("inf"), float("nan"), 1e300):
+        with pytest.raises(InvalidSpec, match="above 0 and at most 320000000") as caught:
+            Command(mode=Shell("x"), timeout_s=never)
+        assert _reason(caught) is InvalidReason.INVALID_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Command(mode=Shell("x"), user=""),
+        lambda: WriteOptions(user=""),
+        lambda: CopyOptions(user=""),
+    ],
+)
+def test_an_empty_user_is_refused_and_is_not_root(build: object) -> None:
+    with pytest.raises(InvalidSpec, match="name an account, or leave it out") as caught:
+        build()  # type: ignore[operator]
+    assert _reason(caught) is InvalidReason.INVALID_USER
+
+
+def test_the_usual_lifetime_is_bounded_by_the_longest_and_another_above_it_is_refused() -> None:
+    assert DeadlinePolicy(max_timeout_s=60).default_timeout_s == 60
+    assert DeadlinePolicy(max_timeout_s=600).default_timeout_s == 300
+    assert DeadlinePolicy(default_timeout_s=None, max_timeout_s=60).default_timeout_s is None
+    with pytest.raises(InvalidSpec, match="default_timeout_s is 90 and max_timeout_s 60") as caught:
+        DeadlinePolicy(default_timeout_s=90, max_timeout_s=60)
+    assert _reason(caught) is InvalidReason.INVALID_SETTINGS
+
+
+@pytest.mark.parametrize("seconds", [0, -5, float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("name", ["default_timeout_s", "max_timeout_s"])
+def test_a_lifetime_of_a_policy_is_a_time(name: str, seconds: float) -> None:
+    with pytest.raises(InvalidSpec, match=f"{name} is .* above 0 and at most") as caught:
+        DeadlinePolicy(**{name: seconds})
+    assert _reason(caught) is InvalidReason.INVALID_SETTINGS
+
+
+@pytest.mark.parametrize("mode", [-1, 0o10000, 2**70])
+def test_what_is_no_mode_of_a_file_is_refused(mode: int) -> None:
+    with pytest.raises(InvalidSpec, match="between 0 and 0o7777") as caught:
+        WriteOptions(mode=mode)
+    assert _reason(caught) is InvalidReason.INVALID_MODE
+
+
+@pytest.mark.parametrize("options", [{"offset": -2}, {"length": -1}])
+def test_a_range_below_zero_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InvalidSpec, match="must not be below 0") as caught:
+        ReadOptions(**options)
+    assert _reason(caught) is InvalidReason.INVALID_RANGE
 
 
 @pytest.mark.parametrize(
@@ -153,6 +201,9 @@ def test_signals_are_names_or_numbers_of_the_kernel() -> None:
     for number in (0, 65, -1):
         with pytest.raises(InvalidSpec):
             signal_number(number)
+    assert signal_number("TERM") == 15  # type: ignore[arg-type]  # a plain word is as good
+    with pytest.raises(InvalidSpec, match="BOGUS is not a signal; use 1…64, TERM, KILL, INT"):
+        signal_number("BOGUS")  # type: ignore[arg-type]  # said by its type as well
 
 
 def test_an_end_is_a_value() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from firkin.law.errors import InvalidSpec, ProcessFailure, ProcessFault
+from firkin.law.errors import InvalidSpec, ProcessFailure, ProcessFault, SandboxUnavailable, WrongState
 from firkin.law.ids import ProcessTag
 from firkin.law.processes import Command, Ended, Exited, PtySize, Stderr, Stdout
 from firkin.runtime.sandbox import Sandbox
@@ -158,3 +158,65 @@ async def test_pool_takes_its_shells_in_turn(sandbox: Sandbox) -> None:
 async def test_impossible_pool_is_refused(sandbox: Sandbox, size: int) -> None:
     with pytest.raises(InvalidSpec, match="pool of"):
         await sandbox.shell_pool(size)
+
+
+async def test_an_idle_shell_goes_on_after_a_pause_with_memory(sandbox: Sandbox) -> None:
+    async with await sandbox.shell() as shell:
+        await shell.run("cd /tmp; X=5")
+        for _ in range(2):
+            await sandbox.pause()
+            with pytest.raises(WrongState):
+                await shell.run("true")
+            await sandbox.resume()
+            assert (await shell.run("pwd; echo $X")).stdout == b"/tmp\n5\n"
+
+
+async def test_a_shell_that_a_pause_ended_says_so_once(sandbox: Sandbox) -> None:
+    async with await sandbox.shell() as shell:
+        await shell.run("cd /tmp")
+        await sandbox.pause(keep_memory=False)
+        await sandbox.resume()
+        with pytest.raises(
+            ProcessFailure, match="ended while the sandbox was paused; the next command has a new shell"
+        ):
+            await shell.run("pwd")
+        assert (await shell.run("pwd")).stdout == b"/home/user\n"
+
+
+@pytest.mark.parametrize("keep_memory", [True, False])
+async def test_a_command_that_a_pause_cut_off_is_ended_and_so_is_told(sandbox: Sandbox, keep_memory: bool) -> None:
+    async with await sandbox.shell() as shell:
+        running = asyncio.create_task(shell.run("touch /tmp/begun; sleep 100"))
+        async with asyncio.timeout(5):
+            while not await sandbox.fs.exists("/tmp/begun"):
+                pass
+        await sandbox.pause(keep_memory=keep_memory)
+        with pytest.raises(SandboxUnavailable, match="was paused: the command was under way and is ended") as caught:
+            await running
+        assert caught.value.paused
+        await sandbox.resume()
+        assert (await shell.run("pwd")).stdout == b"/home/user\n"
+        left = [info for info in await sandbox.process.list() if info.tag is not None]
+        assert len(left) == 1, "the old shell is gone"
+
+
+async def test_a_shell_closed_while_its_sandbox_is_paused_ends_nobody_else(sandbox: Sandbox) -> None:
+    shell = await sandbox.shell()
+    await sandbox.pause(keep_memory=False)
+    await sandbox.resume()
+    other = await sandbox.process.start("sleep 100")
+    await shell.close()
+    assert other.id in [info.id for info in await sandbox.process.list()]
+
+
+async def test_a_stream_that_a_pause_cut_off_says_that_the_sandbox_was_paused(sandbox: Sandbox) -> None:
+    process = await sandbox.process.stream("sleep 100")
+    await sandbox.pause()
+    with pytest.raises(SandboxUnavailable, match=r"was paused: .* connect to them again") as caught:
+        async for _ in process:
+            pass
+    assert caught.value.paused
+    assert process.cut_off
+    await sandbox.resume()
+    again = await sandbox.process.connect(process.id)
+    assert not again.cut_off

@@ -46,7 +46,7 @@ def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: boo
 
 @sandbox.command()
 @click.option("--template", type=Text(), default="base", show_default=True, help="The template's id.")
-@click.option("--timeout", type=click.IntRange(1), default=300, show_default=True, help="Seconds until it is killed.")
+@click.option("--timeout", type=click.IntRange(1), help="Seconds until it is killed (default: the server's, 300).")
 @click.option("--env", "-e", "env", multiple=True, help="NAME=VALUE for every process inside; repeatable.")
 @click.option("--metadata", multiple=True, help="NAME=VALUE kept with the record; repeatable.")
 @click.option("--volume", "volumes", multiple=True, help="NAME:PATH[:ro], a volume to mount; repeatable.")
@@ -58,7 +58,7 @@ def list_(state: str | None, metadata: tuple[str, ...], limit: int, as_json: boo
 @json_option
 def create(
     template: str,
-    timeout: int,
+    timeout: int | None,
     env: tuple[str, ...],
     metadata: tuple[str, ...],
     volumes: tuple[str, ...],
@@ -70,17 +70,16 @@ def create(
     """Create a sandbox and print its id."""
     body = {
         "templateID": template,
-        "timeout": timeout,
-        "secure": True,
         "envVars": pairs(env, "--env"),
         "metadata": pairs(metadata, "--metadata"),
         "allow_internet_access": internet,
         "volumeMounts": [volume_mount(text) for text in volumes],
         "network": {"allowOut": list(given.pop("allow_out")), "denyOut": list(given.pop("deny_out"))},
     }
-    if isolation is not None:
-        body["isolation"] = isolation
-    made = call(given, "POST", "/sandboxes", body=body)
+    for name, value in (("timeout", timeout), ("isolation", isolation)):
+        if value is not None:
+            body[name] = value
+    made = call(given, "POST", "/v2/sandboxes", body=body)  # the older route's default is 15 s
     if as_json:
         show_json(made)
     else:

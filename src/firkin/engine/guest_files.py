@@ -22,6 +22,7 @@ from firkin.law.files import (
     WatchOptions,
     WriteOptions,
 )
+from firkin.law.processes import check_user
 from firkin.wire import codec
 from firkin.wire.codec import Object
 from firkin.wire.frames import DATA, EVENT, RESULT, WireError
@@ -102,13 +103,13 @@ class GuestFiles:
     async def write(self, path: SandboxPath, data: bytes | AsyncIterable[bytes], options: WriteOptions) -> FileEntry:
         args: Object = {
             "path": path,
-            "user": options.user or "",
+            "user": _owner(options.user),
             "append": options.append,
             "mode": options.mode,
             "parents": options.create_parents,
             "metadata": None if options.metadata is None else dict(options.metadata),
         }
-        with file_errors("write file", self.sandbox_id, path, options.user or ""):
+        with file_errors("write file", self.sandbox_id, path, args["user"]):
             stream = self._link.stream("write", args)
             try:
                 await _upload(stream, data)
@@ -119,10 +120,10 @@ class GuestFiles:
     async def mkdir(
         self, path: SandboxPath, *, parents: bool = False, user: str | None = None, mode: int | None = None
     ) -> FileEntry:
-        return await self._entry("mkdir", path, {"parents": parents, "user": user or "", "mode": mode})
+        return await self._entry("mkdir", path, {"parents": parents, "user": _owner(user), "mode": mode})
 
     async def rename(self, source: SandboxPath, target: SandboxPath, *, user: str | None = None) -> FileEntry:
-        return await self._entry("rename", source, {"target": target, "user": user or ""})
+        return await self._entry("rename", source, {"target": target, "user": _owner(user)})
 
     async def remove(self, path: SandboxPath, *, recursive: bool = False) -> None:
         with file_errors("remove file", self.sandbox_id, path):
@@ -130,11 +131,11 @@ class GuestFiles:
 
     async def chown(self, path: SandboxPath, user: str) -> None:
         with file_errors("change owner", self.sandbox_id, path, user):
-            await self._link.call("chown", {"path": path, "user": user})
+            await self._link.call("chown", {"path": path, "user": _owner(user)})
 
     async def symlink(self, path: SandboxPath, target: str, *, user: str | None = None) -> FileEntry:
         """Make `path` a symbolic link with the text `target`."""
-        return await self._entry("symlink", path, {"target": target, "user": user or ""})
+        return await self._entry("symlink", path, {"target": target, "user": _owner(user)})
 
     async def link_text(self, path: SandboxPath) -> str:
         """What the symbolic link at `path` says, resolved or not."""
@@ -159,6 +160,12 @@ class GuestFiles:
         with file_errors(operation, self.sandbox_id, path, str(args.get("user", ""))):
             answer = await self._link.call(operation, {"path": path, **args})
         return _checked(self._link, read_entry, answer)
+
+
+def _owner(user: str | None) -> str:
+    """The wire's word for who owns what is made, which is empty for root. `InvalidSpec` when a caller's is."""
+    check_user("name an owner", user)
+    return user or ""
 
 
 async def _upload(stream: LinkStream, data: bytes | AsyncIterable[bytes]) -> None:

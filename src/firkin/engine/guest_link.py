@@ -204,6 +204,11 @@ class LinkStream:
                 await self._link.flush()
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the conversation broke under it: no answer will come."""
+        return self._failure is not None
+
+    @property
     def _over(self) -> bool:
         return self._final or self._failure is not None
 
@@ -294,6 +299,7 @@ class GuestLink:
         self._out: list[bytes] = []
         self._flushing = False
         self._reason = ""
+        self._paused = False
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -415,12 +421,12 @@ class GuestLink:
         return self._unavailable("talk to the agent")
 
     def _unavailable(self, operation: str) -> SandboxUnavailable:
-        return SandboxUnavailable(operation, self.sandbox_id, self._reason)
+        return SandboxUnavailable(operation, self.sandbox_id, self._reason, paused=self._paused)
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, *, paused: bool = False) -> None:
         if self._reason:
             return
-        self._reason = reason
+        self._reason, self._paused = reason, paused
         self._out.clear()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
@@ -431,9 +437,9 @@ class GuestLink:
         if self._reading is not None and self._reading is not asyncio.current_task():
             self._reading.cancel()  # it closes the channel
 
-    async def aclose(self) -> None:
-        """End the conversation; programs inside live on. Idempotent."""
-        self._lose("the connection to its agent was closed")
+    async def aclose(self, reason: str = "the connection to its agent was closed", *, paused: bool = False) -> None:
+        """End the conversation; programs inside live on. Whoever uses it is told the reason. Idempotent."""
+        self._lose(reason, paused=paused)
         try:
             await self._children.aclose()
         finally:

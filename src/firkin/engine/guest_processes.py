@@ -31,6 +31,7 @@ from firkin.law.processes import (
     Started,
     Stderr,
     Stdout,
+    check_user,
     describe_selector,
     signal_number,
 )
@@ -60,6 +61,10 @@ class GuestProcessStream:
     @property
     def info(self) -> ProcessInfo:
         return self._info
+
+    @property
+    def cut_off(self) -> bool:
+        return self._stream.cut_off
 
     def __aiter__(self) -> Self:
         return self
@@ -260,6 +265,7 @@ class GuestProcesses:
         return output
 
     async def lookup_user(self, name: str | None) -> GuestUser:
+        check_user("look up user", name)
         wanted = self._default_user if name is None else name
         with process_errors("look up user", self._link.sandbox_id, user=wanted):
             answer = await self._link.call("user", {"name": wanted})

@@ -21,9 +21,14 @@ from firkin.engine.trust import VARIABLES
 from firkin.law.capabilities import CapabilityName
 from firkin.law.errors import DeadlineExceeded, SandboxUnavailable
 from firkin.law.ids import SandboxId
+from firkin.law.sandboxes import PauseMode
 
 DIAL_WITHIN_S = 10.0
 PING_WITHIN_S = 5.0
+_PAUSED: Mapping[PauseMode | None, str] = {
+    PauseMode.FULL: "who was connected is cut off; its programs go on after a resumption, connect to them again then",
+    PauseMode.FILESYSTEM: "it keeps its files and not its memory, so its programs have ended",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,8 @@ class Links:
             resident.dial_limit.reschedule(asyncio.get_running_loop().time())
         inside, resident.inside = resident.inside, None
         if inside is not None:
-            await inside.link.aclose()
+            reason = _PAUSED.get(resident.info.pause_mode)
+            await (inside.link.aclose(reason, paused=True) if reason else inside.link.aclose())
 
     def readmit(self, resident: Resident) -> None:
         """Let callers in again after a pause that had dropped the connection."""
@@ -85,14 +91,14 @@ class Links:
     async def _dial(self, resident: Resident) -> Inside:
         instance, info = resident.instance, resident.info
         if instance is None or resident.leaving:
-            raise _ended(resident)
+            raise _left(resident)
         resident.dial_limit = limit = asyncio.timeout(DIAL_WITHIN_S)
         try:
             async with limit:
                 link = await GuestLink.open(await instance.dial(), resident.id, within_s=DIAL_WITHIN_S / 2)
         except TimeoutError as error:
             if resident.leaving:
-                raise _ended(resident) from error
+                raise _left(resident) from error
             raise DeadlineExceeded("reach the agent", DIAL_WITHIN_S, sandbox_id=resident.id) from error
         except OSError as error:
             raise SandboxUnavailable("reach the agent", resident.id, f"its agent cannot be reached: {error}") from error
@@ -100,7 +106,7 @@ class Links:
             resident.dial_limit = None
         if resident.leaving:
             await link.aclose()
-            raise _ended(resident)
+            raise _left(resident)
         user, workdir = info.default_user, info.default_workdir
         return Inside(
             link=link,
@@ -117,5 +123,6 @@ def environment(resident: Resident) -> dict[str, str]:
     return {**(VARIABLES if info.network.rules else {}), **resident.origin.base_env, **info.env}
 
 
-def _ended(resident: Resident) -> SandboxUnavailable:
-    return SandboxUnavailable("reach the agent", resident.id, "it has ended")
+def _left(resident: Resident) -> SandboxUnavailable:
+    reason = _PAUSED.get(resident.info.pause_mode)
+    return SandboxUnavailable("reach the agent", resident.id, reason or "it has ended", paused=reason is not None)

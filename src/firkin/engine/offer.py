@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from firkin.law.capabilities import (
     AGENT_CAPABILITIES,
-    BuildFeatureGated,
     Capabilities,
     CapabilityName,
     CapabilityReason,
@@ -44,10 +43,11 @@ FROM_DRIVER = (
 # What the engine does itself with files that a driver captured.
 WITH_CAPTURES = (_C.SNAPSHOT_DELETE, _C.SNAPSHOT_EXPORT, _C.SNAPSHOT_IMPORT)
 
-TEMPLATE_BUILDS = BuildFeatureGated("template builds")
-
 _NOT_BUILT: tuple[tuple[CapabilityReason, tuple[CapabilityName, ...]], ...] = (
-    (TEMPLATE_BUILDS, (_C.TEMPLATE_FRESHNESS,)),
+    (
+        Permanent("nobody watches a template's source; prepare it again, with force, for what is there now"),
+        (_C.TEMPLATE_FRESHNESS,),
+    ),
     (Permanent("domains are served by the E2B server, not by the engine"), (_C.PORTS_DOMAIN_PROXY,)),
 )
 

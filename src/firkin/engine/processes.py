@@ -217,6 +217,10 @@ class _ObservedStream:
     def info(self) -> ProcessInfo:
         return self._stream.info
 
+    @property
+    def cut_off(self) -> bool:
+        return self._stream.cut_off
+
     def __aiter__(self) -> Self:
         return self
 

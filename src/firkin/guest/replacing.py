@@ -17,23 +17,26 @@ import stat
 from contextlib import suppress
 
 UPLOAD_PREFIX = ".firkin-upload-"
+SET_ID = stat.S_ISUID | stat.S_ISGID
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Replacement:
-    """A hidden file that will be `target`. `existed`: it takes the place of another one."""
+    """A hidden file that will be `target`, with `mode`. `existed`: it takes the place of another one."""
 
-    __slots__ = ("_existed", "_hidden", "_target", "fd")
+    __slots__ = ("_existed", "_hidden", "_mode", "_target", "fd")
 
-    def __init__(self, target: str, hidden: str, fd: int, existed: bool) -> None:
+    def __init__(self, target: str, hidden: str, fd: int, mode: int, existed: bool) -> None:
         self._target = target
         self._hidden = hidden
         self.fd = fd
+        self._mode = mode
         self._existed = existed
 
     def commit(self) -> None:
         """Give it its name. Raises OSError, and then nothing has changed."""
         try:
+            os.fchmod(self.fd, self._mode)
             if self._existed:
                 os.rename(self._hidden, self._target)
             else:
@@ -43,6 +46,7 @@ class Replacement:
             raise
         with suppress(OSError):  # to its own length: watchers learn that it was written, not only that it came
             os.truncate(self._target, os.fstat(self.fd).st_size)
+            keep_set_id(self.fd, self._mode)
 
     def _link(self) -> None:
         """A link, unlike a rename, is told to watchers as something new."""
@@ -70,12 +74,21 @@ def replacement(path: str, new_mode: int, excluded_device: int) -> Replacement |
         status = None
     if status is not None and not _replaceable(status, excluded_device):
         return None
+    mode = new_mode if status is None else stat.S_IMODE(status.st_mode)
     hidden = os.path.join(os.path.dirname(target), UPLOAD_PREFIX + os.urandom(8).hex())
     fd = os.open(hidden, _NEW, 0o600)
-    os.fchmod(fd, new_mode if status is None else stat.S_IMODE(status.st_mode))
     if status is not None:
         _copy_attributes(target, fd)
-    return Replacement(target, hidden, fd, status is not None)
+    return Replacement(target, hidden, fd, mode, status is not None)
+
+
+def keep_set_id(fd: int, mode: int) -> None:
+    """Give a file the set-id bits of `mode` again. Each change of its owner, its bytes or its length takes them
+
+    (chown(2), write(2)): for those who are root in a user namespace only, too.
+    """
+    if mode & SET_ID:
+        os.fchmod(fd, mode)
 
 
 def _replaceable(status: os.stat_result, excluded_device: int) -> bool:

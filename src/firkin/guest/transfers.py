@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from firkin.guest.connections import Taker
 from firkin.guest.entries import set_metadata
 from firkin.guest.faults import Refused, refusal
 from firkin.guest.file_operations import Steps, make_parents, path_of
-from firkin.guest.replacing import Replacement, replacement
+from firkin.guest.replacing import Replacement, keep_set_id, replacement
 from firkin.wire import codec
 from firkin.wire.frames import CHUNK
 
@@ -29,13 +30,12 @@ _CHUNKS_A_STEP = 4
 class _Upload(Taker):
     """A file being written."""
 
-    __slots__ = ("_entries", "_fd", "_path", "_replacement", "_stream")
+    __slots__ = ("_entries", "_fd", "_mode", "_path", "_replacement", "_stream")
 
-    def __init__(
-        self, stream: Stream, entries: Entries, path: str, fd: int, replacement: Replacement | None = None
-    ) -> None:
-        """`replacement` gets its name when all has come; without one, `fd` is the file itself."""
-        self._replacement = replacement
+    def __init__(self, stream: Stream, entries: Entries, path: str, fd: int, written: Replacement | int) -> None:
+        """A replacement gets its name when all has come; without one, `fd` is the file itself, of that mode."""
+        self._replacement = written if isinstance(written, Replacement) else None
+        self._mode = written if isinstance(written, int) else 0
         self._stream = stream
         self._entries = entries
         self._path = path
@@ -57,6 +57,7 @@ class _Upload(Taker):
             if self._replacement is not None:
                 self._replacement.commit()
                 self._replacement = None
+            keep_set_id(self._fd, self._mode)
             entry = self._entries.of_open(self._path, self._fd)
         except OSError as error:
             self._stream.error(error, self._path)
@@ -117,6 +118,7 @@ class Transfers:
         except OSError as error:
             raise refusal(error, path) from None
         try:
+            kept = new_mode if created else stat.S_IMODE(os.fstat(fd).st_mode)
             if not append and instead is None:
                 os.ftruncate(fd, 0)
             os.fchown(fd, account.uid, account.gid)
@@ -129,7 +131,7 @@ class Transfers:
             if instead is not None:
                 instead.abandon()
             raise
-        stream.taker = _Upload(stream, self._entries, path, fd, instead)
+        stream.taker = _Upload(stream, self._entries, path, fd, instead or kept)
 
     def _replacement(self, path: str, account: Account, mode: int, *, parents: bool) -> Replacement | None:
         try:

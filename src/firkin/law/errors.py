@@ -14,7 +14,7 @@ FirkinError
 ├── FilesystemFailure        a file operation failed inside the sandbox
 ├── SnapshotIntegrityFailure a stored snapshot is not what was stored
 ├── PortFailure              a port inside could not be reached or exposed
-├── SandboxUnavailable       the sandbox ended or its agent is gone
+├── SandboxUnavailable       the sandbox ended, a pause cut in, or its agent is gone
 ├── BackendFailure           the substrate broke under a healthy request
 └── IoFailure                the host's own files or sockets failed
 
@@ -68,6 +68,9 @@ class InvalidReason(StrEnum):
     MISSING_SECRET = "missing_secret"
     INVALID_ID = "invalid_id"
     INVALID_PATH = "invalid_path"
+    INVALID_MODE = "invalid_mode"
+    INVALID_RANGE = "invalid_range"
+    INVALID_USER = "invalid_user"
     INVALID_PORT = "invalid_port"
     INVALID_TIMEOUT = "invalid_timeout"
     INVALID_RESOURCES = "invalid_resources"
@@ -141,7 +144,10 @@ class ProcessFault(StrEnum):
 
 
 class FirkinError(Exception):
-    """Base of every failure that leaves Firkin. `str(error)` is one sentence for people."""
+    """Base of every failure that leaves Firkin. `str(error)` is one sentence for people.
+
+    What a type checker finds (a number where text is annotated) is Python's own TypeError or AttributeError.
+    """
 
     code: ClassVar[str] = "internal"
 
@@ -406,13 +412,18 @@ class PortFailure(FirkinError):
 
 
 class SandboxUnavailable(FirkinError):
-    """The sandbox ended, or its agent stopped answering, in the middle of a healthy request."""
+    """The sandbox ended or was paused, or its agent stopped answering, in the middle of a healthy request.
+
+    `paused`: it is there, and only a pause broke this off.
+    """
 
     code = "sandbox_unavailable"
 
-    def __init__(self, operation: str, sandbox_id: str, detail: str) -> None:
-        super().__init__(operation, f"sandbox {sandbox_id!r} is gone: {detail}", retry=RetryClass.UNKNOWN)
+    def __init__(self, operation: str, sandbox_id: str, detail: str, *, paused: bool = False) -> None:
+        what = "was paused" if paused else "is gone"
+        super().__init__(operation, f"sandbox {sandbox_id!r} {what}: {detail}", retry=RetryClass.UNKNOWN)
         self.sandbox_id = sandbox_id
+        self.paused = paused
 
 
 class BackendFailure(FirkinError):

@@ -9,8 +9,10 @@ from enum import StrEnum
 from typing import Protocol, Self
 
 from firkin.law.errors import InvalidReason, InvalidSpec
+from firkin.law.processes import check_user
 
 MAX_PATH_BYTES = 4095
+MAX_MODE = 0o7777
 
 
 class SandboxPath(str):
@@ -86,10 +88,16 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """`length` None reads to the end."""
+    """`length` None reads to the end. Raises `InvalidSpec` for a negative one, and for a negative offset."""
 
     offset: int = 0
     length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("offset", self.offset), ("length", self.length)):
+            if value is not None and value < 0:
+                detail = f"the {name} is {value}; it must not be below 0"
+                raise InvalidSpec("read a file", InvalidReason.INVALID_RANGE, detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +107,9 @@ class WriteOptions:
     `user` owns the file and every directory made for it; None means root. An
     existing file is replaced when all bytes have arrived and not before, keeping
     its mode (one with several hard links is written in place), or appended to.
-    `metadata` replaces all of the file's metadata when it is not None.
+    `metadata` replaces all of the file's metadata when it is not None. `mode` is
+    the twelve permission bits of a new file, set-user-id among them. Raises
+    `InvalidSpec` for what is no mode and for an empty user.
     """
 
     user: str | None = None
@@ -107,6 +117,12 @@ class WriteOptions:
     mode: int = 0o644
     create_parents: bool = True
     metadata: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_user("write a file", self.user)
+        if not 0 <= self.mode <= MAX_MODE:
+            detail = f"{self.mode} is not a file's mode; it must be between 0 and 0o{MAX_MODE:o}"
+            raise InvalidSpec("write a file", InvalidReason.INVALID_MODE, detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +136,9 @@ class ListOptions:
 class CopyOptions:
     overwrite: bool = False
     user: str | None = None
+
+    def __post_init__(self) -> None:
+        check_user("copy a file", self.user)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from firkin.law.errors import InvalidReason, InvalidSpec
 from firkin.law.pressure import BackpressurePolicy, PressurePolicy
 from firkin.law.resources import GIB, SandboxResources
+
+USUAL_TIMEOUT_S = 300.0
+MAX_POLICY_S = 320_000_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +28,29 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadlinePolicy:
-    """`default_timeout_s` applies when a spec has no deadline (None: never ends); above `max_timeout_s` is refused."""
+    """`default_timeout_s` applies when a spec has no deadline (None: never ends); above `max_timeout_s` is refused.
 
-    default_timeout_s: float | None = 300.0
+    The usual 300 s are no more than `max_timeout_s`; another default above it raises `InvalidSpec`, as does a
+    time that is not above 0 and at most ten years.
+    """
+
+    default_timeout_s: float | None = USUAL_TIMEOUT_S
     max_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("default_timeout_s", self.default_timeout_s), ("max_timeout_s", self.max_timeout_s)):
+            if value is not None and not 0 < value <= MAX_POLICY_S:
+                raise _invalid(f"{name} is {value:g}; it must be above 0 and at most {MAX_POLICY_S:.0f} s, or None")
+        usual, most = self.default_timeout_s, self.max_timeout_s
+        if usual is None or most is None or usual <= most:
+            return
+        if usual != USUAL_TIMEOUT_S:
+            raise _invalid(f"default_timeout_s is {usual:g} and max_timeout_s {most:g}; it must not be more than that")
+        object.__setattr__(self, "default_timeout_s", most)
+
+
+def _invalid(detail: str) -> InvalidSpec:
+    return InvalidSpec("check the policies", InvalidReason.INVALID_SETTINGS, detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

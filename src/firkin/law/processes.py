@@ -17,6 +17,8 @@ from firkin.law.ids import ProcessId, ProcessTag
 MAX_ARGUMENTS = 65536
 MAX_VARIABLE_BYTES = 131_072
 MAX_ENVIRONMENT_BYTES = 1 << 20
+MAX_COMMAND_S = 320_000_000.0
+"""About ten years: what a program's own deadline may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,14 @@ class Command:
             raise _invalid("a command must not contain a NUL character")
         if self.cwd is not None and "\0" in self.cwd:
             raise _invalid("the working directory must not contain a NUL character")
-        if self.timeout_s is not None and self.timeout_s <= 0:
+        if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_COMMAND_S:
             raise InvalidSpec(
                 "check command",
                 InvalidReason.INVALID_TIMEOUT,
-                f"the timeout is {self.timeout_s:g} s; it must be above 0",
+                f"the timeout is {self.timeout_s:g} s; it must be above 0 and at most {MAX_COMMAND_S:.0f}, "
+                "or None for no limit",
             )
+        check_user("check command", self.user)
         check_environment(self.env)
 
     @classmethod
@@ -102,6 +106,14 @@ class Command:
 
 def _invalid(detail: str) -> InvalidSpec:
     return InvalidSpec("check command", InvalidReason.INVALID_COMMAND, detail)
+
+
+def check_user(operation: str, user: str | None) -> None:
+    """Raise `InvalidSpec` for an empty name, which is nobody's; None is the default of whoever asks."""
+    if user == "":
+        raise InvalidSpec(
+            operation, InvalidReason.INVALID_USER, "the user's name is empty; name an account, or leave it out (None)"
+        )
 
 
 def check_environment(env: Mapping[str, str]) -> None:
@@ -184,10 +196,10 @@ SIGNAL_NUMBERS: Mapping[Signal, int] = {Signal.TERM: 15, Signal.KILL: 9, Signal.
 
 
 def signal_number(signal: Signal | int) -> int:
-    """1…64; `InvalidSpec` for a number that is no signal."""
-    number = SIGNAL_NUMBERS[signal] if isinstance(signal, Signal) else signal
+    """1…64; `InvalidSpec` for a number, or a word, that is no signal."""
+    number = SIGNAL_NUMBERS.get(signal, 0) if isinstance(signal, str) else signal
     if not 1 <= number <= 64:
-        raise _invalid(f"{number} is not a signal; use 1…64")
+        raise _invalid(f"{signal!s:.64} is not a signal; use 1…64, {', '.join(Signal)}")
     return number
 
 
@@ -275,6 +287,11 @@ class ProcessStream(Protocol):
 
     @property
     def info(self) -> ProcessInfo: ...
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the way to the process broke, as by a pause: nothing more comes here, but it may run on."""
+        ...
 
     def __aiter__(self) -> Self: ...
 

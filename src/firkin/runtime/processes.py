@@ -126,6 +126,11 @@ class Process:
         """Whether this handle has seen its end."""
         return self._ended or self._end is not None
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether a pause or a lost connection ended the listening. It may run on; `connect` finds it."""
+        return self._stream is not None and self._stream.cut_off
+
     def __aiter__(self) -> Self:
         return self
 

@@ -5,6 +5,10 @@ goes away, is ended together with the shell that ran it, because the rest of its
 text must not run; the next command gets a fresh shell. So does the one after a
 command that ended the shell itself, such as ``exit``.
 
+A shell that nobody used goes on after a pause of the sandbox, where the pause
+kept the memory. A command that a pause cut off is ended with its shell, and so
+is told; a shell that the pause ended is told by the first command after it.
+
 A command that redirects the shell's own output (``exec >file``) hides its end;
 give such a command a timeout.
 """
@@ -19,7 +23,17 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from firkin.law.errors import FirkinError, InvalidReason, InvalidSpec, ProcessFailure, ProcessFault
+from firkin.law.errors import (
+    FirkinError,
+    InvalidReason,
+    InvalidSpec,
+    NotFound,
+    ProcessFailure,
+    ProcessFault,
+    ResourceKind,
+    SandboxUnavailable,
+)
+from firkin.law.ids import ProcessTag
 from firkin.law.processes import (
     Command,
     CommandOutput,
@@ -31,6 +45,7 @@ from firkin.law.processes import (
     Stderr,
     Stdout,
     check_environment,
+    check_user,
 )
 from firkin.lifetimes import finish
 from firkin.runtime.collected import Collected
@@ -38,6 +53,7 @@ from firkin.runtime.processes import Process, SandboxProcesses, as_command
 from firkin.runtime.shell_protocol import MarkerReader, script, text_of
 
 END_WITHIN_S = 10.0
+_ANEW = "the next command has a new shell, without the directory and the variables of this one"
 _BASH_OR_SH = "if command -v bash >/dev/null 2>&1; then exec bash --noprofile --norc; else exec sh; fi"
 
 # Ends what a killed shell leaves behind: every process of its session, looking again until none is left (a killed
@@ -62,6 +78,7 @@ class ShellOptions:
 
     def __post_init__(self) -> None:
         check_environment(self.env)
+        check_user("open a shell", self.user)
         if self.program is None and self.args:
             raise InvalidSpec("open a shell", InvalidReason.INVALID_COMMAND, "arguments need a program")
 
@@ -78,13 +95,15 @@ class Shell:
         self._processes = processes
         self._options = options
         self._turn = asyncio.Lock()
+        self._tag = _fresh_tag()
         self._process: Process | None = None
+        self._spoilt = False  # a pause came in the middle of a command: what is left of it must not run
         self._closed = False
 
     @classmethod
     async def open(cls, processes: SandboxProcesses, options: ShellOptions) -> Shell:
         shell = cls(processes, options)
-        shell._process = await processes.stream(options.command())
+        await shell._running()
         return shell
 
     @property
@@ -128,8 +147,12 @@ class Shell:
                     f"the command did not end within {wanted.timeout_s:g} s; its shell was replaced",
                     process_id=process.id,
                 ) from None
+            except SandboxUnavailable as error:
+                raise _cut_off(error) from error
             finally:
-                if process.ended or not over:
+                if process.cut_off:
+                    self._spoilt = not over
+                elif process.ended or not over:
                     self._process = None
                     await finish(self._end(process), within_s=END_WITHIN_S)
 
@@ -157,11 +180,37 @@ class Shell:
     async def _running(self) -> Process:
         if self._closed:
             raise ProcessFailure("run in a shell", ProcessFault.SHELL_CLOSED, "the shell has been closed")
+        if self._process is not None and self._process.cut_off:
+            await self._listen_again()
         if self._process is None:
-            self._process = await self._processes.stream(self._options.command())
+            self._tag = _fresh_tag()
+            self._process = await self._processes.stream(replace(self._options.command(), tag=self._tag))
         return self._process
 
+    async def _listen_again(self) -> None:
+        """Find the shell that a pause cut off. None is left of one that was in the middle of a command."""
+        spoilt = self._spoilt
+        try:
+            found = await self._processes.connect(self._tag)
+        except NotFound as error:
+            if error.resource is not ResourceKind.PROCESS:
+                raise
+            self._process, self._spoilt = None, False
+            if spoilt:
+                return
+            detail = f"its shell ended while the sandbox was paused; {_ANEW}"
+            raise ProcessFailure("run in a shell", ProcessFault.SHELL_CLOSED, detail) from None
+        self._process, self._spoilt = found, False
+        if spoilt:
+            self._process = None
+            await finish(self._end(found), within_s=END_WITHIN_S)
+
     async def _end(self, process: Process) -> None:
+        if process.cut_off:
+            try:
+                process = await self._processes.connect(self._tag)
+            except FirkinError:
+                return
         await self._kill(process)
         with suppress(FirkinError):
             await process.aclose()
@@ -173,6 +222,18 @@ class Shell:
         with suppress(FirkinError):
             sweep = Command.argv("/bin/sh", "-c", _SWEEP, "sweep", process.id)
             await self._processes.run(replace(sweep, user="root", timeout_s=END_WITHIN_S / 2))
+
+
+def _fresh_tag() -> ProcessTag:
+    """What a shell is found again by: its number may be another program's after a pause."""
+    return ProcessTag(f"shell-{secrets.token_hex(8)}")
+
+
+def _cut_off(error: SandboxUnavailable) -> SandboxUnavailable:
+    if not error.paused:
+        return error
+    detail = f"the command was under way and is ended; {_ANEW}"
+    return SandboxUnavailable("run in a shell", error.sandbox_id, detail, paused=True)
 
 
 def _check(command: Command) -> None:

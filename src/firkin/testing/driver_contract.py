@@ -210,8 +210,6 @@ class InstanceObligations(DriverSuite):
         assert report.tier
         for name in IsolationReport.facts():
             assert (getattr(report, name) is None) == (name in report.unread), name
-        await instance.freeze()
-        assert (await instance.isolation()).uid_map == report.uid_map
         await instance.destroy()
         with pytest.raises(SandboxUnavailable):
             await instance.isolation()

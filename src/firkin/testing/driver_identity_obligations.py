@@ -35,6 +35,7 @@ async def silent(instance: Instance) -> bool:
 
 class FreezeObligations(DriverSuite):
     async def test_a_frozen_instance_is_silent_until_thawed(self, driver: Driver) -> None:
+        await needs(driver, *_PAUSES)
         instance = await driver.boot(self.boot_plan(SandboxId("frozen")))
         async with await Conversation.open(await instance.dial()) as talk:
             await instance.freeze()
@@ -46,6 +47,7 @@ class FreezeObligations(DriverSuite):
             assert (await talk.finished(stream)).result == {}
 
     async def test_freezing_and_thawing_twice_are_once(self, driver: Driver) -> None:
+        await needs(driver, *_PAUSES)
         instance = await driver.boot(self.boot_plan(SandboxId("twicefrozen")))
         await instance.thaw()
         await instance.freeze()
@@ -56,6 +58,7 @@ class FreezeObligations(DriverSuite):
         assert await said(instance, "echo well") == "well\n"
 
     async def test_racing_freezes_and_thaws_leave_the_last_ones_state(self, driver: Driver) -> None:
+        await needs(driver, *_PAUSES)
         instance = await driver.boot(self.boot_plan(SandboxId("racing")))
         await asyncio.gather(*(instance.freeze() for _ in range(4)))
         assert await silent(instance)
@@ -75,6 +78,7 @@ class FreezeObligations(DriverSuite):
         assert await said(instance, "cat /tmp/pid") == await said(instance, "cat /tmp/after")
 
     async def test_reclaiming_never_fails(self, driver: Driver) -> None:
+        await needs(driver, *_PAUSES)
         instance = await driver.boot(self.boot_plan(SandboxId("reclaimed")))
         await instance.freeze()
         await asyncio.gather(instance.reclaim(), instance.reclaim())
@@ -84,7 +88,15 @@ class FreezeObligations(DriverSuite):
         await instance.destroy()
         await instance.reclaim()
 
+    async def test_a_frozen_instance_is_held_in_as_before(self, driver: Driver) -> None:
+        await needs(driver, *_PAUSES)
+        instance = await driver.boot(self.boot_plan(SandboxId("heldfrozen")))
+        report = await instance.isolation()
+        await instance.freeze()
+        assert (await instance.isolation()).uid_map == report.uid_map
+
     async def test_a_frozen_instance_can_be_destroyed(self, driver: Driver) -> None:
+        await needs(driver, *_PAUSES)
         instance = await driver.boot(self.boot_plan(SandboxId("frozenend")))
         await instance.freeze()
         async with asyncio.timeout(ENDS_WITHIN_S):

@@ -11,7 +11,15 @@ import pytest
 
 from firkin.law.backend import FilesystemControl, ProcessControl
 from firkin.law.capabilities import Capabilities, CapabilityName
-from firkin.law.errors import AlreadyExists, FileFault, FilesystemFailure, NotFound, ResourceKind, UnsupportedCapability
+from firkin.law.errors import (
+    AlreadyExists,
+    FileFault,
+    FilesystemFailure,
+    InvalidSpec,
+    NotFound,
+    ResourceKind,
+    UnsupportedCapability,
+)
 from firkin.law.files import (
     CopyOptions,
     FileEvent,
@@ -90,6 +98,30 @@ class FileObligations(BackendSuite):
         assert (await files.stat(sandbox.id, _WORK)).owner == sandbox.default_user
         await files.chown(sandbox.id, _file(), "root")
         assert (await files.stat(sandbox.id, _file())).uid == 0
+
+    async def test_set_id_and_sticky_bits_of_a_mode_are_kept(
+        self, files: FilesystemControl, sandbox: SandboxInfo
+    ) -> None:
+        for mode in (0o4755, 0o2755, 0o1755, 0o6711):
+            path = _file(f"{mode:o}")
+            options = WriteOptions(user=sandbox.default_user, mode=mode)
+            assert (await files.write(sandbox.id, path, b"x", options)).mode == mode
+            assert (await files.write(sandbox.id, path, b"again", WriteOptions())).mode == mode
+            assert (await files.write(sandbox.id, path, b"more", WriteOptions(append=True))).mode == mode
+            assert (await files.stat(sandbox.id, path)).mode == mode
+
+    async def test_an_empty_owner_is_refused_and_is_not_root(
+        self, files: FilesystemControl, sandbox: SandboxInfo
+    ) -> None:
+        await files.write(sandbox.id, _file(), b"x", WriteOptions(user=sandbox.default_user))
+        for attempt in (
+            files.mkdir(sandbox.id, _file("b"), user=""),
+            files.rename(sandbox.id, _file(), _file("b"), user=""),
+            files.chown(sandbox.id, _file(), ""),
+        ):
+            with pytest.raises(InvalidSpec):
+                await attempt
+        assert (await files.stat(sandbox.id, _file())).owner == sandbox.default_user
 
     async def test_a_write_for_an_unknown_user_writes_nothing(
         self, files: FilesystemControl, sandbox: SandboxInfo

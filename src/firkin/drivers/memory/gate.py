@@ -15,12 +15,23 @@ class Gate:
     def __init__(self) -> None:
         self._open = asyncio.Event()
         self._open.set()
+        self._shut_at = 0.0
+        self._shut_s = 0.0
+
+    def now(self) -> float:
+        """The time inside, which stands still behind a shut gate."""
+        until = asyncio.get_running_loop().time() if self._open.is_set() else self._shut_at
+        return until - self._shut_s
 
     def shut(self) -> None:
-        self._open.clear()
+        if self._open.is_set():
+            self._shut_at = asyncio.get_running_loop().time()
+            self._open.clear()
 
     def open(self) -> None:
-        self._open.set()
+        if not self._open.is_set():
+            self._shut_s += asyncio.get_running_loop().time() - self._shut_at
+            self._open.set()
 
     async def passed(self) -> None:
         while not self._open.is_set():

@@ -62,7 +62,7 @@ class Machine:
         identify(self.tree, hostname=plan.hostname, machine_id=plan.machine_id, boot_id=self.boot_id)
 
     def now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self.gate.now()
 
     # -- programs -------------------------------------------------------------------------------
 

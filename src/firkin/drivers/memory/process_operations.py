@@ -42,8 +42,23 @@ async def _start(machine: Machine, stream: Stream, facts: Object) -> None:
     )
     timeout_ms = integer(facts, "timeout_ms", 0)
     if timeout_ms:
-        asyncio.get_running_loop().call_later(timeout_ms / 1000, process.expire)
+        machine.background(lambda: _expired(machine, process, timeout_ms / 1000), f"deadline of {process.pid}")
     await _follow(machine, stream, process, {"pid": process.pid}, replay=False, takes_input=takes_input)
+
+
+async def _expired(machine: Machine, process: Process, seconds: float) -> int:
+    """End it after so much time of its own: none passes while the instance is frozen."""
+    until = machine.now() + seconds
+    while (left := until - machine.now()) > 0:
+        try:
+            async with asyncio.timeout(left):
+                await process.silent.wait()
+        except TimeoutError:
+            await machine.gate.passed()
+        else:
+            return 0
+    process.expire()
+    return 0
 
 
 async def _attach(machine: Machine, stream: Stream, facts: Object) -> None:
