@@ -49,6 +49,14 @@ def _history(cause: EndCause | None, *, actor: str = "key ann", **fields: object
     return SandboxHistory(info=replace(info, **fields), changes=(change,), peak_memory_bytes=7 * MIB)  # type: ignore[arg-type]  # the test's own fields
 
 
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [(EndCause.AGENT_DIED, "switched it off or restarted it"), (EndCause.OUT_OF_MEMORY, "as a whole")],
+)
+def test_a_virtual_machines_end_is_not_told_as_that_of_a_process_inside(cause: EndCause, told: str) -> None:
+    assert told in summary(_history(cause, end_detail="its virtual machine ended"))
+
+
 @pytest.mark.parametrize("cause", EndCause)
 def test_every_cause_has_its_sentence_and_says_what_to_do(cause: EndCause) -> None:
     told = summary(_history(cause))

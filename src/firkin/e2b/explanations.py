@@ -12,6 +12,7 @@ from firkin.law.sandboxes import PauseMode, SandboxHistory, SandboxInfo, StateCh
 from firkin.law.states import EndCause, SandboxState
 
 _ENDS = frozenset({SandboxState.STOPPED, SandboxState.FAILED})
+_MACHINE = "its virtual machine"  # as the driver of microVMs says it in the details of an end
 
 
 def explain(history: SandboxHistory, lines: Sequence[LogEntry]) -> dict[str, Any]:
@@ -76,6 +77,11 @@ def _deadline(info: SandboxInfo, end: StateChange | None) -> str:
 
 def _out_of_memory(info: SandboxInfo, end: StateChange | None) -> str:
     limit = info.resources.memory_bytes // MIB
+    if _MACHINE in info.end_detail:  # inside, its own kernel would have chosen a program to end
+        return (
+            f"Its virtual machine as a whole, with what runs it, took more memory than its {limit} MiB and what is "
+            "allowed beside, and the host's kernel ended it. Create it with more memory, or report this."
+        )
     return (
         f"It ran out of memory: all of its {limit} MiB were used, and the kernel ended it. "
         "Create it with more memory, or use less inside."
@@ -83,6 +89,12 @@ def _out_of_memory(info: SandboxInfo, end: StateChange | None) -> str:
 
 
 def _agent_died(info: SandboxInfo, end: StateChange | None) -> str:
+    if _MACHINE in info.end_detail:
+        return (
+            "Its virtual machine ended: something inside switched it off or restarted it, its kernel could not go on, "
+            "or the program that ran it was killed on the host. Create another one; use pauses and snapshots in place "
+            "of restarts from inside."
+        )
     return (
         "The agent inside it ended, and with it every program. If a program inside kills other users' "
         "processes, stop that; otherwise create another one and report this if it happens again."

@@ -411,7 +411,7 @@ class QemuDriver:
         instance = self._instance(sandbox_id, ref, pid, pidfd, slot, fit)
         with suppress(BackendFailure):
             status = await (await instance.monitor()).ask("query-status")
-            instance.frozen = status.get("status") == "paused"
+            instance.frozen = status.get("status") in ("paused", "io-error")  # the second: by an earlier Firkin's QEMU
         return instance
 
     async def sweep(self, keep: Collection[SandboxId]) -> Sequence[str]:

@@ -18,7 +18,7 @@ from firkin.drivers.qemu import machines
 from firkin.drivers.qemu.files import listen, own_disk
 from firkin.drivers.qemu.instance import NAME, Folders, Names, QemuInstance
 from firkin.drivers.qemu.kits import Kit
-from firkin.drivers.qemu.memory import MemoryImages, empty_memory
+from firkin.drivers.qemu.memory import MemoryImages, empty_memory, unwritten
 from firkin.drivers.qemu.stores import MEMORY, STATE, Fit, Store
 from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
@@ -101,6 +101,7 @@ class Launches:
                 opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size, digest)
                 opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
             order = _order(plan.sandbox_id, slot, kit, fit, list(opened), waking=store is not None)
+            order["memory_bytes"] += unwritten(opened[machines.FD_MEMORY], size)
             launched = await self.launcher.launch_to_its_end(
                 plan.sandbox_id, json.dumps(order).encode(), [slot.network, *opened.values()]
             )

@@ -99,10 +99,15 @@ def _machine(shape: Shape) -> str:
 
 
 def _disk(name: str, fd: int, *, read_only: bool) -> list[str]:
-    """A set of one descriptor: QEMU duplicates it in place of opening a path, of which it can see none."""
+    """A set of one descriptor: QEMU duplicates it in place of opening a path, of which it can see none.
+
+    What the host's disk cannot take is an error of the guest's, as on other tiers. By itself QEMU would stop the
+    machine, with nobody told, until somebody has it go on.
+    """
     node = f"driver=raw,node-name={name},read-only={'on' if read_only else 'off'},file.driver=file"
     node += f",file.filename=/dev/fdset/{fd},file.locking=off" + ("" if read_only else ",discard=unmap")
-    return ["-add-fd", f"fd={fd},set={fd}", "-blockdev", node, "-device", f"virtio-blk-device,drive={name}"]
+    device = f"virtio-blk-device,drive={name},werror=report,rerror=report"
+    return ["-add-fd", f"fd={fd},set={fd}", "-blockdev", node, "-device", device]
 
 
 def _kernel_command_line(shape: Shape, start: tuple[str, ...], counter_khz: int) -> str:

@@ -71,6 +71,15 @@ def load_memory(source: int, size: int) -> int:
     return made
 
 
+def unwritten(memory: int, size: int) -> int:
+    """How many bytes of a memory file are holes.
+
+    A machine that writes to one takes its page twice: the kernel first gives the file a page of zeros, which counts as
+    the writer's and stays, and then copies it.
+    """
+    return max(0, size - os.fstat(memory).st_blocks * 512)
+
+
 def woken_with(pid: int, size: int) -> int:
     """The sealed memory file that the process was started with: what it has not changed is there.
 
