@@ -13,9 +13,11 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import uvicorn
 
+from firkin.e2b.connections import Connections
 from firkin.e2b.exchange import AsgiApp
 from firkin.e2b.protocol import SandboxProtocol
 from firkin.law.errors import IoFailure
@@ -50,11 +52,20 @@ async def serve(
 
 @asynccontextmanager
 async def serving(
-    app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.0, tls: ssl.SSLContext | None = None
+    app: AsgiApp,
+    host: str,
+    port: int = 0,
+    *,
+    grace_s: float = 5.0,
+    tls: ssl.SSLContext | None = None,
+    most_connections: int | None = None,
 ) -> AsyncIterator[int]:
-    """A server for the length of a block; yields the bound port. With `tls` it speaks HTTPS only."""
+    """A server for the length of a block; yields the bound port. With `tls` it speaks HTTPS only.
+
+    `most_connections`: see `Connections`.
+    """
     listener = _listen(host, port)
-    server = _Server(_config(app, grace_s, tls), grace_s)
+    server = _Server(_config(app, grace_s, tls, Connections(most_connections)), grace_s)
     async with children() as tasks:
         running = tasks.start(server.run_until_stopped(listener), name="http-server")
         try:
@@ -97,10 +108,11 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
-def _config(app: AsgiApp, grace_s: float, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _config(app: AsgiApp, grace_s: float, tls: ssl.SSLContext | None, connections: Connections) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=SandboxProtocol,
+        http=partial(SandboxProtocol, connections=connections),  # type: ignore[arg-type]  # it is only called
+        backlog=max(16, min(2048, connections.most // 4)),  # so many may be accepted before the first is counted
         ws="none",
         lifespan="on",
         log_config=None,
