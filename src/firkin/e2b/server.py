@@ -14,11 +14,13 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import uvicorn
 
 from firkin.e2b.connections import Connections
 from firkin.e2b.exchange import AsgiApp
+from firkin.e2b.handshakes import Handshake
 from firkin.e2b.protocol import SandboxProtocol
 from firkin.law.errors import IoFailure
 from firkin.lifetimes import Children, children
@@ -26,6 +28,7 @@ from firkin.lifetimes import Children, children
 # The SDKs keep idle connections for 300 s; a server that closes first races with their next request.
 IDLE_CONNECTION_S = 620
 _START_WITHIN_S = 30.0
+_Protocols = Callable[..., asyncio.Protocol]
 
 
 async def serve(
@@ -65,8 +68,9 @@ async def serving(
     `most_connections`: see `Connections`.
     """
     listener = _listen(host, port)
-    server = _Server(_config(app, grace_s, tls, Connections(most_connections)), grace_s)
+    connections = Connections(most_connections)
     async with children() as tasks:
+        server = _Server(_config(app, grace_s, connections.most // 4, _protocols(connections, tls, tasks)), grace_s)
         running = tasks.start(server.run_until_stopped(listener), name="http-server")
         try:
             await _started(server, running, tasks)
@@ -108,11 +112,23 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
-def _config(app: AsgiApp, grace_s: float, tls: ssl.SSLContext | None, connections: Connections) -> uvicorn.Config:
+def _protocols(connections: Connections, tls: ssl.SSLContext | None, tasks: Children) -> _Protocols:
+    """What makes the protocol of a new connection."""
+    if tls is None:
+        return partial(SandboxProtocol, connections=connections)
+
+    def secured(**given: Any) -> asyncio.Protocol:
+        then = SandboxProtocol(connections=connections, **given)
+        return Handshake(then, tls, connections, partial(tasks.start, name="tls-handshake"))
+
+    return secured
+
+
+def _config(app: AsgiApp, grace_s: float, backlog: int, protocols: _Protocols) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=partial(SandboxProtocol, connections=connections),  # type: ignore[arg-type]  # it is only called
-        backlog=max(16, min(2048, connections.most // 4)),  # so many may be accepted before the first is counted
+        http=protocols,  # type: ignore[arg-type]  # it is only called
+        backlog=max(16, min(2048, backlog)),  # so many may be accepted before the first is counted
         ws="none",
         lifespan="on",
         log_config=None,
@@ -125,7 +141,6 @@ def _config(app: AsgiApp, grace_s: float, tls: ssl.SSLContext | None, connection
         timeout_graceful_shutdown=max(1, round(grace_s + 2)),
     )
     config.load()
-    config.ssl = tls
     return config
 
 
