@@ -122,6 +122,7 @@ class Settings:
                 ended_kept_s=self.ended_kept_s,
                 unused_layers_kept_s=self.unused_layers_kept_s,
             ),
+            most_frozen={key.name: key.max_sandboxes for key in self.api_keys if key.max_sandboxes is not None},
             default_resources=SandboxResources(
                 vcpus=self.sandbox_vcpus,
                 memory_bytes=self.sandbox_memory_mb * MIB,

@@ -173,6 +173,11 @@ def test_floors_queue_and_pressure_become_policies(tmp_path: Path) -> None:
         read_settings({"state_dir": tmp_path, "launches_at_once": 0}, environ={})
 
 
+def test_the_quota_of_a_key_bounds_those_paused_with_their_memory_too(tmp_path: Path) -> None:
+    settings = read_settings({"state_dir": tmp_path, "api_keys": ["ann:longenough:3", "bob:longenoughtoo"]}, environ={})
+    assert settings.policies().most_frozen == {"ann": 3}
+
+
 def test_the_default_lifetime_is_never_above_the_longest(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match="default_timeout_s is 600 and max_timeout_s 60; it must not be more"):
         read(tmp_path, "default_timeout_s = 600\nmax_timeout_s = 60")

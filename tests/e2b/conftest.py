@@ -89,7 +89,7 @@ class BackendWithLoopback:
 async def _serve(server: RunningServer, make_backend: Callable[[], LocalBackend]) -> None:
     server.loop, server.stop = asyncio.get_running_loop(), asyncio.Event()
     backend = make_backend()
-    await backend.start(Policies(deadlines=DeadlinePolicy(max_timeout_s=None)))
+    await backend.start(Policies(deadlines=DeadlinePolicy(max_timeout_s=None), most_frozen={"bob": 4}))
     try:
         await backend.templates.prepare(TemplateSpec.host(id=TemplateId("base")))
         keys = [ApiKey("alice", ALICE), ApiKey("bob", BOB, max_sandboxes=2)]

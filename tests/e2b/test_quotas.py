@@ -56,6 +56,25 @@ def test_creates_forks_resumptions_and_traffic_share_one_quota_of_two(bob: httpx
 
 
 @pytest.mark.thorough
+def test_those_paused_with_their_memory_have_a_quota_of_their_own(bob: httpx.Client) -> None:
+    ids: list[str] = []
+    try:
+        for _ in range(4):  # of this server
+            ids.append(_made(bob))
+            assert bob.post(f"/sandboxes/{ids[-1]}/pause", json={}).status_code == 204
+        ids.append(_made(bob))
+        refused = bob.post(f"/sandboxes/{ids[-1]}/pause", json={})
+        assert (refused.status_code, refused.json()["reason"]) == (429, "quota")
+        assert refused.json()["message"].endswith("; kill some of them, or pause without memory")
+        assert _running(bob) == 1
+        assert bob.post(f"/sandboxes/{ids[-1]}/pause", json={"memory": False}).status_code == 204
+    finally:
+        for sandbox_id in ids:
+            bob.delete(f"/sandboxes/{sandbox_id}")
+        bob.close()
+
+
+@pytest.mark.thorough
 def test_many_who_knock_at_once_wake_it_once(bob: httpx.Client) -> None:
     sandbox_id, other = _made(bob), _made(bob)
     try:

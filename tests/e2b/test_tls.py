@@ -32,7 +32,7 @@ API = {"X-API-Key": ALICE}
 
 
 @asynccontextmanager
-async def secure(folder: Path) -> AsyncIterator[tuple[int, ssl.SSLContext]]:
+async def secure(folder: Path, most_connections: int | None = None) -> AsyncIterator[tuple[int, ssl.SSLContext]]:
     """A server; yields its port and what a client that trusts it uses."""
     issue(folder / "tls", "sbx.test")
     served = served_certificate(Settings(state_dir=folder, tls=True, domain="sbx.test"))
@@ -44,7 +44,8 @@ async def secure(folder: Path) -> AsyncIterator[tuple[int, ssl.SSLContext]]:
         app = build_app(
             BackendWithLoopback(backend), [ApiKey("alice", ALICE)], ServerSettings(secret=SECRET, domain="sbx.test")
         )
-        async with serving(app, "127.0.0.1", 0, grace_s=0.5, tls=served.context()) as port:
+        tls = served.context()
+        async with serving(app, "127.0.0.1", 0, grace_s=0.5, tls=tls, most_connections=most_connections) as port:
             yield port, ssl.create_default_context(cafile=folder / "tls" / "ca.pem")
     finally:
         await backend.aclose(kill_all=True)
@@ -68,6 +69,31 @@ async def wire(port: int, trust: ssl.SSLContext, sandbox_id: str, inside: int) -
     try:
         yield Wire(reader, writer, host)
     finally:
+        writer.transport.abort()
+
+
+@pytest.mark.thorough
+async def test_who_never_shakes_hands_is_counted_and_does_not_keep_others_out(tmp_path: Path) -> None:
+    async with secure(tmp_path, most_connections=20) as (port, trust), made(port, trust) as (http, _):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
+        async with asyncio.timeout(5):
+            for reader, _ in silent[:20]:
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            async with http.get("/health") as answer:
+                assert answer.status == 200
+        for _, writer in silent:
+            writer.transport.abort()
+
+
+@pytest.mark.thorough
+async def test_who_speaks_something_else_than_tls_is_closed(tmp_path: Path) -> None:
+    async with secure(tmp_path) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(5):
+            with suppress(ConnectionResetError):
+                await reader.read()
         writer.transport.abort()
 
 

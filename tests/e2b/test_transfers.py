@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -181,3 +182,26 @@ async def test_the_extended_name_of_a_file_is_decoded(options: str, name: str) -
     body = f'--b\r\nContent-Disposition: form-data; name="file"; {options}\r\n\r\nx\r\n--b--\r\n'.encode()
     parts = MultipartUpload(chunked(body, 7), "multipart/form-data; boundary=b").parts()
     assert [part.filename async for part in parts] == [name]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ['x="' + '\\"' * 2000, 'x="' + '\\"' * 2000 + "\\", ";" * 4000, '";' * 2000, "x=1;" * 1000],
+    ids=["escaped quotes", "a backslash at the end", "semicolons", "open quotes", "options"],
+)
+async def test_a_head_made_to_be_read_slowly_is_read_at_once(hostile: str) -> None:
+    head = f'Content-Disposition: form-data; name="file"; filename="a"; {hostile}'
+    body = f"--b\r\n{head}\r\n\r\nx\r\n".encode() * 10 + b"--b--\r\n"
+    began = time.process_time()
+    upload = MultipartUpload(chunked(body, len(body)), f"multipart/form-data; boundary=b; {hostile * 10}")
+    assert [(part.name, part.filename) async for part in upload.parts()] == [("file", "a")] * 10
+    assert time.process_time() - began < 0.2  # one quote that is never closed took 0.4 s
+
+
+@pytest.mark.parametrize("head", ["X-A: " + "a" * 5000, "\r\n".join(f"X-{n}: a" for n in range(9))])
+async def test_the_head_of_a_part_has_a_limit(head: str) -> None:
+    upload = MultipartUpload(
+        chunked(f"--b\r\n{head}\r\n\r\nx\r\n--b--\r\n".encode(), 64), "multipart/form-data; boundary=b"
+    )
+    with pytest.raises(Refused, match="malformed"):
+        await everything(upload)

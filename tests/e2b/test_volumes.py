@@ -76,6 +76,7 @@ def test_the_calls_answer_as_the_contract_says(server: RunningServer) -> None:
         ({"name": "x", "sizeMB": 1}, "size is 1048576"),
         ({"name": "x", "sizeMB": -5}, "size is -"),
         ({"name": "x", "sizeMB": 10**12}, "size is"),
+        ({"name": "x", "sizeMB": 16 << 20}, "the host's disk has"),
         ({"name": "no.dots"}, "volume name"),
     ],
 )

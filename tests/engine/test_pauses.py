@@ -11,7 +11,8 @@ import pytest
 from firkin.drivers.memory import MemoryDriver
 from firkin.engine.database import Database
 from firkin.engine.records import Records
-from firkin.law.errors import BackendFailure, CapacityRejected, IoFailure, SandboxUnavailable, WrongState
+from firkin.law.errors import BackendFailure, CapacityRejected, IoFailure, RejectReason, SandboxUnavailable, WrongState
+from firkin.law.events import JournalQuery
 from firkin.law.ids import SandboxId
 from firkin.law.policies import Capacity, Policies
 from firkin.law.processes import Command
@@ -110,6 +111,44 @@ async def test_deadlines_pause_again_and_again(tmp_path: Path) -> None:
             assert resident.info.pause_mode is PauseMode.FILESYSTEM
             await engine.backend.pauses.resume(info.id, ResumeOptions(deadline=Timeout(10)))
         await engine.backend.snapshots.capture(info.id, SnapshotOptions())  # nothing of the expiry hurries it
+
+
+async def test_no_more_of_an_owner_are_paused_with_their_memory_than_its_quota(tmp_path: Path) -> None:
+    policies = Policies(capacity=NO_FLOORS, most_frozen={"ann": 2})
+    async with engine_over(tmp_path / "state", policies=policies) as engine:
+        pauses, create = engine.backend.pauses, engine.backend.sandboxes.create
+        mine = [await create(replace(SPEC, owner="ann")) for _ in range(4)]
+        answers = await asyncio.gather(*(pauses.pause(i.id, PauseOptions()) for i in mine), return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, CapacityRejected)]
+        assert [one.refusal.reason for one in refused] == [RejectReason.QUOTA] * 2
+        assert "of 2); kill some of them, or pause without memory" in str(refused[0])
+        frozen, running = (
+            [i.id for i, a in zip(mine, answers, strict=True) if (a in refused) is w] for w in (False, True)
+        )
+        assert await _echo(engine, running[0]) == b"hi\n"
+        await pauses.pause(running[0], FILES_ONLY)
+        await pauses.pause((await create(replace(SPEC, owner="bob"))).id, PauseOptions())
+        await pauses.resume(frozen[0])
+        await pauses.pause(running[1], PauseOptions())
+
+
+async def test_a_deadline_keeps_the_files_alone_where_the_quota_of_frozen_ones_is_used_up(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    spec = SandboxSpec.from_template(
+        TEMPLATE, owner="ann", deadline=Timeout(10), lifecycle=Lifecycle(on_timeout=OnTimeout.PAUSE)
+    )
+    policies = Policies(capacity=NO_FLOORS, most_frozen={"ann": 1})
+    async with engine_over(tmp_path / "state", clock=clock, policies=policies) as engine:
+        first = await engine.backend.sandboxes.create(spec)
+        await engine.backend.pauses.pause(first.id, PauseOptions())
+        second = await engine.backend.sandboxes.create(spec)
+        resident = engine.node.roster.get(second.id)
+        assert resident is not None
+        await clock.advance(11)
+        await eventually(lambda: resident.info.state is SandboxState.PAUSED)
+        assert resident.info.pause_mode is PauseMode.FILESYSTEM
+        [*_, last] = await engine.backend.events.journal(JournalQuery(sandbox_id=second.id))
+        assert last.cause == "deadline; only its files are kept, since 1 of its owner's keep their memory already"
 
 
 async def test_a_pause_that_the_server_did_not_finish_is_finished_by_the_next(tmp_path: Path) -> None:

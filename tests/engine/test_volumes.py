@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from firkin.engine import volume_registry
 from firkin.engine.assembly import VOLUME_THREADS
 from firkin.law.errors import (
     AlreadyExists,
@@ -199,6 +200,23 @@ async def test_the_operators_size_and_floor_hold(tmp_path: Path, driver: DriverW
     async with engine_over(tmp_path / "state", driver=driver, policies=full) as engine:
         with pytest.raises(CapacityRejected, match="free disk"):
             await made(engine, "more")
+
+
+async def test_nobody_has_a_volume_larger_than_the_disk_or_more_volumes_than_a_thousand(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = engine.node.gauge.totals().disk_bytes
+    with pytest.raises(InvalidSpec, match=f"the host's disk has {has} in all, ask for less"):
+        await volumes(engine).create(VolumeSpec(name=VolumeName("huge"), size_bytes=has + 1))
+
+    monkeypatch.setattr(volume_registry, "MOST_OF_AN_OWNER", 2)
+    several = [made(engine, name, owner="ann") for name in ("one", "two", "three")]
+    answers = await asyncio.gather(*several, return_exceptions=True)
+    [refused] = [answer for answer in answers if isinstance(answer, InvalidSpec)]
+    assert str(refused).endswith("there are 2 already, which is the most that one API key can have; delete some first")
+    await made(engine, "three", owner="bob")
+    await volumes(engine).delete(next(answer.id for answer in answers if isinstance(answer, VolumeInfo)))
+    await made(engine, "four", owner="ann")
 
 
 async def test_a_driver_without_volumes_refuses_them(tmp_path: Path) -> None:

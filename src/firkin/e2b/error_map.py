@@ -122,7 +122,7 @@ def as_refusal(error: FirkinError) -> Refused:
 
 
 def _no_room(error: CapacityRejected) -> Refused:
-    """503 and when to come again; 400 for what will find no room however long its client waits."""
+    """503 and when to come again; 400 for what will find no room however long its client waits, 429 for a quota."""
     refusal = error.refusal
     more: dict[str, object] = {"reason": refusal.reason.value}
     if error.limit is not None:
@@ -132,6 +132,8 @@ def _no_room(error: CapacityRejected) -> Refused:
         more["queue"] = {"position": refusal.position, "waitedMs": round(refusal.waited_s * 1000)}
     if refusal.reason is RejectReason.OVERSIZED:
         return Refused(400, str(error), should_retry=False, more=more)
+    if refusal.reason is RejectReason.QUOTA:
+        return Refused(429, str(error), should_retry=False, more=more)
     retry_after_s = max(1, math.ceil(refusal.retry_after_s))
     return Refused(503, str(error), should_retry=True, retry_after_s=retry_after_s, more=more)
 

@@ -10,12 +10,16 @@ from enum import Enum
 from urllib.parse import unquote
 
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser
 
 from firkin.e2b.exchange import Refused
 
 _MAX_PARTS = 10_000
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_MAX_HEADER_BYTES = 4224
+_MAX_HEADERS = 8
+# A quote that is never closed counts, too, to the end: what had no match would be tried again from each quote in it.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_SEGMENT = re.compile(r'(?:[^;"]+|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
 _EXTENDED_NAME = re.compile(r";\s*filename\*\s*=\s*(?:utf-8|us-ascii)'[^';]*'([^\s;\"]+)", re.IGNORECASE)
 
 
@@ -32,27 +36,27 @@ class Part:
 
     @property
     def name(self) -> str:
-        return self._option(b"name")
+        return self._option("name")
 
     @property
     def filename(self) -> str:
         """The extended form (RFC 5987, ``filename*=UTF-8''a%20b``) counts before the plain one."""
         found = _EXTENDED_NAME.search(_QUOTED.sub('""', self._disposition))
-        return unquote(found[1], errors="surrogateescape") if found else self._option(b"filename")
+        return unquote(found[1], errors="surrogateescape") if found else self._option("filename")
 
     @property
     def _disposition(self) -> str:
         return self.headers.get(b"content-disposition", b"").decode("latin-1")
 
-    def _option(self, name: bytes) -> str:
-        return parse_options_header(self._disposition)[1].get(name, b"").decode("utf-8", "surrogateescape")
+    def _option(self, name: str) -> str:
+        return _options(self._disposition).get(name, "").encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 class MultipartUpload:
     """Iterate over `parts`; `body` gives the part at hand, and what is not read of it is skipped."""
 
     def __init__(self, chunks: AsyncIterator[bytes], content_type: str) -> None:
-        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        boundary = _options(content_type).get("boundary", "").encode("latin-1")
         if not boundary or len(boundary) > 256:
             raise Refused(400, "the multipart content type has no boundary", should_retry=False)
         self._chunks = chunks
@@ -72,6 +76,8 @@ class MultipartUpload:
                 "on_part_end": lambda: self._events.append(_Mark.PART_END),
                 "on_end": lambda: self._events.append(_Mark.UPLOAD_END),
             },
+            max_header_count=_MAX_HEADERS,
+            max_header_size=_MAX_HEADER_BYTES,
         )
 
     async def parts(self) -> AsyncIterator[Part]:
@@ -108,3 +114,15 @@ class MultipartUpload:
         self._part.headers[bytes(self._name).lower()] = bytes(self._value)
         self._name.clear()
         self._value.clear()
+
+
+def _options(header: str) -> dict[str, str]:
+    """What follows the first ``;``, read in one pass: python-multipart's own reader takes 7 ms for 1,000 of them."""
+    options: dict[str, str] = {}
+    for segment in _SEGMENT.findall(header)[1:]:
+        name, _, value = segment.partition("=")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] == '"':
+            value = value[1:-1].replace("\\\\", "\\").replace('\\"', '"')
+        options[name.strip().lower()] = value
+    return options

@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from firkin.e2b.connections import Connections, Crowded
+
 CONNECTION = "firkin.connection"
 RAW_ANSWER = "firkin.raw-answer"
 UPGRADE = "firkin.upgrade"
@@ -43,10 +45,11 @@ DROPS_FOR_S = 5.0
 
 
 class SandboxProtocol(HttpToolsProtocol):
-    """uvicorn's protocol; each request's scope carries its `ClientConnection`."""
+    """uvicorn's protocol; each request's scope carries its `ClientConnection`. It is one of `connections`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._connections = connections
         self._client = ClientConnection(self)
         self._head_bytes = 0
         self._hosts = 0
@@ -63,8 +66,20 @@ class SandboxProtocol(HttpToolsProtocol):
         self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._until_read = _CycleTransport(self)
         self._head_timer = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+        try:
+            self._connections.arrive(self, self.client[0] if self.client else "")
+        except Crowded as crowded:
+            if crowded.politely:
+                self._refuse(503, str(crowded))
+            else:
+                self.transport.abort()
+
+    def evict(self) -> None:
+        """See `Client`. Nothing is under way, so nothing is lost but what a client does not come for."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.leave(self)
         self._stop_head_timer()
         self._stop_dropping()
         self._client.lost()
@@ -116,6 +131,7 @@ class SandboxProtocol(HttpToolsProtocol):
         self.asked_at = self.loop.time()
         if self.parser.get_method() == b"CONNECT":
             self._name_authority()
+        self._connections.works(self)
         super().on_headers_complete()
         self.cycle.transport = self._until_read  # type: ignore[assignment]  # all that uvicorn uses of one
         self.scope["extensions"] = {
@@ -141,6 +157,8 @@ class SandboxProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.response_complete:
+            self._connections.rests(self)
         if self._client.half_closed and self.cycle.response_complete:
             self.transport.close()
         elif self._answered_early() and not self._hung_up:

@@ -13,10 +13,14 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 
+from firkin.e2b.connections import Connections
 from firkin.e2b.exchange import AsgiApp
+from firkin.e2b.handshakes import Handshake
 from firkin.e2b.protocol import SandboxProtocol
 from firkin.law.errors import IoFailure
 from firkin.lifetimes import Children, children
@@ -24,6 +28,7 @@ from firkin.lifetimes import Children, children
 # The SDKs keep idle connections for 300 s; a server that closes first races with their next request.
 IDLE_CONNECTION_S = 620
 _START_WITHIN_S = 30.0
+_Protocols = Callable[..., asyncio.Protocol]
 
 
 async def serve(
@@ -50,12 +55,22 @@ async def serve(
 
 @asynccontextmanager
 async def serving(
-    app: AsgiApp, host: str, port: int = 0, *, grace_s: float = 5.0, tls: ssl.SSLContext | None = None
+    app: AsgiApp,
+    host: str,
+    port: int = 0,
+    *,
+    grace_s: float = 5.0,
+    tls: ssl.SSLContext | None = None,
+    most_connections: int | None = None,
 ) -> AsyncIterator[int]:
-    """A server for the length of a block; yields the bound port. With `tls` it speaks HTTPS only."""
+    """A server for the length of a block; yields the bound port. With `tls` it speaks HTTPS only.
+
+    `most_connections`: see `Connections`.
+    """
     listener = _listen(host, port)
-    server = _Server(_config(app, grace_s, tls), grace_s)
+    connections = Connections(most_connections)
     async with children() as tasks:
+        server = _Server(_config(app, grace_s, connections.most // 4, _protocols(connections, tls, tasks)), grace_s)
         running = tasks.start(server.run_until_stopped(listener), name="http-server")
         try:
             await _started(server, running, tasks)
@@ -97,10 +112,23 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
-def _config(app: AsgiApp, grace_s: float, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _protocols(connections: Connections, tls: ssl.SSLContext | None, tasks: Children) -> _Protocols:
+    """What makes the protocol of a new connection."""
+    if tls is None:
+        return partial(SandboxProtocol, connections=connections)
+
+    def secured(**given: Any) -> asyncio.Protocol:
+        then = SandboxProtocol(connections=connections, **given)
+        return Handshake(then, tls, connections, partial(tasks.start, name="tls-handshake"))
+
+    return secured
+
+
+def _config(app: AsgiApp, grace_s: float, backlog: int, protocols: _Protocols) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=SandboxProtocol,
+        http=protocols,  # type: ignore[arg-type]  # it is only called
+        backlog=max(16, min(2048, backlog)),  # so many may be accepted before the first is counted
         ws="none",
         lifespan="on",
         log_config=None,
@@ -113,7 +141,6 @@ def _config(app: AsgiApp, grace_s: float, tls: ssl.SSLContext | None) -> uvicorn
         timeout_graceful_shutdown=max(1, round(grace_s + 2)),
     )
     config.load()
-    config.ssl = tls
     return config
 
 

@@ -8,7 +8,9 @@ from firkin.engine import endings, pauses
 from firkin.engine.ledger import Why
 from firkin.engine.node import Node
 from firkin.engine.roster import Resident
+from firkin.law.errors import CapacityRejected, RejectReason
 from firkin.law.ids import SandboxId
+from firkin.law.logs import LogLevel, LogSource
 from firkin.law.sandboxes import OnTimeout
 from firkin.law.states import EndCause, SandboxState
 
@@ -32,8 +34,7 @@ async def _expire(node: Node, resident: Resident, renewals: int) -> None:
             if resident.renewals != renewals or node.roster.get(resident.id) is not resident:
                 return  # renewed or deleted in the meantime
             if to_pause and resident.info.state is SandboxState.RUNNING:
-                why = Why(cause=EndCause.DEADLINE.value, actor="deadline")
-                await pauses.pause(node, resident, keep_memory=resident.info.lifecycle.keep_memory, why=why)
+                await _pause(node, resident)
             elif resident.info.state is not SandboxState.PAUSED:  # a pause was faster: what is paused has no deadline
                 why = Why.ended(EndCause.DEADLINE, actor="deadline")
                 await endings.delete(node, resident, why, force=True)
@@ -41,3 +42,18 @@ async def _expire(node: Node, resident: Resident, renewals: int) -> None:
         _log.error("expiry failed sandbox=%s error=%s", resident.id, error)
         if node.roster.get(resident.id) is resident:
             node.deadlines.arm(resident.id, RETRY_AFTER_S)
+
+
+async def _pause(node: Node, resident: Resident) -> None:
+    """Without its memory, where its owner has as many as may be that keep theirs: there is nobody to ask."""
+    cause = EndCause.DEADLINE.value
+    if resident.info.lifecycle.keep_memory:
+        try:
+            await pauses.pause(node, resident, keep_memory=True, why=Why(cause=cause, actor="deadline"))
+            return
+        except CapacityRejected as error:
+            if error.refusal.reason is not RejectReason.QUOTA:
+                raise
+            cause = f"{cause}; only its files are kept, since {error.limit} of its owner's keep their memory already"
+            node.logs.write(resident.id, LogSource.RUNTIME, f"paused: {cause}", LogLevel.WARN)
+    await pauses.pause(node, resident, keep_memory=False, why=Why(cause=cause, actor="deadline"))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from firkin.engine import endings
@@ -30,6 +31,8 @@ from firkin.law.errors import (
     BackendFailure,
     CapacityRejected,
     FirkinError,
+    Refusal,
+    RejectReason,
     ResourceKind,
     SandboxUnavailable,
     WrongState,
@@ -92,14 +95,44 @@ class LocalPauses:
 
 
 async def pause(node: Node, resident: Resident, *, keep_memory: bool, why: Why, answers: bool = True) -> None:
-    """Pause a running sandbox. The caller holds its lock. A failure leaves it running, unless it says FAILED."""
+    """Pause a running sandbox. The caller holds its lock. A failure leaves it running, unless it says FAILED.
+
+    `CapacityRejected` (`QUOTA`) when as many of its owner's are paused with their memory as may be.
+    """
     next_state(resident.id, resident.info.state, Act.PAUSE)
     if keep_memory:
-        await _freeze(node, resident, why, answers=answers)
+        with _counted(node, resident):
+            await _freeze(node, resident, why, answers=answers)
     else:
         await _put_down(node, resident, why)
     resident.renewals += 1
     node.deadlines.disarm(resident.id)
+
+
+@contextmanager
+def _counted(node: Node, resident: Resident) -> Iterator[None]:
+    """For the length of a freeze it counts as frozen, so that those which come together pass no limit together."""
+    owner = resident.info.owner
+    most = node.policies.most_frozen.get(owner)
+    if most is not None and sum(_is_frozen(other) for other in node.roster if other.info.owner == owner) >= most:
+        raise CapacityRejected(
+            _PAUSE,
+            "places for sandboxes that are paused with their memory",
+            requested=1,
+            available=0,
+            limit=most,
+            refusal=Refusal(reason=RejectReason.QUOTA),
+        )
+    resident.freezing = True
+    try:
+        yield
+    finally:
+        resident.freezing = False
+
+
+def _is_frozen(resident: Resident) -> bool:
+    info = resident.info
+    return resident.freezing or (info.state is SandboxState.PAUSED and info.pause_mode is PauseMode.FULL)
 
 
 async def _answers(node: Node, resident: Resident) -> bool:

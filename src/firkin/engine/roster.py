@@ -36,7 +36,7 @@ class Resident:
     nobody is let in, and a dial under way is cut short by its `dial_limit`; `renewals` tells an
     expiry that fired from the renewal or pause that overtook it; `trusts` is the certificate of the
     egress authority that it has in its trust stores, `to_trust` one that has to go there; `hurry` cuts a graceful
-    stop or a capture short.
+    stop or a capture short; `freezing` counts it as paused with its memory before it is.
     """
 
     info: SandboxInfo
@@ -51,6 +51,7 @@ class Resident:
     trusts: str = ""
     to_trust: str = ""
     renewals: int = 0
+    freezing: bool = False
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     dialling: asyncio.Lock = field(default_factory=asyncio.Lock)

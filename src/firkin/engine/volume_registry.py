@@ -31,6 +31,7 @@ from firkin.law.volumes import BootVolume, VolumeInfo, VolumeKeeper, VolumeMount
 
 NO_VOLUMES = Permanent("the driver of this runtime keeps no volumes")
 _MOUNTING = (SandboxState.CREATING, SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPING)
+MOST_OF_AN_OWNER = 1000
 _Row = tuple[str, str, str, int, float]
 _log = logging.getLogger("firkin.engine")
 
@@ -108,14 +109,24 @@ class VolumeRegistry:
 
     @contextmanager
     def naming(self, operation: str, owner: str, name: VolumeName) -> Iterator[None]:
-        """Claim a name while the volume is made. `AlreadyExists` when it is in use, or about to be."""
+        """Claim a name while the volume is made. `AlreadyExists` when it is in use, or about to be; `InvalidSpec`
+        when the owner has as many as one may have."""
         if (owner, name) in self._arriving or self.named(owner, name) is not None:
             raise AlreadyExists(operation, ResourceKind.VOLUME, name)
+        if self._count(owner) >= MOST_OF_AN_OWNER:
+            detail = (
+                f"there are {MOST_OF_AN_OWNER} already, which is the most that one API key can have; delete some first"
+            )
+            raise InvalidSpec(operation, InvalidReason.INVALID_VOLUME, detail)
         self._arriving.add((owner, name))
         try:
             yield
         finally:
             self._arriving.discard((owner, name))
+
+    def _count(self, owner: str) -> int:
+        names = {info.name for info in self._known.values() if info.owner == owner}
+        return len(names | {name for arriving, name in self._arriving if arriving == owner})
 
     async def note(self, info: VolumeInfo) -> None:
         """Record it, to outlive a power cut. Nobody finds it before `add`."""

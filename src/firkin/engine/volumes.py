@@ -38,6 +38,10 @@ class LocalVolumes:
         if not LEAST_BYTES <= size <= MOST_BYTES:
             detail = f"the size is {size} bytes; it must be from {LEAST_BYTES} to {MOST_BYTES}"
             raise InvalidSpec(_CREATE, InvalidReason.INVALID_VOLUME, detail)
+        has = self._node.gauge.totals().disk_bytes
+        if spec.size_bytes is not None and size > has:
+            detail = f"the size is {size} bytes; the host's disk has {has} in all, ask for less"
+            raise InvalidSpec(_CREATE, InvalidReason.INVALID_VOLUME, detail)
         free, floor = self._node.gauge.read().disk_bytes, self._node.policies.capacity.disk_floor_bytes
         if free < floor:
             raise CapacityRejected(_CREATE, "free disk on the host", requested=floor, available=free, unit="bytes")

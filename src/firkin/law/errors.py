@@ -230,6 +230,7 @@ class RejectReason(StrEnum):
     DEADLINE_PASSED = "deadline_passed"
     PRESSURE = "pressure"
     SHUTTING_DOWN = "shutting_down"
+    QUOTA = "quota"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +254,7 @@ _ENDS = {
     RejectReason.DEADLINE_PASSED: ", and none came free in {waited:.1f} s",
     RejectReason.PRESSURE: ", and the machine is below what it must keep free",
     RejectReason.SHUTTING_DOWN: ", and the server is shutting down",
+    RejectReason.QUOTA: "; kill some of them, or pause without memory",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from firkin.law.errors import InvalidReason, InvalidSpec
@@ -65,6 +66,8 @@ class HygienePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
+    """`most_frozen`: how many sandboxes of an owner may be paused with their memory at once; no limit for others."""
+
     capacity: Capacity = field(default_factory=Capacity)
     deadlines: DeadlinePolicy = field(default_factory=DeadlinePolicy)
     hygiene: HygienePolicy = field(default_factory=HygienePolicy)
@@ -72,3 +75,4 @@ class Policies:
     backpressure: BackpressurePolicy = field(default_factory=BackpressurePolicy)
     default_resources: SandboxResources = field(default_factory=SandboxResources)
     default_volume_bytes: int = 10 * GIB
+    most_frozen: Mapping[str, int] = field(default_factory=dict)

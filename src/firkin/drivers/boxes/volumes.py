@@ -156,7 +156,8 @@ class VolumeDisks:
         except FileNotFoundError:
             raise NotFound(_USE, ResourceKind.VOLUME, volume_id) from None
         except OSError as error:
-            raise BackendFailure(_USE, "volumes", f"volume {volume_id} cannot be mounted: {error}") from error
+            why = error.strerror or type(error).__name__  # not its text, which names the image's place on the host
+            raise BackendFailure(_USE, "volumes", f"volume {volume_id} cannot be mounted: {why}") from error
 
     def _image(self, volume_id: VolumeId) -> Path:
         return self._folder / f"{volume_id}.img"

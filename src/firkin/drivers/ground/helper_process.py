@@ -96,10 +96,13 @@ class HelperProcess:
         return self._socket
 
     async def receive(self) -> tuple[bytes, list[int]]:
-        """The next message and its descriptors. Raises `HelperDied`."""
+        """The next message and its descriptors: all that it came with, or none when this process had no room for them.
+
+        Raises `HelperDied`.
+        """
         while True:
             try:
-                message, ancillary, _, _ = self._connection().recvmsg(_MESSAGE, 1024, socket.MSG_CMSG_CLOEXEC)
+                message, ancillary, flags, _ = self._connection().recvmsg(_MESSAGE, 1024, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 await _until_readable(self._connection())
                 continue
@@ -110,6 +113,9 @@ class HelperProcess:
             fds = array.array("i")
             for _, _, data in ancillary:
                 fds.frombytes(data)
+            if flags & socket.MSG_CTRUNC:  # the kernel gave those that it had numbers for
+                while fds:
+                    os.close(fds.pop())
             return message, list(fds)
 
     async def aclose(self) -> None:
@@ -145,11 +151,15 @@ def _spawn(module: str) -> _Spawned:
     ours.setblocking(False)
     code = _START.format(sources=_SOURCES, module=module, fd=theirs.fileno(), parent=os.getpid())
     with theirs:
-        process = subprocess.Popen(
-            [_interpreter(), "-I", "-S", "-B", "-c", code],
-            env={}, cwd="/", pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        try:
+            process = subprocess.Popen(
+                [_interpreter(), "-I", "-S", "-B", "-c", code],
+                env={}, cwd="/", pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
     return process, ours
 
 

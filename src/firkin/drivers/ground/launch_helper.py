@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,6 +17,7 @@ from firkin.law.errors import BackendFailure
 from firkin.lifetimes import Children, finish
 
 _UP_WITHIN_S = 20.0
+_log = logging.getLogger("firkin.launcher")
 
 
 class Launched:
@@ -83,17 +87,20 @@ class LaunchHelper:
             raise
 
     async def _read_answers(self) -> None:
+        """For as long as this is in use: whatever goes wrong costs those who wait their answers, and nobody later."""
         while True:
             try:
-                message, fds = await self._helper.receive()
-            except HelperDied:
+                self._deliver(*await self._helper.receive())
+            except Exception as error:  # noqa: BLE001 — the root of a task, without which there is no launcher any more
+                if not isinstance(error, HelperDied):
+                    _log.exception(
+                        "an answer of the launcher makes no sense, so it is replaced module=%s", self._module
+                    )
                 self._up.clear()
                 for waiting in self._pending.values():
                     if not waiting.done():
                         waiting.set_exception(HelperDied(self._module))
                 await self._revive()
-                continue
-            self._deliver(json.loads(message), fds)
 
     async def _revive(self) -> None:
         """Start the next one; a host that refuses (out of memory, say) is asked again with growing patience."""
@@ -109,9 +116,15 @@ class LaunchHelper:
             self._up.set()
             return
 
-    def _deliver(self, answer: dict[str, Any], fds: list[int]) -> None:
+    def _deliver(self, message: bytes, fds: list[int]) -> None:
+        answer: dict[str, Any] = json.loads(message)
         waiting = self._pending.get(answer["id"])
-        if waiting is None or waiting.done():  # its caller gave up, and whoever undoes what it began ends the process
+        if "pid" in answer and not fds:  # there was no descriptor left to take it with, and without it nobody holds it
+            with suppress(ProcessLookupError):
+                os.kill(answer["pid"], signal.SIGKILL)
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        elif waiting is None or waiting.done():  # its caller gave up, and whoever undoes what it began ends the process
             for fd in fds:
                 os.close(fd)
         elif "pid" in answer:

@@ -10,6 +10,7 @@ their processes, and the wire is cleaned of all that was allowed and refused.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from collections import deque
@@ -27,6 +28,8 @@ from firkin.lifetimes import Children
 _LOOP_FREE_WITHIN_S = 10.0
 _QUIET_S = 0.2
 _LAST_STEPS_S = 0.01  # of a delete: its caller is being answered yet
+_PARTS = 3
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _MAKER = "firkin.drivers.ground.slot_maker"
 
 
@@ -188,12 +191,14 @@ class SlotPool:
                 await self._wanted.wait()
             except (BackendFailure, HelperDied, OSError) as error:
                 self._trouble = str(error)
+                if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+                    self._refuse_all(error)  # it may last; who asks again finds out
                 await asyncio.sleep(0.2)
                 await self._restart_maker()
             if not self._waiting:
                 await asyncio.sleep(0.002)
 
-    def _refuse_all(self, error: CapacityRejected) -> None:
+    def _refuse_all(self, error: CapacityRejected | OSError) -> None:
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.done():
@@ -217,11 +222,14 @@ class SlotPool:
         if "error" in answer:
             self._free.append(number)
             raise BackendFailure("make a sandbox slot", "namespaces", answer["error"])
+        if len(fds) != _PARTS:
+            self._free.append(number)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return Slot(number, fds, tuple(answer["loop"]))
 
     async def _restart_maker(self) -> None:
         await self._maker.aclose()
-        with suppress(BackendFailure):
+        with suppress(BackendFailure, OSError):  # the next slot is made with the next try
             await self._maker.start()
 
     async def _cleaned(self, slot: Slot) -> bool:
