@@ -2,6 +2,7 @@
 
 Table, record, journal, event and log move together: the state is what the table
 allows, the record and its journal row are one commit, and only then is it told.
+What has happened anyway is told although the disk is full; its rows follow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from firkin.engine.events import EventBus
 from firkin.engine.logs import LogStore, describe_change
 from firkin.engine.records import JournalEntry, Records, SandboxRecord
 from firkin.engine.roster import Resident
-from firkin.law.errors import IoFailure
+from firkin.law.errors import FirkinError
 from firkin.law.events import LifecycleChanged
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogSource
@@ -55,9 +56,14 @@ class Ledger:
         self._tell(entry)
 
     async def move(self, resident: Resident, *acts: Act, why: Why) -> None:
-        """Change the state by `acts`, durably. `WrongState` where the table forbids it."""
+        """Change the state by `acts`, durably or not at all. `WrongState` where the table forbids it."""
+        before = resident.info
         entries = self._apply(resident, acts, why)
-        await self._records.change(resident.info, resident.ref, entries)
+        try:
+            await self._records.change(resident.info, resident.ref, entries)
+        except FirkinError:
+            resident.info = before
+            raise
         for entry in entries:
             self._tell(entry)
 
@@ -65,8 +71,9 @@ class Ledger:
         """As `move`, for what has happened anyway: a full disk must not keep a sandbox from ending."""
         entries = self._apply(resident, acts, why)
         try:
-            await self._records.change(resident.info, resident.ref, entries)
-        except IoFailure as error:
+            if not await self._records.note(resident.info, resident.ref, entries):
+                _log.warning("recorded later sandbox=%s state=%s", resident.id, resident.info.state.value)
+        except FirkinError as error:
             _log.error("not recorded sandbox=%s state=%s error=%s", resident.id, resident.info.state.value, error)
         for entry in entries:
             self._tell(entry)
