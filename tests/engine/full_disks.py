@@ -20,7 +20,7 @@ class _Connection(sqlite3.Connection):
     disk: Disk
     began_at = 0
 
-    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
         if sql == "BEGIN":
             self.began_at = self.total_changes
         if sql == "COMMIT" and self.disk.full and self.total_changes != self.began_at:

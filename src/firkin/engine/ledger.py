@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from firkin.engine.begun_ends import BegunEnd
 from firkin.engine.clock import Clock
 from firkin.engine.events import EventBus
 from firkin.engine.logs import LogStore, describe_change
@@ -77,6 +78,12 @@ class Ledger:
             _log.error("not recorded sandbox=%s state=%s error=%s", resident.id, resident.info.state.value, error)
         for entry in entries:
             self._tell(entry)
+
+    def begin_end(self, resident: Resident, *, why: Why, removes: bool) -> None:
+        """Leave word that an end begins, and why, should this server not live to `note` it."""
+        if why.end is not None:
+            begun = BegunEnd(end=why.end, actor=why.actor, detail=why.detail, removes=removes)
+            self._records.begun.begin(resident.id, begun)
 
     async def remark(self, resident: Resident, *, why: Why) -> None:
         """Keep the record, and in the journal what happened to a sandbox whose state stayed as it was."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from firkin.engine.begun_ends import BegunEnds
 from firkin.engine.database import Database
 from firkin.engine.sealed_policies import PolicySeal
 from firkin.engine.sealing import Seal
@@ -79,8 +80,10 @@ T = TypeVar("T")
 class Records:
     """Typed reading and writing over the `Database`. Raises its `IoFailure`. Passwords of proxies lie sealed in it."""
 
-    def __init__(self, database: Database, seal: Seal | None = None) -> None:
+    def __init__(self, database: Database, seal: Seal | None = None, begun: BegunEnds | None = None) -> None:
+        """`begun`: ends that were begun, each until the next change of its sandbox is committed."""
         self._database = database
+        self.begun = begun or BegunEnds()
         self._policies = PolicySeal(seal)
 
     async def add(self, record: SandboxRecord, entry: JournalEntry, *, anew: bool = False) -> None:
@@ -88,16 +91,21 @@ class Records:
         row = (record.info.id, record.info.state.value, self._dumped(record.info), dump(record.origin))
         told = _rows(record.info, (entry,))
         await self._database.run(lambda connection: _add(connection, row, told, anew=anew))
+        self.begun.settled(record.info.id)
 
     async def change(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> None:
         await self._database.run(self._changing(info, ref, entries))
+        self.begun.settled(info.id)
 
     async def note(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> bool:
         """As `change`, of what has happened anyway. False while the disk refuses: it is written as soon as it does not.
 
         Raises only when more wait for the disk than can be kept.
         """
-        return await self._database.keep(self._changing(info, ref, entries))
+        written = await self._database.keep(self._changing(info, ref, entries))
+        if written:
+            self.begun.settled(info.id)
+        return written
 
     def _changing(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> Job[None]:
         ended_at = None if info.ended_at is None else info.ended_at.timestamp()
