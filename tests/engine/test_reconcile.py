@@ -117,7 +117,7 @@ async def _write(state_dir: Path, *records: SandboxRecord) -> None:
         (SandboxState.CREATING, None, EndCause.CREATE_FAILED),
         (SandboxState.RUNNING, SandboxState.FAILED, EndCause.LOST),
         (SandboxState.PAUSED, SandboxState.FAILED, EndCause.LOST),
-        (SandboxState.STOPPING, SandboxState.FAILED, EndCause.LOST),
+        (SandboxState.STOPPING, SandboxState.FAILED, EndCause.REQUESTED),
         (SandboxState.STOPPED, SandboxState.STOPPED, None),
         (SandboxState.FAILED, SandboxState.FAILED, None),
     ],

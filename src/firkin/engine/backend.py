@@ -10,6 +10,7 @@ from pathlib import Path
 
 from firkin.engine.admission import HostGauge
 from firkin.engine.assembly import Ground, assemble
+from firkin.engine.begun_ends import BegunEnds
 from firkin.engine.builds import LocalBuilds
 from firkin.engine.clock import Clock, SystemClock
 from firkin.engine.closing import close_down
@@ -218,6 +219,8 @@ class LocalBackend:
             self._state_dir / "state.db", None if seal is None else lambda connection: seal_older(connection, seal)
         )
         undo.push_async_callback(database.aclose)
+        begun = await asyncio.to_thread(BegunEnds.open, self._state_dir / "begun-ends")
+        undo.callback(begun.close)
         await self._layers.load()
         await self._driver.start()
         undo.push_async_callback(self._driver.aclose)
@@ -230,7 +233,7 @@ class LocalBackend:
                 build_files_dir=self._state_dir / "build-files",
                 gauge=self._gauge,
                 clock=self._clock,
-                records=Records(database, seal),
+                records=Records(database, seal, begun),
                 snapshots_dir=self._state_dir / "snapshots",
                 started_dir=self._state_dir / "started",
                 children=await undo.enter_async_context(children()),

@@ -3,7 +3,8 @@
 Jobs that are waiting together are committed together. A job is answered only
 after its commit. WAL with ``synchronous=NORMAL``: what was answered survives the
 death of the process at any instant; a power cut may lose the last commits but
-never the consistency of the file.
+never the consistency of the file. What has happened anyway is kept for as long
+as the disk takes nothing, and then written: see `engine.transactions`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar  # Any: the results of jobs of every type share one queue
 
+from firkin.engine.transactions import Job, Request, Writer
 from firkin.law.errors import BackendFailure, IoFailure, RetryClass
 from firkin.lifetimes import finish
 
 _log = logging.getLogger("firkin.engine")
 
 T = TypeVar("T")
-Job = Callable[[sqlite3.Connection], T]
 
 _BATCH = 256
 _BUSY_S = 5.0
 _CLOSE_S = 10.0
+_TRY_AGAIN_S = 1.0
 
 MIGRATIONS: Sequence[str] = (
     """
@@ -138,9 +140,6 @@ class _Closed:
     """The last job: end the thread."""
 
 
-_Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
-
-
 class Database:
     """Use as ``database = await Database.open(path)`` … ``await database.aclose()``."""
 
@@ -148,7 +147,7 @@ class Database:
         self._path = path
         self._prepare = prepare
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[_Waiting | _Closed] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Request | _Closed] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="firkin-records", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -172,21 +171,38 @@ class Database:
             raise
         return database
 
-    async def run(self, job: Job[T]) -> T:
-        """The job's result, once committed. `IoFailure` when the disk refuses; `IntegrityError` passes through."""
-        if self._closing:
-            raise IoFailure("use", "the state database", "it is closed")
+    async def run(self, job: Job[T], *, numbered: bool = False) -> T:
+        """The job's result, once committed. `HostDiskFull` or `IoFailure` when the disk refuses.
+
+        `IntegrityError` passes through. `numbered` reads rows by a number that others are told: it sees none that
+        is only kept in memory yet.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put((job, future))
+        self._ask(Request(job=job, future=future, numbered=numbered))
         return await future
 
-    def post(self, job: Job[object]) -> None:
+    async def keep(self, job: Job[object]) -> bool:
+        """Commit a job that nobody may refuse: what it tells has happened.
+
+        False when the disk refuses now: it is written as soon as the disk takes it, before all that comes later.
+        Raises as `run` only when too many wait already.
+        """
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._ask(Request(job=job, future=future, kept=True))
+        return await future
+
+    def post(self, job: Job[object], *, kept: bool = False) -> None:
         """Run the job in its turn without anybody waiting for it; a failure is logged."""
         if self._closing:
             return
         future: asyncio.Future[object] = self._loop.create_future()
         future.add_done_callback(_log_failure)
-        self._jobs.put((job, future))
+        self._ask(Request(job=job, future=future, kept=kept))
+
+    def _ask(self, request: Request) -> None:
+        if self._closing:
+            raise IoFailure("use", "the state database", "it is closed")
+        self._jobs.put(request)
 
     async def settle(self) -> None:
         """What was committed before this is on the disk when it returns: it outlives a power cut, too."""
@@ -210,8 +226,7 @@ class Database:
             return
         self._tell(self._opened.set_result, None)
         try:
-            while self._commit(connection, self._batch()):
-                pass
+            self._work(Writer(connection))
         finally:
             connection.close()
             self._tell(self._ended.set)
@@ -233,6 +248,7 @@ class Database:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             _migrate(connection)
+            connection.execute("PRAGMA cache_spill=OFF")  # a full disk shows at the commit, until which all can be read
             if self._prepare is not None:
                 self._prepare(connection)
         except BaseException:
@@ -240,44 +256,26 @@ class Database:
             raise
         return connection
 
-    def _batch(self) -> list[_Waiting | _Closed]:
-        batch = [self._jobs.get()]
-        while len(batch) < _BATCH:
-            try:
+    def _work(self, writer: Writer) -> None:
+        """Until the end was asked for."""
+        batch: list[Request | _Closed] = []
+        while not any(isinstance(item, _Closed) for item in batch):
+            batch = self._batch(_TRY_AGAIN_S if writer.kept else None)
+            requests = [item for item in batch if isinstance(item, Request)]
+            answers = writer.work_off(requests)
+            futures = (request.future for request in requests)
+            self._tell(_deliver, [(future, *answer) for future, answer in zip(futures, answers, strict=True)])
+        if writer.kept:
+            _log.error("not recorded changes=%d: the state database could not be written to the end", writer.kept)
+
+    def _batch(self, within_s: float | None) -> list[Request | _Closed]:
+        """What waits, at least one, or nothing after that time."""
+        batch: list[Request | _Closed] = []
+        with suppress(queue.Empty):
+            batch.append(self._jobs.get(timeout=within_s))
+            while len(batch) < _BATCH:
                 batch.append(self._jobs.get_nowait())
-            except queue.Empty:
-                break
         return batch
-
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Waiting | _Closed]) -> bool:
-        """Run the batch as one transaction; False when it held the end."""
-        jobs = [item for item in batch if not isinstance(item, _Closed)]
-        try:
-            connection.execute("BEGIN")
-            answers = [_answer(connection, job) for job, _ in jobs]
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            answers = [(None, _disk_failure("write", self._path, error))] * len(jobs)
-        self._tell(_deliver, [(future, *answer) for (_, future), answer in zip(jobs, answers, strict=True)])
-        return len(jobs) == len(batch)
-
-
-def _answer(connection: sqlite3.Connection, job: Job[Any]) -> tuple[Any, Exception | None]:
-    connection.execute("SAVEPOINT job")
-    try:
-        result = job(connection)
-    except Exception as error:
-        if not connection.in_transaction:
-            raise sqlite3.OperationalError(str(error)) from error
-        connection.execute("ROLLBACK TO job")
-        connection.execute("RELEASE job")
-        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
-            return None, IoFailure("write", "the state database", str(error))
-        return None, error
-    connection.execute("RELEASE job")
-    return result, None
 
 
 def _deliver(answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:

@@ -1,6 +1,8 @@
 """Ending a sandbox: by a caller, by its deadline, by itself. Whoever calls holds the resident's lock.
 
-stop and kill keep the files, delete removes them. What the driver could not end
+stop and kill keep the files, delete removes them. Why it ends is written down before
+anything is destroyed, so that a server killed meanwhile is followed by one that
+knows. What the driver could not end
 stays on the roster as FAILED, so that it can be seen and ended again.
 """
 
@@ -52,14 +54,17 @@ async def kill(node: Node, resident: Resident, why: Why) -> None:
     """End it at once, whatever it does. One that has ended already stays as it is."""
     next_state(resident.id, resident.info.state, Act.KILL)
     had_ended = resident.info.ended_at is not None
+    if not had_ended:
+        node.ledger.begin_end(resident, why=why, removes=False)
     await destroy(node, resident)
     if not had_ended:
         await node.ledger.note(resident, Act.KILL, why=why)
         _count(node, why)
 
 
-async def signal_all(node: Node, resident: Resident, signal: KillSignal) -> None:
-    """Send the signal to every process that Firkin started and give them two seconds to obey."""
+async def signal_all(node: Node, resident: Resident, signal: KillSignal, why: Why) -> None:
+    """Send the signal to every process that Firkin started and give them two seconds to obey. A kill follows."""
+    node.ledger.begin_end(resident, why=why, removes=False)
     if signal is Signal.TERM:
         await _ask_to_end(node, resident, OBEY_WITHIN_S)
         return
@@ -77,7 +82,7 @@ async def stop(node: Node, resident: Resident, grace_s: float) -> None:
         return
     await node.ledger.move(resident, Act.STOP, why=Why(cause="stop requested"))
     await _ask_to_end(node, resident, grace_s)
-    await destroy(node, resident)
+    await destroy(node, resident)  # that it stops is recorded
     why = Why.ended(EndCause.REQUESTED, actor="caller", detail="stopped")
     await node.ledger.note(resident, Act.STOPPED, why=why)
     _count(node, why)
@@ -88,6 +93,8 @@ async def delete(node: Node, resident: Resident, why: Why, *, force: bool) -> No
     alive = allows(resident.info.state, Act.KILL) and resident.info.ended_at is None
     if not (force and alive):
         next_state(resident.id, resident.info.state, Act.DELETE)
+    if alive:
+        node.ledger.begin_end(resident, why=why, removes=True)
     await destroy(node, resident)
     try:
         async with substrate(

@@ -2,6 +2,7 @@
 
 Table, record, journal, event and log move together: the state is what the table
 allows, the record and its journal row are one commit, and only then is it told.
+What has happened anyway is told although the disk is full; its rows follow.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from firkin.engine.begun_ends import BegunEnd
 from firkin.engine.clock import Clock
 from firkin.engine.events import EventBus
 from firkin.engine.logs import LogStore, describe_change
 from firkin.engine.records import JournalEntry, Records, SandboxRecord
 from firkin.engine.roster import Resident
 from firkin.engine.stored_forms import readable
-from firkin.law.errors import InvalidSpec, IoFailure
+from firkin.law.errors import FirkinError
 from firkin.law.events import LifecycleChanged
 from firkin.law.ids import SandboxId
 from firkin.law.logs import LogSource
@@ -56,9 +58,14 @@ class Ledger:
         self._tell(entry)
 
     async def move(self, resident: Resident, *acts: Act, why: Why) -> None:
-        """Change the state by `acts`, durably. `WrongState` where the table forbids it."""
+        """Change the state by `acts`, durably or not at all. `WrongState` where the table forbids it."""
+        before = resident.info
         entries = self._apply(resident, acts, why)
-        await self._records.change(resident.info, resident.ref, entries)
+        try:
+            await self._records.change(resident.info, resident.ref, entries)
+        except FirkinError:
+            resident.info = before
+            raise
         for entry in entries:
             self._tell(entry)
 
@@ -67,11 +74,18 @@ class Ledger:
         cannot be written may keep a sandbox from ending."""
         entries = self._apply(resident, acts, why)
         try:
-            await self._records.change(resident.info, resident.ref, entries)
-        except (IoFailure, InvalidSpec) as error:
+            if not await self._records.note(resident.info, resident.ref, entries):
+                _log.warning("recorded later sandbox=%s state=%s", resident.id, resident.info.state.value)
+        except FirkinError as error:
             _log.error("not recorded sandbox=%s state=%s error=%s", resident.id, resident.info.state.value, error)
         for entry in entries:
             self._tell(entry)
+
+    def begin_end(self, resident: Resident, *, why: Why, removes: bool) -> None:
+        """Leave word that an end begins, and why, should this server not live to `note` it."""
+        if why.end is not None:
+            begun = BegunEnd(end=why.end, actor=why.actor, detail=why.detail, removes=removes)
+            self._records.begun.begin(resident.id, begun)
 
     async def remark(self, resident: Resident, *, why: Why) -> None:
         """Keep the record, and in the journal what happened to a sandbox whose state stayed as it was."""

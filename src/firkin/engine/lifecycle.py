@@ -123,9 +123,10 @@ class LocalSandboxes:
             resident.hurry.set()
         async with resident.turn("kill sandbox"):
             await self._still_here(resident, "kill sandbox")
+            why = Why.ended(EndCause.REQUESTED, actor="caller", detail="killed")
             if signal_number(signal) != signal_number(Signal.KILL) and resident.info.state is SandboxState.RUNNING:
-                await endings.signal_all(self._node, resident, signal)
-            await endings.kill(self._node, resident, Why.ended(EndCause.REQUESTED, actor="caller", detail="killed"))
+                await endings.signal_all(self._node, resident, signal, why)
+            await endings.kill(self._node, resident, why)
             return resident.info
 
     async def history(self, sandbox_id: SandboxId) -> SandboxHistory:

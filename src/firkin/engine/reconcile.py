@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from firkin.engine import endings
 from firkin.engine.admission import Kind
+from firkin.engine.begun_ends import BegunEnd
 from firkin.engine.leases import give_up
 from firkin.engine.ledger import Why
 from firkin.engine.networks import put_in_force
@@ -22,13 +23,14 @@ from firkin.engine.watching import watch
 from firkin.law.driver import Instance
 from firkin.law.errors import FirkinError, UnsupportedCapability
 from firkin.law.sandboxes import PauseMode
-from firkin.law.states import Act, EndCause, SandboxState
+from firkin.law.states import Act, EndCause, SandboxState, allows
 
 ADOPT_WITHIN_S = 15.0
 SWEEP_WITHIN_S = 120.0
 AT_ONCE = 16
 _LIVE = (SandboxState.POOLED, SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPING)
 _HOST_BOOT = "host boot"
+_STOP = BegunEnd(end=EndCause.REQUESTED, actor="engine", detail="a stop that the last server began", removes=False)
 _log = logging.getLogger("firkin.engine")
 
 
@@ -46,6 +48,7 @@ async def reconcile(node: Node) -> None:
     await node.warm.load()
     gone = EndCause.HOST_RESTARTED if await _host_restarted(node) else EndCause.LOST
     gate = asyncio.Semaphore(AT_ONCE)
+    node.records.begun.keep_only({resident.id for resident in residents})
     await asyncio.gather(*(_take_up(node, resident, gate, gone) for resident in residents))
     await _sweep(node)
     await asyncio.gather(*(_forget_interrupted(node, resident) for resident in residents))
@@ -87,12 +90,15 @@ def _settle(node: Node, record: SandboxRecord) -> Resident:
 async def _take_up(node: Node, resident: Resident, gate: asyncio.Semaphore, gone: EndCause) -> None:
     state = resident.info.state
     if state in _LIVE:
+        begun = node.records.begun.left(resident.id) or (_STOP if state is SandboxState.STOPPING else None)
         async with gate:
             instance = await _adopted(node, resident)
-            if instance is not None:
+            if begun is not None:
+                await _go_on_ending(node, resident, instance, begun)
+            elif instance is not None:
                 await _keep(node, resident, instance)
             elif not await _files_alone(node, resident, gone):
-                await _lost(node, resident, gone)
+                await _lost(node, resident, Why.ended(gone, actor="engine"))
     if node.roster.get(resident.id) is resident and resident.info.deadline_at is not None:
         left_s = (resident.info.deadline_at - node.clock.now()).total_seconds()
         node.deadlines.arm(resident.id, max(0.0, left_s))
@@ -103,14 +109,18 @@ async def _files_alone(node: Node, resident: Resident, gone: EndCause) -> bool:
     if resident.info.state is not SandboxState.PAUSED and not is_going_down(resident.info):
         return False
     try:
-        async with substrate("halt", resident.info.driver, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
-            kept = await node.driver.halt(resident.id)
+        kept = await _halted(node, resident)
     except FirkinError as error:
         _log.error("not halted sandbox=%s error=%s", resident.id, error)
         return True  # nobody knows what is there: it must not be swept away
     if kept:
         await lay_down(node, resident, gone)
     return kept
+
+
+async def _halted(node: Node, resident: Resident) -> bool:
+    async with substrate("halt", resident.info.driver, within_s=ADOPT_WITHIN_S, sandbox_id=resident.id):
+        return await node.driver.halt(resident.id)
 
 
 async def _adopted(node: Node, resident: Resident) -> Instance | None:
@@ -127,7 +137,7 @@ async def _adopted(node: Node, resident: Resident) -> Instance | None:
 
 
 async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
-    """It lives: count it, watch it, and end a stop that was under way."""
+    """It lives: count it and watch it."""
     resident.instance = instance
     with suppress(FirkinError):  # told in its log; it reaches nothing then
         await put_in_force(node, resident, instance, resident.info.network)
@@ -136,16 +146,25 @@ async def _keep(node: Node, resident: Resident, instance: Instance) -> None:
     node.background(watch(node, resident, instance), name=f"watch {resident.id}")
     if resident.info.state is SandboxState.POOLED:
         await _shelve(node, resident, instance)
-    if resident.info.state is not SandboxState.STOPPING:
-        return
-    async with resident.turn("finish stopping"):
-        try:
-            await endings.destroy(node, resident)
-        except FirkinError as error:
-            _log.error("not stopped sandbox=%s error=%s", resident.id, error)
-            return
-        why = Why.ended(EndCause.REQUESTED, actor="engine", detail="a stop that the last server began")
-        await node.ledger.note(resident, Act.STOPPED, why=why)
+
+
+async def _go_on_ending(node: Node, resident: Resident, instance: Instance | None, begun: BegunEnd) -> None:
+    """What the last server began to end is ended for the cause that it had, whether it still lives or not."""
+    why = Why.ended(begun.end, actor=begun.actor, detail=begun.detail)
+    resident.instance = instance
+    try:
+        async with resident.turn("finish an end"):
+            kept = instance is not None or await _halted(node, resident)
+            if begun.removes:
+                await endings.delete(node, resident, why, force=True)
+            elif kept:
+                await endings.kill(node, resident, why)
+            else:
+                await _lost(node, resident, why)
+    except FirkinError as error:
+        _log.error("not ended sandbox=%s error=%s", resident.id, error)
+        if allows(resident.info.state, Act.FAIL):
+            await _lost(node, resident, why)
 
 
 async def _shelve(node: Node, resident: Resident, instance: Instance) -> None:
@@ -195,14 +214,15 @@ async def _hold(node: Node, resident: Resident, instance: Instance) -> None:
         await node.ledger.save(resident)
 
 
-async def _lost(node: Node, resident: Resident, gone: EndCause) -> None:
+async def _lost(node: Node, resident: Resident, why: Why) -> None:
     """It is gone, or cannot be found again; the sweep removes what is left of it."""
     resident.ref = None
-    node.figures.ended[gone] += 1
     pooled = resident.info.state is SandboxState.POOLED
-    await node.ledger.note(resident, Act.FAIL, why=Why.ended(gone, actor="engine"))
-    if pooled:
-        await endings.forget(node, resident, gone)
+    await node.ledger.note(resident, Act.FAIL, why=why)
+    if why.end is not None:
+        node.figures.ended[why.end] += 1
+    if pooled and why.end is not None:
+        await endings.forget(node, resident, why.end)
 
 
 async def _sweep(node: Node) -> None:

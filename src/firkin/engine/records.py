@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from firkin.engine.database import Database, Job
+from firkin.engine.begun_ends import BegunEnds
+from firkin.engine.database import Database
 from firkin.engine.sealed_policies import PolicySeal
 from firkin.engine.sealing import Seal
 from firkin.engine.stored_forms import (
@@ -31,6 +32,7 @@ from firkin.engine.stored_forms import (
     load_snapshot,
     load_template,
 )
+from firkin.engine.transactions import Job
 from firkin.law.driver import InstanceRef
 from firkin.law.events import JournalQuery, LifecycleEntry
 from firkin.law.ids import SandboxId, SnapshotId, TemplateId
@@ -78,8 +80,10 @@ T = TypeVar("T")
 class Records:
     """Typed reading and writing over the `Database`. Raises its `IoFailure`. Passwords of proxies lie sealed in it."""
 
-    def __init__(self, database: Database, seal: Seal | None = None) -> None:
+    def __init__(self, database: Database, seal: Seal | None = None, begun: BegunEnds | None = None) -> None:
+        """`begun`: ends that were begun, each until the next change of its sandbox is committed."""
         self._database = database
+        self.begun = begun or BegunEnds()
         self._policies = PolicySeal(seal)
 
     async def add(self, record: SandboxRecord, entry: JournalEntry, *, anew: bool = False) -> None:
@@ -87,12 +91,27 @@ class Records:
         row = (record.info.id, record.info.state.value, self._dumped(record.info), dump(record.origin))
         told = _rows(record.info, (entry,))
         await self._database.run(lambda connection: _add(connection, row, told, anew=anew))
+        self.begun.settled(record.info.id)
 
     async def change(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> None:
+        await self._database.run(self._changing(info, ref, entries))
+        self.begun.settled(info.id)
+
+    async def note(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> bool:
+        """As `change`, of what has happened anyway. False while the disk refuses: it is written as soon as it does not.
+
+        Raises only when more wait for the disk than can be kept.
+        """
+        written = await self._database.keep(self._changing(info, ref, entries))
+        if written:
+            self.begun.settled(info.id)
+        return written
+
+    def _changing(self, info: SandboxInfo, ref: InstanceRef | None, entries: Sequence[JournalEntry]) -> Job[None]:
         ended_at = None if info.ended_at is None else info.ended_at.timestamp()
         row = (info.state.value, ended_at, self._dumped(info), None if ref is None else dump(ref), info.id)
         told = _rows(info, entries)
-        await self._database.run(lambda connection: _change(connection, row, told))
+        return lambda connection: _change(connection, row, told)
 
     async def standing(self) -> list[SandboxRecord]:
         """Every sandbox that has not been deleted, oldest first."""
@@ -129,31 +148,33 @@ class Records:
         return [_entry(row) for row in reversed(rows)]
 
     async def entries(self, query: JournalQuery) -> list[LifecycleEntry]:
-        """What `query` asks for, at most `MOST_ENTRIES` at once."""
+        """What `query` asks for of what is committed, at most `MOST_ENTRIES` at once."""
         text, values = _selection(query)
-        rows = await self._database.run(lambda connection: connection.execute(text, values).fetchall())
+        rows = await self._database.run(lambda connection: connection.execute(text, values).fetchall(), numbered=True)
         return [load_entry(row) for row in rows]
 
     async def last_number(self) -> int:
         """The number of the newest entry that there ever was; 0 before the first."""
         row = await self._database.run(
-            lambda connection: connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
+            lambda connection: connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone(),
+            numbered=True,
         )
         return 0 if row is None else int(row[0])
 
     def keep_entry(self, info: SandboxInfo, entry: JournalEntry) -> None:
         """Add to the journal what changed nothing in the record. Does not wait; whoever reads after it finds it."""
         told = _rows(info, (entry,))
-        self._database.post(lambda connection: _journal(connection, told))
+        self._database.post(lambda connection: _journal(connection, told), kept=True)
 
     def keep_peak(self, sandbox_id: SandboxId, memory_bytes: int) -> None:
         """Keep what a sandbox used at most, until its end is forgotten. Does not wait."""
-        self._database.post(lambda connection: connection.execute(_KEEP_PEAK, (sandbox_id, memory_bytes)))
+        row = (sandbox_id, memory_bytes)
+        self._database.post(lambda connection: connection.execute(_KEEP_PEAK, row), kept=True)
 
     def keep_lines(self, sandbox_id: SandboxId, lines: Sequence[LogEntry]) -> None:
         """Keep the last log entries of a sandbox, until its end is forgotten. Does not wait."""
         text = dump_lines(lines)
-        self._database.post(lambda connection: connection.execute(_KEEP_LINES, (sandbox_id, text)))
+        self._database.post(lambda connection: connection.execute(_KEEP_LINES, (sandbox_id, text)), kept=True)
 
     async def remains(self, sandbox_id: str) -> Remains:
         """What was kept of a sandbox; empty for an unknown one."""

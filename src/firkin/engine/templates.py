@@ -38,7 +38,7 @@ from firkin.law.backend import TierStatus
 from firkin.law.build_steps import BuildLine, BuildReport
 from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import PreparedRoot, RootPreparer
-from firkin.law.errors import DeadlineExceeded, FirkinError, IoFailure, NotFound, ResourceKind, WrongState
+from firkin.law.errors import DeadlineExceeded, FirkinError, HostDiskFull, IoFailure, NotFound, ResourceKind, WrongState
 from firkin.law.ids import TemplateId
 from firkin.law.isolation import Isolation
 from firkin.law.logs import LogLevel, LogSource
@@ -355,14 +355,14 @@ class TemplateRegistry:
         self._known.pop(template_id, None)
         try:
             await self._records.drop_template(template_id)
-        except IoFailure as error:
+        except (IoFailure, HostDiskFull) as error:
             _log.error("not dropped template=%s error=%s", template_id, error)
 
     async def _failed(self, template_id: TemplateId, record: TemplateRecord, reason: str) -> None:
         info = replace(record.info, state=TemplateState.FAILED, failure=reason)
         try:
             await self._put(TemplateRecord(info=info, key=record.key))
-        except IoFailure as error:
+        except (IoFailure, HostDiskFull) as error:
             _log.error("not recorded template=%s error=%s", template_id, error)
 
     async def _put(self, record: TemplateRecord) -> None:
