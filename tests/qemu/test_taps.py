@@ -94,16 +94,16 @@ async def test_made_up_neighbours_take_no_place_in_the_machine_s_table(tap: int)
         made_up = f"11.0.{number // 250}.{number % 250 + 1}"
         for target in (NUMBERS.host_address, made_up, "9.9.9.9"):
             asks(tap, made_up, target)
-        send(tap, _IPV6, _solicitation(number), b"\x33\x33\0\0\0\1")
+        send(tap, _IPV6, _router(number), b"\x33\x33\0\0\0\1")
     asks(tap, NUMBERS.guest_address, NUMBERS.host_address)
     await answer(tap)  # all before it has been looked at, too
     assert neighbours() - before < TRIES / 4
 
 
-def _solicitation(number: int) -> bytes:
-    """Of IPv6, by another neighbour each: from fe80::1:N for ff02::1. Only its kind can be wrong."""
+def _router(number: int) -> bytes:
+    """Of IPv6: fe80::1:N says that it is a router, and of what hardware address."""
     source, group = (socket.inet_pton(socket.AF_INET6, text) for text in (f"fe80::1:{number:x}", "ff02::1"))
-    body = struct.pack("!BBHI", 135, 0, 0, 0) + source + b"\1\1" + _GUEST
+    body = struct.pack("!BBHIII", 134, 0, 0, 0, 0, 0) + b"\1\1" + _GUEST
     pseudo = source + group + struct.pack("!II", len(body), 58) + body
     total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
     total = (total & 0xFFFF) + (total >> 16)
