@@ -10,7 +10,8 @@ its own marked passes (see `host.reach_tables`), everything else is dropped. In 
 case the host's own addresses are out of reach, and so is what another program on
 the host translated into another destination than the policy was asked about (a
 container's published port is an address of the host first). How many entries one sandbox
-may hold in the machine's connection table is bounded.
+may hold in the machine's connection table is bounded. Fragments of packets are dropped before the
+kernel would collect them: what waits for its other parts is in one store of the whole machine.
 
 An interface in the group of an egress gateway (`led_group`) reaches that gateway's
 doors and nothing else: all its TCP, and UDP to port 53, is led there whatever
@@ -51,11 +52,12 @@ from firkin.law.reach import PRIVATE, SANDBOXES
 TABLE = "firkin"
 INTERFACE_PREFIX = "fk"
 FLOWS = 4096  # connections of one sandbox, of a machine's 65,536 or more
-_VERSION = "version_6"  # a chain that only says which rules these are; count up with every change of them
+_VERSION = "version_7"  # a chain that only says which rules these are; count up with every change of them
 ONLINE = 26217  # the interface group of those that may go out; a number that nobody else is likely to use
 DECIDED = 26218  # and of those of whose packets `host.reach_tables` marks what may pass
 PASSED = 0x66697270  # that mark; taken off again before anything else on the host could act on it
 _LED = 0x280000  # and from here on the groups of those that gateways lead, by the gateways' slots
+_BEFORE_DEFRAGMENTATION = -450  # NF_IP_PRI_CONNTRACK_DEFRAG is -400
 _USERS = Path("/run/firkin/firewall.users")
 
 # What is refused is counted for each sandbox, and one new destination a second of each is remembered for a minute:
@@ -104,6 +106,17 @@ table inet {TABLE} {{
         tcp dport 53 dnat ip to iifgroup map @dns_tcp_doors
         meta l4proto tcp dnat ip to iifgroup map @tcp_doors
         udp dport 53 dnat ip to iifgroup map @dns_udp_doors
+    }}
+    chain early {{
+        type filter hook prerouting priority {_BEFORE_DEFRAGMENTATION}; policy accept;
+        iifname != "{INTERFACE_PREFIX}*" accept
+        meta nfproto != ipv4 drop
+        ip frag-off & 0x3fff != 0 goto fragment
+    }}
+    chain fragment {{
+        fib saddr . iif oif missing drop
+        update @{COUNTED} {{ ip saddr counter }}
+        drop
     }}
     chain spoofed {{
         type filter hook prerouting priority -150; policy accept;
@@ -347,6 +360,11 @@ def guard_interface(interface: str) -> None:
         file.write("1")
     with open(f"/proc/sys/net/ipv4/conf/{interface}/arp_ignore", "w") as file:
         file.write("1")
+    forbid_ipv6(interface)
+
+
+def forbid_ipv6(interface: str) -> None:
+    """Also of `default`: whatever interfaces this network gets from here on."""
     with suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w") as file:
         file.write("1")
 

@@ -14,15 +14,16 @@ from dataclasses import astuple, dataclass
 
 from firkin.host.nfnetlink import attribute, attributes
 
-_ACK, _REQUEST, _CREATE, _EXCLUSIVE = 0x4, 0x1, 0x400, 0x200
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _DELADDR, _NEWROUTE = 16, 17, 18, 20, 21, 24
+_ACK, _REQUEST, _CREATE, _EXCLUSIVE, _REPLACE = 0x4, 0x1, 0x400, 0x200, 0x100
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _DELADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 18, 20, 21, 24, 28
 _ERROR = 2
-_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_GROUP, _IFLA_NET_NS_FD = 3, 18, 23, 27, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_GROUP, _IFLA_NET_NS_FD = 1, 3, 18, 23, 27, 28
 _LINK_HEAD = 16
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DESTINATION, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_IFF_UP = 1
+_NDA_DESTINATION, _NDA_HARDWARE, _PERMANENT = 1, 2, 0x80
+_IFF_UP, _IFF_NOARP = 1, 0x80
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 4, 0, 253, 1
 
 
@@ -59,12 +60,17 @@ class Netlink:
     def close(self) -> None:
         self._socket.close()
 
-    def add_veth(self, name: str, peer: str, peer_namespace: int) -> None:
-        """A pair: `name` here, `peer` in the namespace of that descriptor."""
-        inner = _link(0, 0) + _text(_IFLA_IFNAME, peer) + attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_namespace))
+    def add_veth(self, name: str, peer: str, peer_namespace: int, *, hardware: tuple[bytes, bytes]) -> None:
+        """A pair: `name` here, `peer` in the namespace of that descriptor, with the `hardware` addresses of both.
+
+        Said at once, so that udev takes them for chosen ones and gives the pair no others.
+        """
+        inner = _link(0, 0) + _text(_IFLA_IFNAME, peer) + attribute(_IFLA_ADDRESS, hardware[1])
+        inner += attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_namespace))
         data = attribute(_INFO_DATA, attribute(_VETH_PEER, inner))
         info = attribute(_IFLA_LINKINFO, _text(_INFO_KIND, "veth") + data)
-        self._ask(_NEWLINK, _CREATE | _EXCLUSIVE, _link(0, 0) + _text(_IFLA_IFNAME, name) + info)
+        named = _text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, hardware[0])
+        self._ask(_NEWLINK, _CREATE | _EXCLUSIVE, _link(0, 0) + named + info)
 
     def delete_link(self, name: str) -> None:
         """Remove the link; no error if there is none."""
@@ -74,8 +80,9 @@ class Netlink:
             if error.errno != 19:  # ENODEV
                 raise
 
-    def set_up(self, name: str) -> None:
-        self._ask(_NEWLINK, 0, _link(0, _IFF_UP) + _text(_IFLA_IFNAME, name))
+    def set_up(self, name: str, *, asks: bool = True) -> None:
+        """Without `asks`, ARP is neither asked nor heard there: who is a neighbour is said by `add_neighbour`."""
+        self._ask(_NEWLINK, 0, _link(0, _IFF_UP if asks else _IFF_UP | _IFF_NOARP) + _text(_IFLA_IFNAME, name))
 
     def set_group(self, name: str, group: int) -> None:
         wanted = attribute(_IFLA_GROUP, struct.pack("=I", group))
@@ -92,6 +99,12 @@ class Netlink:
     def remove_address(self, name: str, address: str, prefix: int) -> None:
         """And every route that the address had brought."""
         self._ask(_DELADDR, 0, _address(name, address, prefix))
+
+    def add_neighbour(self, name: str, address: str, hardware: bytes) -> None:
+        """For good: it is never asked for, never given up, and not counted among the neighbours of the machine."""
+        head = struct.pack("=BxxxiHBB", socket.AF_INET, socket.if_nametoindex(name), _PERMANENT, 0, _UNICAST)
+        told = attribute(_NDA_DESTINATION, socket.inet_aton(address)) + attribute(_NDA_HARDWARE, hardware)
+        self._ask(_NEWNEIGH, _CREATE | _REPLACE, head + told)
 
     def add_route(self, name: str, address: str) -> None:
         """That one address is behind that link."""

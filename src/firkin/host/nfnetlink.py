@@ -164,6 +164,11 @@ def number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("!I", value))
 
 
+def expression(name: str, *parts: bytes) -> bytes:
+    """One element of a rule."""
+    return nested(1, text(1, name), nested(2, *parts))
+
+
 def attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
     """Each attribute of `body`, in order."""
     at = 0

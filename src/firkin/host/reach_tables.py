@@ -138,20 +138,16 @@ def _goes_to_the_set() -> list[bytes]:
     register = nft.number(1, _REGISTER)
     place = (nft.number(2, _NETWORK_HEADER), nft.number(3, _DESTINATION_AT), nft.number(4, 4))
     return [
-        _expression("meta", register, nft.number(2, _META_PROTOCOL)),
-        _expression("cmp", register, nft.number(2, 0), nft.nested(3, nft.attribute(1, _ETH_IP))),
-        _expression("payload", register, *place),
-        _expression("lookup", nft.text(1, _SET), nft.number(2, _REGISTER), nft.number(4, 1)),
+        nft.expression("meta", register, nft.number(2, _META_PROTOCOL)),
+        nft.expression("cmp", register, nft.number(2, 0), nft.nested(3, nft.attribute(1, _ETH_IP))),
+        nft.expression("payload", register, *place),
+        nft.expression("lookup", nft.text(1, _SET), nft.number(2, _REGISTER), nft.number(4, 1)),
     ]
 
 
 def _marks(value: int) -> list[bytes]:
     wanted = nft.nested(2, nft.attribute(1, struct.pack("=I", value)))
     return [
-        _expression("immediate", nft.number(1, _REGISTER), wanted),
-        _expression("meta", nft.number(2, _META_MARK), nft.number(3, _REGISTER)),
+        nft.expression("immediate", nft.number(1, _REGISTER), wanted),
+        nft.expression("meta", nft.number(2, _META_MARK), nft.number(3, _REGISTER)),
     ]
-
-
-def _expression(name: str, *parts: bytes) -> bytes:
-    return nft.nested(1, nft.text(1, name), nft.nested(2, *parts))

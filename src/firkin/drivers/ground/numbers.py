@@ -14,12 +14,24 @@ _UIDS = 65536
 SLOTS = 4032
 _FIRST_LOOP = 1024
 _FIRST_ADDRESS = "198.18.0.0"
+# Of the wire's two ends: a range for local use (its second bit says so), with "fk" in it.
+_HOST_HARDWARE, _GUEST_HARDWARE = b"\x02fk\x00", b"\x02fk\x01"
 
 
 class SlotNumbers:
     """All numbers of slot `slot`."""
 
-    __slots__ = ("first_uid", "guest_address", "host_address", "interface", "loop", "prefix", "slot")
+    __slots__ = (
+        "first_uid",
+        "guest_address",
+        "guest_hardware",
+        "host_address",
+        "host_hardware",
+        "interface",
+        "loop",
+        "prefix",
+        "slot",
+    )
 
     def __init__(self, slot: int) -> None:
         if not 0 <= slot < SLOTS:
@@ -32,3 +44,5 @@ class SlotNumbers:
         network = struct.unpack("!I", socket.inet_aton(_FIRST_ADDRESS))[0] + slot * 4
         self.host_address = socket.inet_ntoa(struct.pack("!I", network + 1))
         self.guest_address = socket.inet_ntoa(struct.pack("!I", network + 2))
+        self.host_hardware = _HOST_HARDWARE + struct.pack("!H", slot)
+        self.guest_hardware = _GUEST_HARDWARE + struct.pack("!H", slot)

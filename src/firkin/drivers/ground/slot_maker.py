@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from firkin.drivers.ground.numbers import SlotNumbers
 from firkin.host import disks, firewall, namespaces, netlink, syscalls
+from firkin.host.neighbours import hold_neighbours
 from firkin.host.nfnetlink import Nfnetlink
 from firkin.host.wires import forget_tenant
 
@@ -61,26 +62,41 @@ def _make(numbers: SlotNumbers, wires: netlink.Netlink, own_network: int, made: 
 
 
 def _wire(numbers: SlotNumbers, wires: netlink.Netlink, own_network: int, network: int) -> None:
-    """A veth pair between the host and the slot, an address on each end, a default route inside."""
+    """A veth pair between the host and the slot, an address on each end, a default route inside.
+
+    Each end is told who the other is, and neither asks: an entry for each address that somebody
+    inside makes up would be one of the machine's 1,024, on whichever side of the wire it is.
+    """
+    hardware = (numbers.host_hardware, numbers.guest_hardware)
     try:
-        wires.add_veth(numbers.interface, "eth0", network)
+        wires.add_veth(numbers.interface, "eth0", network, hardware=hardware)
     except FileExistsError:  # left by a server that was killed; its other end is nobody's
         wires.delete_link(numbers.interface)
-        wires.add_veth(numbers.interface, "eth0", network)
+        wires.add_veth(numbers.interface, "eth0", network, hardware=hardware)
     wires.add_address(numbers.interface, numbers.host_address, numbers.prefix)
     firewall.guard_interface(numbers.interface)
-    wires.set_up(numbers.interface)
+    wires.set_up(numbers.interface, asks=False)
+    wires.add_neighbour(numbers.interface, numbers.guest_address, numbers.guest_hardware)
     syscalls.setns(network, syscalls.CLONE_NEWNET)
     try:
-        inside = netlink.Netlink()
-        inside.set_up("lo")
-        inside.add_address("eth0", numbers.guest_address, numbers.prefix)
-        inside.set_up("eth0")
-        inside.add_default_route(numbers.host_address)
-        inside.close()
-        _let_orphans_go()
+        _wire_inside(numbers)
     finally:
         syscalls.setns(own_network, syscalls.CLONE_NEWNET)
+
+
+def _wire_inside(numbers: SlotNumbers) -> None:
+    """In the slot's network. What guards it is there before anything can be sent."""
+    hold_neighbours(host=numbers.host_address, own=numbers.guest_address)
+    for interface in ("default", "eth0"):
+        firewall.forbid_ipv6(interface)
+    inside = netlink.Netlink()
+    inside.set_up("lo")
+    inside.add_address("eth0", numbers.guest_address, numbers.prefix)
+    inside.set_up("eth0", asks=False)
+    inside.add_neighbour("eth0", numbers.host_address, numbers.host_hardware)
+    inside.add_default_route(numbers.host_address)
+    inside.close()
+    _let_orphans_go()
 
 
 def _let_orphans_go() -> None:

@@ -57,12 +57,17 @@ _LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _NODES = (("null", 1, 3), ("zero", 1, 5), ("random", 1, 8), ("urandom", 1, 9), ("tun", 10, 200))
 _KVM = (10, 232)
 _STRICT = MS_NOSUID | MS_NODEV | MS_NOEXEC
+# Last what a guest's own frames cannot do then: have more neighbours noted than its own address, which is the only one
+# that is routed to it. Of `all` and the interface's setting the kernel takes the greater one.
 _NETWORK_SETTINGS = {
     "ip_forward": "1",
     "conf/eth0/proxy_arp": "1",
     f"conf/{TAP}/proxy_arp": "1",
     "neigh/eth0/proxy_delay": "0",
     f"neigh/{TAP}/proxy_delay": "0",
+    **{
+        f"conf/{name}/{key}": value for name in ("all", TAP) for key, value in (("rp_filter", "1"), ("arp_accept", "0"))
+    },
 }
 
 
@@ -160,11 +165,11 @@ def _launch(
             os.close(tap)
 
 
-def _tap(network: int, numbers: SlotNumbers, own_network: int) -> int:
+def _tap(network: int, numbers: SlotNumbers, own_network: int, *, device: str = "/dev/tun") -> int:
     """A tap behind the slot's wire; the guest has the address that the wire's end had."""
     syscalls.setns(network, CLONE_NEWNET)
     try:
-        tap = os.open("/dev/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        tap = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", TAP.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
             fcntl.ioctl(tap, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_HEADER))
@@ -172,6 +177,7 @@ def _tap(network: int, numbers: SlotNumbers, own_network: int) -> int:
             try:
                 inside.remove_address("eth0", numbers.guest_address, numbers.prefix)
                 inside.set_up(TAP)
+                inside.add_neighbour("eth0", numbers.host_address, numbers.host_hardware)  # it went with the address
                 inside.add_route("eth0", numbers.host_address)
                 inside.add_route(TAP, numbers.guest_address)
                 inside.add_default_route(numbers.host_address)
