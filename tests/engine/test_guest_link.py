@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from firkin.channels import SocketChannel, over_socket
+from firkin.engine import guest_files, guest_link
 from firkin.engine.guest_copies import GuestCopies
 from firkin.engine.guest_faults import GuestRefused
 from firkin.engine.guest_files import GuestFiles
 from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_processes import GuestProcesses
-from firkin.law.errors import DeadlineExceeded, FirkinError, SandboxUnavailable
+from firkin.law.errors import DeadlineExceeded, FileFault, FilesystemFailure, FirkinError, SandboxUnavailable
 from firkin.law.files import CopyOptions, ListOptions, SandboxPath, WatchOptions
 from firkin.law.ids import SandboxId
 from firkin.law.processes import Command
@@ -320,4 +321,61 @@ async def test_entries_of_a_wrong_shape_are_not_believed() -> None:
             listing = asyncio.create_task(GuestFiles(link).list(SandboxPath("/x"), ListOptions()))
             await agent.say(EVENT, await agent.hear_request(), {"entries": broken})
             with pytest.raises(SandboxUnavailable):
+                await listing
+
+
+async def pages(agent: FakeAgent, stream: int, count: int) -> None:
+    """A list of so many times a hundred files, sent as fast as it goes."""
+    page = json.dumps({"entries": [entry(f"/x/{number}", "file") for number in range(100)]}).encode()
+    for _ in range(count):
+        await agent.channel.write(frame(EVENT, stream, page))
+    await agent.say(RESULT, stream, {})
+
+
+async def test_a_long_list_lets_others_have_their_turns() -> None:
+    async with conversation() as (link, agent):
+        listing = asyncio.create_task(GuestFiles(link).list(SandboxPath("/x"), ListOptions()))
+        sending = asyncio.create_task(pages(agent, await agent.hear_request(), 60))
+        turns = 0
+        while not listing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert len(await listing) == 6_000
+        assert turns >= 60
+        await sending
+
+
+async def test_a_reader_that_takes_a_page_a_turn_keeps_up_with_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_link, "_BEHIND_BYTES", 1 << 14)
+    monkeypatch.setattr(guest_link, "_MOST_EVENT_BYTES", 350_000)
+    async with conversation() as (link, agent):
+        listing = asyncio.create_task(GuestFiles(link).list(SandboxPath("/x"), ListOptions()))
+        sending = asyncio.create_task(pages(agent, await agent.hear_request(), 60))
+        assert len(await listing) == 6_000
+        await sending
+
+
+async def test_a_list_of_few_entries_that_take_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_files, "ENTRIES_AT_MOST", 1000)
+    async with conversation() as (link, agent):
+        listing = asyncio.create_task(GuestFiles(link).list(SandboxPath("/x"), ListOptions()))
+        stream = await agent.hear_request()
+        for _ in range(5):
+            await agent.say(EVENT, stream, {"entries": [{**entry("/x/a", "file"), "metadata": {"m": "x" * 200_000}}]})
+        assert (await agent.hear())[:2] == (CANCEL, stream)
+        with pytest.raises(FilesystemFailure) as caught:
+            await listing
+        assert caught.value.fault is FileFault.LIMIT
+
+
+async def test_a_list_is_refused_as_soon_as_it_is_longer_than_its_caller_wants() -> None:
+    async with conversation() as (link, agent):
+        files = GuestFiles(link)
+        for most, fits in ((100, True), (99, False)):
+            listing = asyncio.create_task(files.list(SandboxPath("/x"), ListOptions(at_most=most)))
+            await pages(agent, await agent.hear_request(), 1)
+            if fits:
+                assert len(await listing) == 100
+                continue
+            with pytest.raises(FilesystemFailure, match="more than 99 entries"):
                 await listing

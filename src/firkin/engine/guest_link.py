@@ -56,6 +56,8 @@ CALL_S = 30.0
 _RECEIVE = 256 * 1024
 _MOST_EVENTS = 16384
 _MOST_EVENT_BYTES = 16 << 20
+_BEHIND_BYTES = 1 << 20
+_TURNS_TO_CATCH_UP = 32
 _MOST_CREDIT = 1 << 31
 _LAST_STREAM = (1 << 32) - 1
 
@@ -195,6 +197,11 @@ class LinkStream:
             _wake(self._sender)
             with suppress(SandboxUnavailable):
                 await self._link.flush()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether much has come that its reader has not taken yet."""
+        return self._event_bytes > _BEHIND_BYTES
 
     @property
     def _over(self) -> bool:
@@ -379,7 +386,7 @@ class GuestLink:
                 if self._reason:
                     return
                 if len(data) >= CHUNK:
-                    await asyncio.sleep(0)  # the channel may never block: let those who read the streams run
+                    await self._let_readers_run()
                 if self._out:
                     await self.flush()
         except WireError as error:
@@ -389,6 +396,16 @@ class GuestLink:
         finally:
             self._lose(reason)
             await self._channel.aclose()
+
+    async def _let_readers_run(self) -> None:
+        """The channel may never block. Who is behind with what has come gets some turns more: he takes a little each.
+
+        Not as many as he wants: one who never reads must not hold up the others.
+        """
+        for _ in range(_TURNS_TO_CATCH_UP):
+            await asyncio.sleep(0)
+            if not any(stream.is_behind for stream in self._streams.values()):
+                return
 
     def _route(self, kind: int, id: int, payload: bytes) -> None:
         if kind == HELLO:

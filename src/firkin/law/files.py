@@ -111,9 +111,14 @@ class WriteOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListOptions:
-    """`depth` 1 lists the directory itself; None has no limit."""
+    """`depth` 1 lists the directory itself; None has no limit.
+
+    A list of more than `at_most` entries fails (`LIMIT`); None is as many as there may be. One with long names
+    counts as several.
+    """
 
     depth: int | None = 1
+    at_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
