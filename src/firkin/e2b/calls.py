@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,7 +37,6 @@ T = TypeVar("T", bound=Message)
 STREAM_HEADERS: tuple[Header, ...] = ((b"content-type", STREAM_TYPE),)
 DEADLINE_PASSED = "the deadline of the call has passed"
 _DEFAULT_KEEPALIVE_S = 90
-_TAKEN_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +123,6 @@ class RpcCall:
 
     async def answer(self, value: object) -> None:
         await self.exchange.answer(200, value if isinstance(value, bytes) else encode(value), [JSON])
-
-    async def answer_pieces(self, pieces: Sequence[bytes]) -> None:
-        """A long answer, JSON already. Broken off, with `ClientGone`, when the client stops taking it."""
-        await self.exchange.start(200, [JSON, (b"content-length", b"%d" % sum(map(len, pieces)))])
-        try:
-            for piece in pieces:
-                async with asyncio.timeout(_TAKEN_WITHIN_S):
-                    await self.exchange.write(piece)
-        except TimeoutError:
-            self.exchange.break_off()
-            raise ClientGone from None
-        await self.exchange.write(b"", more=False)
 
 
 def read_call(

@@ -8,21 +8,20 @@ holding nothing. None is made into an answer in one go: others want the event lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from firkin.e2b.calls import RpcCall
 from firkin.e2b.connect_codec import Code, RpcError
 from firkin.e2b.envd_filesystem import entry_json, path_of
-from firkin.e2b.json_text import encode
+from firkin.e2b.long_answers import SLICE, answer_pieces, encoded
 from firkin.e2b.proto_json import Message
 from firkin.law.errors import FileFault, FilesystemFailure
-from firkin.law.files import FileEntry, ListOptions, SandboxPath
+from firkin.law.files import ListOptions, SandboxPath
 
 LONG_AT_ONCE = 3
 _SHORT = 1000
-_SLICE = 200
 _TURN_WITHIN_S = 60.0
 _MAX_DEPTH = (1 << 32) - 1
 
@@ -58,17 +57,19 @@ class Listing:
                 raise
             await self._answer_long(call, path, depth)
             return
-        if len(entries) <= _SLICE:
+        if len(entries) <= SLICE:
             await call.answer({"entries": [entry_json(entry) for entry in entries]})
         else:
-            await call.answer_pieces(await _encoded(entries))
+            await _answer(call, await encoded(entries, entry_json))
 
     async def _answer_long(self, call: RpcCall, path: SandboxPath, depth: int) -> None:
         async with AsyncExitStack() as held:
             async with call.exchange.wanted():
                 await held.enter_async_context(self._turn(call.info.owner))
-                pieces = await _encoded(await call.files.list(call.sandbox_id, path, ListOptions(depth=depth)))
-            await call.answer_pieces(pieces)
+                entries = await call.files.list(call.sandbox_id, path, ListOptions(depth=depth))
+                pieces = await encoded(entries, entry_json)
+                del entries  # it may be larger than what came of it
+            await _answer(call, pieces)
 
     @asynccontextmanager
     async def _turn(self, owner: str) -> AsyncIterator[None]:
@@ -91,12 +92,5 @@ class Listing:
                 self._lines.pop(owner, None)
 
 
-async def _encoded(entries: Sequence[FileEntry]) -> list[bytes]:
-    """The pieces of the answer's JSON."""
-    pieces = [b'{"entries":[']
-    for start in range(0, len(entries), _SLICE):
-        text = encode([entry_json(entry) for entry in entries[start : start + _SLICE]])
-        pieces.append((b"," if start else b"") + text[1:-1])
-        await asyncio.sleep(0)
-    pieces.append(b"]}")
-    return pieces
+async def _answer(call: RpcCall, entries: list[bytes]) -> None:
+    await answer_pieces(call.exchange, [b'{"entries":', *entries, b"}"])
