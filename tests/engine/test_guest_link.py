@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from firkin.channels import SocketChannel, over_socket
-from firkin.engine import guest_files, guest_link
+from firkin.engine import guest_files, guest_link, guest_watches
 from firkin.engine.guest_copies import GuestCopies
 from firkin.engine.guest_faults import GuestRefused
 from firkin.engine.guest_files import GuestFiles
@@ -26,6 +26,8 @@ from firkin.wire.frames import (
     CANCEL,
     CREDIT,
     DATA,
+    DATA_ERR,
+    EOF,
     ERROR,
     EVENT,
     HEADER,
@@ -173,6 +175,7 @@ NONSENSE = {
     "junk": b"\xff" * 64,
     "an oversized frame": HEADER.pack(MAX_PAYLOAD + 1, DATA, 1),
     "a second greeting": GREETING,
+    "a second end of the data": frame(EOF, 1) + frame(DATA, 1, b"x") + frame(EOF, 1),
     "a request": frame(OPEN, 1, b"{}"),
     "more data than was granted": frame(DATA, 1, bytes(WINDOW)) + frame(DATA, 1, b"x"),
     "credit of a wrong size": frame(CREDIT, 1, b"x"),
@@ -379,3 +382,48 @@ async def test_a_list_is_refused_as_soon_as_it_is_longer_than_its_caller_wants()
                 continue
             with pytest.raises(FilesystemFailure, match="more than 99 entries"):
                 await listing
+
+
+@pytest.mark.parametrize("kinds", [(DATA,), (DATA_ERR,), (DATA, DATA_ERR)])
+async def test_small_pieces_that_nobody_reads_take_no_more_room_than_large_ones(kinds: tuple[int, ...]) -> None:
+    async with conversation() as (link, agent):
+        stream = link.stream("start", {})
+        await link.flush()
+        id = await agent.hear_request()
+        pieces = [frame(kinds[n % len(kinds)], id, bytes([n % 251])) for n in range(20_000)]
+        await agent.channel.write(b"".join(pieces))
+        asking = asyncio.create_task(link.call("ping"))
+        await agent.say(RESULT, await agent.hear_request(), {})
+        await asking
+        assert len(stream._items) < 300
+        await agent.say(RESULT, id, {})
+        read = [item async for item in stream][:-1]
+        for place, kind in enumerate(kinds):
+            heard = b"".join(data for its, data in read if its == kind)
+            assert heard == bytes(n % 251 for n in range(20_000) if n % len(kinds) == place)
+        await stream.aclose()
+
+
+async def test_an_agent_that_says_there_is_always_more_is_not_believed_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guest_watches, "MOST_DRAINED", 1000)
+    async with conversation() as (link, agent):
+        watching = asyncio.create_task(GuestFiles(link).watch(SandboxPath("/x"), WatchOptions()))
+        await agent.say(EVENT, await agent.hear_request(), {"watch": 7})
+        watch = await watching
+        draining = asyncio.create_task(watch.drain())
+
+        async def lie() -> None:
+            while True:
+                kind, stream, _ = await agent.hear()
+                if kind == OPEN:
+                    events = [{"kind": "create", "name": "a"}] * 100
+                    await agent.say(RESULT, stream, {"events": events, "left": 1 << 60})
+
+        lying = asyncio.create_task(lie())
+        async with asyncio.timeout(10):
+            assert len(await draining) == 1000
+        lying.cancel()
+        await asyncio.gather(lying, return_exceptions=True)
+        await watch.aclose()

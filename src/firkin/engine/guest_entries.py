@@ -47,6 +47,11 @@ def weight(entry: FileEntry) -> int:
     return 1 + size // _USUAL_TEXTS
 
 
+def event_weight(event: FileEvent) -> int:
+    """As `weight`."""
+    return 1 + getsizeof(event.name) // _USUAL_TEXTS + (0 if event.entry is None else weight(event.entry))
+
+
 def read_entries(event: Object) -> list[FileEntry]:
     return [read_entry(item) for item in _objects(event, "entries")]
 

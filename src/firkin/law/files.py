@@ -169,7 +169,10 @@ class FileEventStream(Protocol):
     async def __anext__(self) -> FileEvent: ...
 
     async def drain(self) -> list[FileEvent]:
-        """Every event of changes that were complete before this call, without waiting for more."""
+        """Every event of changes that were complete before this call, without waiting for more.
+
+        Half a million at most; what is left then comes with the next call.
+        """
         ...
 
     async def page(self) -> tuple[list[FileEvent], int]:
