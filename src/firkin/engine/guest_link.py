@@ -142,6 +142,11 @@ class LinkStream:
             size += len(pieces[-1])
         return b"".join(pieces)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether much has come that its reader has not taken yet."""
+        return self._event_bytes > _BEHIND_BYTES
+
     def take_ready(self) -> list[Object]:
         """Every EVENT that has arrived, without waiting; for streams that carry nothing else."""
         taken = []
@@ -201,11 +206,6 @@ class LinkStream:
             _wake(self._sender)
             with suppress(SandboxUnavailable):
                 await self._link.flush()
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether much has come that its reader has not taken yet."""
-        return self._event_bytes > _BEHIND_BYTES
 
     @property
     def _over(self) -> bool:
