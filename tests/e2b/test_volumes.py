@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from e2b import Volume
 from firkin.drivers.memory import MemoryRootPreparer
 from firkin.engine.backend import LocalBackend
+from firkin.host import tree_files
 from tests.e2b.conftest import ALICE, BOB, RunningServer, in_a_thread
 from tests.e2b.conftest import server as plain_server
 from tests.e2b.volume_lives import VolumeLives, content, made_volume, unique
@@ -45,6 +48,26 @@ def volume(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[V
 def api(server: RunningServer, method: str, path: str, *, key: str | None = ALICE, **more: object) -> httpx.Response:
     headers = {"X-API-Key": key} if key else {}
     return httpx.request(method, server.url + path, headers=headers, timeout=20, **more)  # type: ignore[arg-type]
+
+
+def test_a_list_ends_when_its_client_hangs_up(
+    server: RunningServer, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(*_: object, wanted: Callable[[], bool], **_bounds: object) -> list[object]:
+        begun.set()
+        while wanted():
+            threading.Event().wait(0.002)
+        ended.set()
+        return []
+
+    monkeypatch.setattr(tree_files, "entries_below", endless)
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        head = f"GET /volumecontent/{volume.volume_id}/dir?path=/ HTTP/1.1\r\nHost: x\r\n"
+        client.sendall(f"{head}Authorization: Bearer {volume.token}\r\n\r\n".encode())
+        assert begun.wait(5)
+    assert ended.wait(5)
 
 
 @pytest.mark.thorough

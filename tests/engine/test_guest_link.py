@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from firkin.channels import SocketChannel, over_socket
+from firkin.engine import guest_files, guest_link, guest_watches
 from firkin.engine.guest_copies import GuestCopies
 from firkin.engine.guest_faults import GuestRefused
 from firkin.engine.guest_files import GuestFiles
 from firkin.engine.guest_link import GuestLink
 from firkin.engine.guest_processes import GuestProcesses
-from firkin.law.errors import DeadlineExceeded, FirkinError, SandboxUnavailable
+from firkin.law.errors import DeadlineExceeded, FileFault, FilesystemFailure, FirkinError, SandboxUnavailable
 from firkin.law.files import CopyOptions, ListOptions, SandboxPath, WatchOptions
 from firkin.law.ids import SandboxId
 from firkin.law.processes import Command
@@ -25,6 +26,8 @@ from firkin.wire.frames import (
     CANCEL,
     CREDIT,
     DATA,
+    DATA_ERR,
+    EOF,
     ERROR,
     EVENT,
     GRANT_AT,
@@ -227,6 +230,7 @@ NONSENSE = {
     "junk": b"\xff" * 64,
     "an oversized frame": HEADER.pack(MAX_PAYLOAD + 1, DATA, 1),
     "a second greeting": GREETING,
+    "a second end of the data": frame(EOF, 1) + frame(DATA, 1, b"x") + frame(EOF, 1),
     "a request": frame(OPEN, 1, b"{}"),
     "more data than was granted": frame(DATA, 1, bytes(WINDOW)) + frame(DATA, 1, b"x"),
     "credit of a wrong size": frame(CREDIT, 1, b"x"),
@@ -376,3 +380,105 @@ async def test_entries_of_a_wrong_shape_are_not_believed() -> None:
             await agent.say(EVENT, await agent.hear_request(), {"entries": broken})
             with pytest.raises(SandboxUnavailable):
                 await listing
+
+
+async def pages(agent: FakeAgent, stream: int, count: int) -> None:
+    """A list of so many times a hundred files, sent as fast as it goes."""
+    page = json.dumps({"entries": [entry(f"/x/{number}", "file") for number in range(100)]}).encode()
+    for _ in range(count):
+        await agent.channel.write(frame(EVENT, stream, page))
+    await agent.say(RESULT, stream, {})
+
+
+async def test_a_long_list_lets_others_have_their_turns() -> None:
+    async with conversation() as (link, agent):
+        listing = asyncio.create_task(GuestFiles(link).list(SandboxPath("/x"), ListOptions()))
+        sending = asyncio.create_task(pages(agent, await agent.hear_request(), 60))
+        turns = 0
+        while not listing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert len(await listing) == 6_000
+        assert turns >= 60
+        await sending
+
+
+async def test_a_reader_that_takes_a_page_a_turn_keeps_up_with_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_link, "_BEHIND_BYTES", 1 << 14)
+    monkeypatch.setattr(guest_link, "_MOST_EVENT_BYTES", 350_000)
+    async with conversation() as (link, agent):
+        listing = asyncio.create_task(GuestFiles(link).list(SandboxPath("/x"), ListOptions()))
+        sending = asyncio.create_task(pages(agent, await agent.hear_request(), 60))
+        assert len(await listing) == 6_000
+        await sending
+
+
+async def test_a_list_of_few_entries_that_take_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_files, "ENTRIES_AT_MOST", 1000)
+    async with conversation() as (link, agent):
+        listing = asyncio.create_task(GuestFiles(link).list(SandboxPath("/x"), ListOptions()))
+        stream = await agent.hear_request()
+        for _ in range(5):
+            await agent.say(EVENT, stream, {"entries": [{**entry("/x/a", "file"), "metadata": {"m": "x" * 200_000}}]})
+        assert (await agent.hear())[:2] == (CANCEL, stream)
+        with pytest.raises(FilesystemFailure) as caught:
+            await listing
+        assert caught.value.fault is FileFault.LIMIT
+
+
+async def test_a_list_is_refused_as_soon_as_it_is_longer_than_its_caller_wants() -> None:
+    async with conversation() as (link, agent):
+        files = GuestFiles(link)
+        for most, fits in ((100, True), (99, False)):
+            listing = asyncio.create_task(files.list(SandboxPath("/x"), ListOptions(at_most=most)))
+            await pages(agent, await agent.hear_request(), 1)
+            if fits:
+                assert len(await listing) == 100
+                continue
+            with pytest.raises(FilesystemFailure, match="more than 99 entries"):
+                await listing
+
+
+@pytest.mark.parametrize("kinds", [(DATA,), (DATA_ERR,), (DATA, DATA_ERR)])
+async def test_small_pieces_that_nobody_reads_take_no_more_room_than_large_ones(kinds: tuple[int, ...]) -> None:
+    async with conversation() as (link, agent):
+        stream = link.stream("start", {})
+        await link.flush()
+        id = await agent.hear_request()
+        pieces = [frame(kinds[n % len(kinds)], id, bytes([n % 251])) for n in range(20_000)]
+        await agent.channel.write(b"".join(pieces))
+        asking = asyncio.create_task(link.call("ping"))
+        await agent.say(RESULT, await agent.hear_request(), {})
+        await asking
+        assert len(stream._items) < 300
+        await agent.say(RESULT, id, {})
+        read = [item async for item in stream][:-1]
+        for place, kind in enumerate(kinds):
+            heard = b"".join(data for its, data in read if its == kind)
+            assert heard == bytes(n % 251 for n in range(20_000) if n % len(kinds) == place)
+        await stream.aclose()
+
+
+async def test_an_agent_that_says_there_is_always_more_is_not_believed_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guest_watches, "MOST_DRAINED", 1000)
+    async with conversation() as (link, agent):
+        watching = asyncio.create_task(GuestFiles(link).watch(SandboxPath("/x"), WatchOptions()))
+        await agent.say(EVENT, await agent.hear_request(), {"watch": 7})
+        watch = await watching
+        draining = asyncio.create_task(watch.drain())
+
+        async def lie() -> None:
+            while True:
+                kind, stream, _ = await agent.hear()
+                if kind == OPEN:
+                    events = [{"kind": "create", "name": "a"}] * 100
+                    await agent.say(RESULT, stream, {"events": events, "left": 1 << 60})
+
+        lying = asyncio.create_task(lie())
+        async with asyncio.timeout(10):
+            assert len(await draining) == 1000
+        lying.cancel()
+        await asyncio.gather(lying, return_exceptions=True)
+        await watch.aclose()

@@ -232,7 +232,7 @@ async def test_whoever_goes_before_his_turn_leaves_no_descriptor(engine: Engine)
     files = volumes(engine).files
     before = len(os.listdir("/proc/self/fd"))
     gate = threading.Event()
-    busy = [engine.node.volume_threads.submit(gate.wait) for _ in range(VOLUME_THREADS)]
+    busy = [engine.node.volume_threads.submit("", gate.wait) for _ in range(VOLUME_THREADS)]
     loop = asyncio.get_running_loop()
     path = VolumePath("/x")
     waiting = [

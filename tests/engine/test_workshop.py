@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from firkin.engine.step_work import Site
 from firkin.law.build_steps import BuildLine, BuildStep, EnvStep, Forced, RunStep, WorkdirStep
+from firkin.law.driver import RootFilesystem
 from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
@@ -62,6 +65,30 @@ async def test_steps_are_done_in_order_and_their_work_is_in_every_sandbox(engine
     await built(engine, spec("app", *steps))
     assert await said(engine, "app", "cat file2; echo $B; pwd") == "1-1\n1-1\n/srv/app\n"
     assert (await engine.backend.templates.get(TemplateId("app"))).config.env == {"A": "1", "B": "1-1"}
+
+
+async def test_variables_that_grow_by_their_references_fail_before_they_are_large(engine: Engine) -> None:
+    steps = (EnvStep({"A": "x" * 1000}), EnvStep({"B": "$A" * 120}), EnvStep({"C": "$B" * 60_000}))
+    with pytest.raises(TemplatePrepareFailure, match="the variable 'C' is too long") as caught:
+        await built(engine, spec("bad", *steps))
+    assert (caught.value.fault, caught.value.step) == (TemplateFault.STEP_FAILED, "3")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_an_environment_that_is_too_long_in_all_fails_its_build(engine: Engine, at_once: bool) -> None:
+    large = {f"V{number}": "x" * 120_000 for number in range(9)}
+    steps = [EnvStep(large)] if at_once else [EnvStep({name: value}) for name, value in large.items()]
+    with pytest.raises(TemplatePrepareFailure, match="'V8' is too long") as caught:
+        await built(engine, spec("bad", *steps))
+    assert caught.value.step == ("1" if at_once else "9")
+
+
+def test_many_variables_take_no_longer_than_their_number() -> None:
+    variables = {f"v{number}": "$v0" for number in range(20_000)}
+    site = Site(root=RootFilesystem(base="/"), key="", user="root", workdir="/")
+    before = time.process_time()
+    assert len(site.after(EnvStep(variables)).env) == 20_000
+    assert time.process_time() - before < 1  # s; a copy for each made it ten
 
 
 async def test_a_changed_last_step_repeats_only_itself(engine: Engine) -> None:

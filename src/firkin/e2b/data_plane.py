@@ -12,6 +12,7 @@ from firkin.e2b.connect_codec import RpcError, end_of_stream
 from firkin.e2b.descriptions import used_without_cache
 from firkin.e2b.directory import SandboxDirectory
 from firkin.e2b.envd_downloads import Download
+from firkin.e2b.envd_listing import Listing
 from firkin.e2b.envd_uploads import Upload, compose
 from firkin.e2b.envd_watch import Watching
 from firkin.e2b.error_map import as_file_refusal, as_rpc_error, is_gone
@@ -35,7 +36,7 @@ class DataPlane:
         self._directory = directory
         self._settings = settings
         self._watching = Watching(directory, settings.max_watchers)
-        self._unary = _unary_calls(self._watching)
+        self._unary = _unary_calls(self._watching, Listing())
         self._streams: dict[str, RpcHandler] = {
             "/process.Process/Start": envd_process.start,
             "/process.Process/Connect": envd_process.connect,
@@ -153,7 +154,7 @@ class DataPlane:
         return files
 
 
-def _unary_calls(watching: Watching) -> dict[str, RpcHandler]:
+def _unary_calls(watching: Watching, listing: Listing) -> dict[str, RpcHandler]:
     return {
         "/process.Process/List": envd_process.list_processes,
         "/process.Process/SendInput": envd_process.send_input,
@@ -161,7 +162,7 @@ def _unary_calls(watching: Watching) -> dict[str, RpcHandler]:
         "/process.Process/CloseStdin": envd_process.close_stdin,
         "/process.Process/Update": envd_process.update,
         "/filesystem.Filesystem/Stat": envd_filesystem.stat_entry,
-        "/filesystem.Filesystem/ListDir": envd_filesystem.list_dir,
+        "/filesystem.Filesystem/ListDir": listing.list_dir,
         "/filesystem.Filesystem/MakeDir": envd_filesystem.make_dir,
         "/filesystem.Filesystem/Move": envd_filesystem.move,
         "/filesystem.Filesystem/Remove": envd_filesystem.remove,

@@ -1,4 +1,4 @@
-"""``filesystem.Filesystem``: names, entries and directories inside a sandbox."""
+"""``filesystem.Filesystem``: names, entries and directories inside a sandbox; lists are in `envd_listing`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,16 @@ from firkin.e2b.connect_codec import Code, RpcError
 from firkin.e2b.guest_paths import resolve
 from firkin.e2b.proto_json import Message
 from firkin.law.errors import FileFault, FilesystemFailure, NotFound, ResourceKind
-from firkin.law.files import FileEntry, FileType, ListOptions, SandboxPath
+from firkin.law.files import FileEntry, FileType, SandboxPath
 
 _TYPES = {FileType.FILE: "FILE_TYPE_FILE", FileType.DIRECTORY: "FILE_TYPE_DIRECTORY"}
 _SPECIAL = {stat.S_IFIFO: "p", stat.S_IFSOCK: "S", stat.S_IFBLK: "D", stat.S_IFCHR: "D"}
-_MAX_DEPTH = (1 << 32) - 1
 _EARLIEST_NS = -62135596800 * 10**9
 _LATEST_NS = 253402300799 * 10**9
 
 
 class _Path(Message):
     path: str = ""
-
-
-class _ListDir(Message):
-    path: str = ""
-    depth: int = 0
 
 
 class _Move(Message):
@@ -41,20 +35,6 @@ async def path_of(call: RpcCall, text: str) -> SandboxPath:
 async def stat_entry(call: RpcCall) -> None:
     path = await path_of(call, (await call.unary_request(_Path)).path)
     await call.answer({"entry": entry_json(await call.files.stat(call.sandbox_id, path))})
-
-
-async def list_dir(call: RpcCall) -> None:
-    request = await call.unary_request(_ListDir)
-    if not 0 <= request.depth <= _MAX_DEPTH:
-        raise RpcError(Code.INVALID_ARGUMENT, f"depth must be from 0 to {_MAX_DEPTH}")
-    path = await path_of(call, request.path)
-    try:
-        entries = await call.files.list(call.sandbox_id, path, ListOptions(depth=request.depth or 1))
-    except FilesystemFailure as error:
-        if error.fault is FileFault.NOT_A_DIRECTORY:
-            raise RpcError(Code.INVALID_ARGUMENT, f"path is not a directory: {path}") from error
-        raise
-    await call.answer({"entries": [entry_json(entry) for entry in entries]})
 
 
 async def make_dir(call: RpcCall) -> None:

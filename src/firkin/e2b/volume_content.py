@@ -7,8 +7,7 @@ code here, not a number.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -16,8 +15,8 @@ import msgspec
 from firkin.e2b.auth import presented_key
 from firkin.e2b.descriptions import timestamp
 from firkin.e2b.error_map import as_volume_refusal
-from firkin.e2b.exchange import JSON, Exchange, Header, Refused
-from firkin.e2b.json_text import encode
+from firkin.e2b.exchange import Exchange, Header, Refused
+from firkin.e2b.long_answers import answer_pieces, encoded
 from firkin.e2b.models import allow_query, parse, query_int
 from firkin.e2b.signatures import TokenMint, equal
 from firkin.e2b.volume_calls import volumes_of
@@ -96,7 +95,10 @@ class VolumeContent:
         return VolumeId(text)
 
     async def _stat(self, exchange: Exchange, files: VolumeFiles, volume_id: VolumeId) -> None:
-        await exchange.answer_json(200, entry_json(await files.stat(volume_id, _path(exchange))))
+        path = _path(exchange)
+        async with exchange.wanted():
+            entry = await files.stat(volume_id, path)
+        await exchange.answer_json(200, entry_json(entry))
 
     async def _change(self, exchange: Exchange, files: VolumeFiles, volume_id: VolumeId) -> None:
         path = _path(exchange)
@@ -107,9 +109,11 @@ class VolumeContent:
     async def _list(self, exchange: Exchange, files: VolumeFiles, volume_id: VolumeId) -> None:
         path = _path(exchange, "depth")
         depth = query_int(exchange, "depth", default=1, least=0, most=_MOST)
-        found = await files.list(volume_id, path, depth=1 if depth is None else depth)
-        body = await asyncio.to_thread(_listing, found)  # it may be long
-        await exchange.answer(200, body, [JSON])
+        async with exchange.wanted():
+            found = await files.list(volume_id, path, depth=1 if depth is None else depth)
+            pieces = await encoded(found, entry_json)
+            del found
+        await answer_pieces(exchange, pieces)
 
     async def _make_directory(self, exchange: Exchange, files: VolumeFiles, volume_id: VolumeId) -> None:
         path, wishes, force = _wanted(exchange)
@@ -148,10 +152,6 @@ async def close(body: AsyncIterator[bytes]) -> None:
     aclose = getattr(body, "aclose", None)
     if aclose is not None:
         await aclose()
-
-
-def _listing(entries: Sequence[VolumeEntry]) -> bytes:
-    return encode([entry_json(entry) for entry in entries])
 
 
 def entry_json(entry: VolumeEntry) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplatePlace, TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.volume_threads import VolumeThreads
 from firkin.engine.waiting_line import WaitingLine
 from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
@@ -49,7 +49,7 @@ from firkin.law.driver import Driver, RootPreparer
 from firkin.law.policies import Policies
 from firkin.lifetimes import Children
 
-VOLUME_THREADS = 8
+VOLUME_THREADS = 16  # of which one owner alone gets half
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def assemble(ground: Ground, policies: Policies) -> Node:
         ),
         warm=WarmPools(records, clock),
         volumes=VolumeRegistry(ground.driver.volumes, records=records, roster=roster),
-        volume_threads=ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="firkin-volume-files"),
+        volume_threads=VolumeThreads(VOLUME_THREADS),
         links=Links(roster, ground.tiers),
         egress=Egress(ground.driver, secrets, roster=roster, ledger=ledger),
         exposures=PortExposures(ground.children),

@@ -29,7 +29,7 @@ async def close_down(node: Node, *, kill_all: bool) -> None:
     await node.exposures.aclose()
     for resident in node.roster:
         await node.links.drop(resident)
-    node.volume_threads.shutdown(wait=False)
+    node.volume_threads.shutdown()
     node.events.close()
     node.logs.close()
     failures = [failure for failure in unsettled if failure is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sys import getsizeof
+
 from firkin.law.errors import InvalidSpec
 from firkin.law.files import FileEntry, FileEvent, FileEventKind, FileType, SandboxPath
 from firkin.wire import codec
@@ -10,6 +12,7 @@ from firkin.wire.frames import WireError
 
 _PERMISSIONS = 0o7777
 _WITH_TYPE = 0o177777
+_USUAL_TEXTS = 512  # bytes
 
 
 def read_entry(source: Object) -> FileEntry:
@@ -34,6 +37,19 @@ def read_entry(source: Object) -> FileEntry:
         )
     except (ValueError, InvalidSpec) as error:
         raise WireError(f"not an entry: {type(error).__name__}") from None
+
+
+def weight(entry: FileEntry) -> int:
+    """How many entries of usual size take as much memory."""
+    size = getsizeof(entry.path) + getsizeof(entry.symlink_target) + getsizeof(entry.owner) + getsizeof(entry.group)
+    if entry.metadata:
+        size += sum(getsizeof(name) + getsizeof(value) for name, value in entry.metadata.items())
+    return 1 + size // _USUAL_TEXTS
+
+
+def event_weight(event: FileEvent) -> int:
+    """As `weight`."""
+    return 1 + getsizeof(event.name) // _USUAL_TEXTS + (0 if event.entry is None else weight(event.entry))
 
 
 def read_entries(event: Object) -> list[FileEntry]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
 from firkin.engine.guest_copies import GuestCopies
-from firkin.engine.guest_entries import read_entries, read_entry
+from firkin.engine.guest_entries import read_entries, read_entry, weight
 from firkin.engine.guest_faults import file_errors
 from firkin.engine.guest_link import CALL_S, GuestLink, LinkStream
 from firkin.engine.guest_watches import Reach, begin_watch, hold_watch
@@ -75,6 +76,8 @@ class GuestFiles:
 
     async def list(self, path: SandboxPath, options: ListOptions) -> Sequence[FileEntry]:
         entries: list[FileEntry] = []
+        most = ENTRIES_AT_MOST if options.at_most is None else min(options.at_most, ENTRIES_AT_MOST)
+        left = most
         with file_errors("list directory", self.sandbox_id, path):
             stream = self._link.stream("list", {"path": path, "depth": options.depth or 0})
             try:
@@ -82,10 +85,19 @@ class GuestFiles:
                     kind, value = await stream.receive(_STALL_S)
                     if kind == RESULT:
                         return entries
-                    entries += _checked(self._link, read_entries, value) if kind == EVENT else ()
-                    if len(entries) > ENTRIES_AT_MOST:
-                        text = f"{path} holds more than {ENTRIES_AT_MOST} entries; list a folder below it, or less deep"
+                    if kind != EVENT:
+                        continue
+                    page = _checked(self._link, read_entries, value)
+                    left -= sum(map(weight, page))
+                    if left < 0:
+                        text = (
+                            f"{path} holds more than {most} entries, or their names are long; "
+                            "list a folder below it, or less deep"
+                        )
                         raise FilesystemFailure("list directory", FileFault.LIMIT, text, path=path)
+                    if entries:
+                        await asyncio.sleep(0)  # the next page may be here already: others want the loop, too
+                    entries += page
             finally:
                 await stream.aclose()
 

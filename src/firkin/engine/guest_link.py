@@ -56,6 +56,10 @@ CALL_S = 30.0
 _RECEIVE = 256 * 1024
 _MOST_EVENTS = 16384
 _MOST_EVENT_BYTES = 16 << 20
+_BEHIND_BYTES = 1 << 20
+_TURNS_TO_CATCH_UP = 32
+_MANY_PIECES = 256
+_JOINED_BYTES = 4096
 _MOST_CREDIT = 1 << 31
 _LAST_STREAM = (1 << 32) - 1
 
@@ -74,6 +78,7 @@ class LinkStream:
         "_acknowledged",
         "_allowance",
         "_credit",
+        "_ended",
         "_event_bytes",
         "_failure",
         "_final",
@@ -96,6 +101,7 @@ class LinkStream:
         self._unacknowledged = 0
         self._acknowledged = 0  # of what comes next: its reader was cancelled
         self._credit = WINDOW
+        self._ended = False  # no more data will come
         self._final = False
         self._failure: FirkinError | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -142,6 +148,11 @@ class LinkStream:
             pieces.append(items.popleft()[1])
             size += len(pieces[-1])
         return b"".join(pieces)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether much has come that its reader has not taken yet."""
+        return self._event_bytes > _BEHIND_BYTES
 
     def take_ready(self) -> list[Object]:
         """Every EVENT that has arrived, without waiting; for streams that carry nothing else."""
@@ -250,21 +261,39 @@ class LinkStream:
             self._allowance -= len(payload)
             if self._allowance < 0:
                 raise WireError("more data than was granted")
-            if not payload:
+            if not payload or (len(self._items) >= _MANY_PIECES and self._joined(kind, payload)):
                 return
         elif kind in (EVENT, RESULT, ERROR):
             self._event_bytes += len(payload)
             if kind == EVENT and (len(self._items) >= _MOST_EVENTS or self._event_bytes > _MOST_EVENT_BYTES):
                 self._overflow()
                 return
-        elif kind != EOF or (self._items and self._items[-1][0] == EOF):
-            raise WireError(f"frame kind {kind} does not come from an agent")
+        elif kind != EOF or self._ended:
+            raise WireError(f"frame kind {kind} does not come from an agent here")
+        else:
+            self._ended = True
         self._items.append((kind, payload))
         if kind in (RESULT, ERROR):
             self._final = True
             self._link.forget(self)
             _wake(self._sender)
         _wake(self._reader)
+
+    def _joined(self, kind: int, payload: bytes) -> bool:
+        """Of many pieces that nobody reads, small ones are put together: what is granted counts bytes, and each piece
+        takes a hundred. Output and errors may then change places, by as little as one piece.
+        """
+        items = self._items
+        for place in (-1, -2):
+            earlier_kind, earlier = items[place]
+            if earlier_kind == kind:
+                fits = len(earlier) + len(payload) <= _JOINED_BYTES
+                if fits:
+                    items[place] = kind, earlier + payload
+                return fits
+            if earlier_kind not in (DATA, DATA_ERR):
+                return False
+        return False
 
     def _overflow(self) -> None:
         """Events came faster than anybody reads them: this stream ends, the others go on."""
@@ -393,7 +422,7 @@ class GuestLink:
                 if self._reason:
                     return
                 if len(data) >= CHUNK:
-                    await asyncio.sleep(0)  # the channel may never block: let those who read the streams run
+                    await self._let_readers_run()
                 if self._out:
                     await self.flush()
         except WireError as error:
@@ -403,6 +432,16 @@ class GuestLink:
         finally:
             self._lose(reason)
             await self._channel.aclose()
+
+    async def _let_readers_run(self) -> None:
+        """The channel may never block. Who is behind with what has come gets some turns more: he takes a little each.
+
+        Not as many as he wants: one who never reads must not hold up the others.
+        """
+        for _ in range(_TURNS_TO_CATCH_UP):
+            await asyncio.sleep(0)
+            if not any(stream.is_behind for stream in self._streams.values()):
+                return
 
     def _route(self, kind: int, id: int, payload: bytes) -> None:
         if kind == HELLO:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Self
 
-from firkin.engine.guest_entries import read_events
+from firkin.engine.guest_entries import event_weight, read_events
 from firkin.engine.guest_faults import GuestRefused, file_errors
 from firkin.engine.guest_link import CALL_S, GuestLink, LinkStream
 from firkin.law.errors import FirkinError
@@ -19,6 +20,8 @@ from firkin.wire.frames import WireError
 Reach = Callable[[], Awaitable[GuestLink]]
 _OPERATION = "watch directory"
 _END_S = 2.0
+_DRAINED_WITHIN_S = 60.0
+MOST_DRAINED = 500_000  # twice what one watch keeps, unless many watch the same directory
 
 
 async def begin_watch(link: GuestLink, path: SandboxPath, options: WatchOptions) -> FileEventStream:
@@ -89,10 +92,15 @@ class _FileEvents:
         return self._ready.popleft()
 
     async def drain(self) -> list[FileEvent]:
+        """What is left comes from inside the sandbox, and need not be true: neither memory nor time is without end."""
+        now = asyncio.get_running_loop().time
+        until = now() + _DRAINED_WITHIN_S
         drained, left = await self.page()
-        while left > 0:
+        room = MOST_DRAINED - sum(map(event_weight, drained))
+        while left > 0 and room > 0 and now() < until:
             events, _ = await self.page()
             left -= len(events) or left
+            room -= sum(map(event_weight, events))
             drained += events
         return drained
 

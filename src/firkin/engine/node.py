@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from firkin.engine.acts import Acts
@@ -32,6 +31,7 @@ from firkin.engine.started_machines import StartedMachines
 from firkin.engine.templates import TemplateRegistry
 from firkin.engine.tiers import Tiers
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.volume_threads import VolumeThreads
 from firkin.engine.waiting_line import WaitingLine
 from firkin.engine.warm_pools import WarmPools
 from firkin.engine.webhooks import LocalWebhooks
@@ -71,7 +71,7 @@ class Node:
     started: StartedMachines
     warm: WarmPools
     volumes: VolumeRegistry
-    volume_threads: ThreadPoolExecutor
+    volume_threads: VolumeThreads
     links: Links
     egress: Egress
     exposures: PortExposures

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,23 @@ from firkin.engine.copied_archives import archive_bytes, check_archive
 from firkin.engine.program_lines import Tell, described, told
 from firkin.law.build_steps import BuildStep, CopyStep, EnvStep, RunStep, UserStep, WorkdirStep
 from firkin.law.driver import RootFilesystem
-from firkin.law.errors import FirkinError, NotFound, ProcessFailure, TemplateFault, TemplatePrepareFailure
-from firkin.law.processes import Argv, ById, Command, Exited
+from firkin.law.errors import (
+    FirkinError,
+    InvalidSpec,
+    NotFound,
+    ProcessFailure,
+    TemplateFault,
+    TemplatePrepareFailure,
+)
+from firkin.law.processes import (
+    MAX_ENVIRONMENT_BYTES,
+    MAX_VARIABLE_BYTES,
+    Argv,
+    ById,
+    Command,
+    Exited,
+    check_environment,
+)
 from firkin.lifetimes import children
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
@@ -81,10 +97,13 @@ class Site:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def after(self, step: BuildStep) -> Site:
-        """What `step` changes beside files. It may be asked before the step was done."""
+        """What `step` changes beside files. It may be asked before the step was done.
+
+        `TemplatePrepareFailure` for an environment that no process can have.
+        """
         match step:
             case EnvStep(variables):
-                return replace(self, env={**self.env, **self._expanded(variables)})
+                return replace(self, env=self._env_with(variables))
             case WorkdirStep():
                 return replace(self, workdir=self.path(step.path))
             case UserStep(name=name):
@@ -98,12 +117,41 @@ class Site:
             path = home + path[1:]
         return posixpath.normpath(posixpath.join(self.workdir, path))
 
-    def _expanded(self, variables: Mapping[str, str]) -> dict[str, str]:
-        env: dict[str, str] = {}
+    def _env_with(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """References are to what is known so far. Measured as it grows: a few steps can ask for any length."""
+        fresh: dict[str, str] = {}
+        known = ChainMap(fresh, dict(self.env))
+        size = 0
         for name, value in variables.items():
-            known = {**self.env, **env}
-            env[name] = _VARIABLE.sub(lambda found: known.get(found[1] or found[2], ""), value)  # noqa: B023
+            fresh[name] = _expanded(name, value, known)
+            size += len(name) + len(fresh[name])
+            if size > MAX_ENVIRONMENT_BYTES:
+                raise _too_long(name)
+        env = {**self.env, **fresh}
+        try:
+            check_environment(env)
+        except InvalidSpec as error:
+            raise _failed(f"failed to set the environment: {error}") from error
         return env
+
+
+def _expanded(name: str, value: str, known: Mapping[str, str]) -> str:
+    pieces: list[str] = []
+    size = done = 0
+    for found in _VARIABLE.finditer(value):
+        pieces += (value[done : found.start()], known.get(found[1] or found[2], ""))
+        done = found.end()
+        size += len(pieces[-2]) + len(pieces[-1])
+        if size > MAX_VARIABLE_BYTES:
+            raise _too_long(name)
+    return "".join((*pieces, value[done:]))
+
+
+def _too_long(name: str) -> TemplatePrepareFailure:
+    return _failed(
+        f"failed to set the environment: with its references replaced, the variable {name[:64]!r} is too long: "
+        f"one may take {MAX_VARIABLE_BYTES} bytes with its name, all together {MAX_ENVIRONMENT_BYTES}"
+    )
 
 
 async def perform(bench: Bench, site: Site, step: BuildStep, tell: Tell) -> None:

@@ -7,12 +7,12 @@ meet a descriptor that was closed and given to somebody else.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from firkin.engine.volume_faults import explained
 from firkin.engine.volume_registry import VolumeRegistry
+from firkin.engine.volume_threads import VolumeThreads
 from firkin.engine.volume_work import FilePieces, Packing, UnpackingInto, VolumeWork, gathered_pieces
 from firkin.host import tree_files
 from firkin.host.tar_unpacking import TarFault
@@ -22,26 +22,34 @@ from firkin.law.ids import VolumeId
 from firkin.law.volumes import VolumeAttributes, VolumeEntry, VolumePath
 
 MOST_ENTRIES = 50_000
+MOST_BYTES = 64 << 20  # of the names and link targets in a list
 DEEPEST = 256
 
 
 class LocalVolumeFiles:
-    """The `VolumeFiles` of the engine. `threads` are for this alone: a slow disk holds up nothing else."""
+    """The `VolumeFiles` of the engine. `threads` are for this alone: a slow disk holds up nothing else.
 
-    def __init__(self, registry: VolumeRegistry, threads: ThreadPoolExecutor) -> None:
+    Who only looks and goes before the end is not served to it; what was to be changed is, in any case.
+    """
+
+    def __init__(self, registry: VolumeRegistry, threads: VolumeThreads) -> None:
         self._registry = registry
         self._threads = threads
 
     async def stat(self, volume_id: VolumeId, path: VolumePath) -> VolumeEntry:
         async with self._opened("look at", volume_id, path) as run:
-            return await run(tree_files.entry_at, path)
+            return await run.looking(lambda tree, _wanted: tree_files.entry_at(tree, path))
 
     async def list(self, volume_id: VolumeId, path: VolumePath, *, depth: int = 1) -> Sequence[VolumeEntry]:
         if not 1 <= depth <= DEEPEST:
             detail = f"the depth is {depth}; it must be from 1 to {DEEPEST}"
             raise InvalidSpec("list", InvalidReason.INVALID_PATH, detail)
         async with self._opened("list", volume_id, path, missing=False) as run:
-            return await run(partial(tree_files.entries_below, depth=depth, most=MOST_ENTRIES), path)
+            return await run.looking(
+                lambda tree, wanted: tree_files.entries_below(
+                    tree, path, depth=depth, most=MOST_ENTRIES, most_bytes=MOST_BYTES, wanted=wanted
+                )
+            )
 
     async def change(self, volume_id: VolumeId, path: VolumePath, wishes: VolumeAttributes) -> VolumeEntry:
         async with self._opened("change", volume_id, path) as run:
@@ -114,11 +122,12 @@ class LocalVolumeFiles:
         self, operation: str, volume_id: VolumeId, path: VolumePath, *, missing: bool = True
     ) -> AsyncIterator[VolumeWork]:
         """With `missing` a path through something that is no directory is simply not there."""
-        self._registry.get(operation, volume_id)
+        owner = self._registry.get(operation, volume_id).owner
+        self._threads.check_room(owner)
         async with self._registry.keeper.opened(volume_id) as root:
             with explained(operation, path):
                 try:
-                    yield VolumeWork(root, self._threads)
+                    yield VolumeWork(root, self._threads, owner)
                 except NotADirectoryError as error:
                     if not missing:
                         raise

@@ -11,12 +11,13 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Protocol, TypeVar
 
 from firkin.engine.volume_faults import explained
+from firkin.engine.volume_threads import VolumeThreads
 from firkin.host import tree_files
 from firkin.host.confined import ConfinedTree
 from firkin.host.syncing import sync_filesystem
@@ -27,6 +28,7 @@ from firkin.law.volumes import VolumeAttributes, VolumePath
 
 _PIECE = 1 << 20
 T = TypeVar("T")
+Wanted = Callable[[], bool]
 
 
 class _Closable(Protocol):
@@ -39,18 +41,41 @@ C = TypeVar("C", bound=_Closable)
 class VolumeWork:
     """Work on one volume in threads, each with a tree of its own over the same root."""
 
-    def __init__(self, root: int, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, root: int, threads: VolumeThreads, owner: str) -> None:
         self._root = root
         self._threads = threads
+        self._owner = owner
 
     async def __call__(self, work: Callable[..., T], *arguments: object) -> T:
         """It is done in any case, also when the caller goes before its turn: only then is its tree closed."""
-        working = self._threads.submit(self._with_tree(work, *arguments))
+        working = self._threads.submit(self._owner, self._with_tree(work, *arguments))
         return await asyncio.shield(asyncio.wrap_future(working))
+
+    async def looking(self, work: Callable[[ConfinedTree, Wanted], T]) -> T:
+        """For what changes nothing: not begun when the caller has gone by then, and told when he goes meanwhile."""
+        gone = threading.Event()
+        tree = ConfinedTree(os.dup(self._root))
+
+        def done() -> T:
+            with tree:
+                return work(tree, lambda: not gone.is_set())
+
+        try:
+            working = self._threads.submit(self._owner, done)
+        except RuntimeError:
+            os.close(tree.fd)
+            raise
+        try:
+            return await asyncio.wrap_future(working)
+        except asyncio.CancelledError:
+            gone.set()
+            if working.cancel():
+                os.close(tree.fd)
+            raise
 
     async def keeping(self, make: Callable[..., C], *arguments: object) -> C:
         """As calling it, for something that must be closed: should the caller be gone by then, it is closed here."""
-        making = self._threads.submit(self._with_tree(make, *arguments))
+        making = self._threads.submit(self._owner, self._with_tree(make, *arguments))
         try:
             return await asyncio.shield(asyncio.wrap_future(making))
         except asyncio.CancelledError:
@@ -58,12 +83,12 @@ class VolumeWork:
             raise
 
     async def now(self, work: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments))
+        return await asyncio.wrap_future(self._threads.submit(self._owner, partial(work, *arguments)))
 
     def later(self, work: Callable[[], None]) -> None:
         """In its turn, without anybody waiting: also when the caller is being cancelled, or the engine has closed."""
         try:
-            self._threads.submit(work)
+            self._threads.submit(self._owner, work)
         except RuntimeError:
             work()
 

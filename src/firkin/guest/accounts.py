@@ -13,6 +13,7 @@ from firkin.guest.faults import Refused
 
 _MOST_BYTES = 1 << 20
 _LARGEST_ID = (1 << 32) - 2
+_LONGEST_SHOWN = 256  # Linux's LOGIN_NAME_MAX: every entry of a list repeats the name
 
 
 class Account:
@@ -113,6 +114,6 @@ class Accounts:
 def _names(rows: list[list[str]]) -> dict[int, str]:
     names: dict[int, str] = {}
     for row in rows:
-        if len(row) >= 3:
+        if len(row) >= 3 and len(row[0]) <= _LONGEST_SHOWN:
             names.setdefault(_number(row[2]), row[0])
     return names

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from firkin.guest.faults import refusal
+from firkin.guest.faults import Refused, refusal
 from firkin.guest.loop import READ, WRITE
 from firkin.wire import codec
 from firkin.wire.frames import (
@@ -55,6 +55,7 @@ _HIGH_WATER = 512 * 1024
 _MOST_BACKLOG = 16 * 1024 * 1024
 _MOST_STREAMS = 4096
 _PIECES_A_SEND = 64
+_TOO_LONG = f"the answer is too long; it may have {MAX_PAYLOAD} bytes"
 
 
 class Taker:
@@ -106,7 +107,11 @@ class Stream:
             self.connection.send_raw(credit(self.id, amount))
 
     def event(self, value: codec.Object) -> None:
-        self.connection.send(EVENT, self.id, codec.encode(value))
+        """Raises `Refused` for what no frame can hold: the host would hang up on all who talk to it."""
+        payload = codec.encode(value)
+        if len(payload) > MAX_PAYLOAD:
+            raise Refused("limit", _TOO_LONG)
+        self.connection.send(EVENT, self.id, payload)
 
     def result(self, value: codec.Object) -> None:
         self._finish(RESULT, value)
@@ -123,7 +128,7 @@ class Stream:
             return
         payload = codec.encode(value)
         if len(payload) > MAX_PAYLOAD:
-            kind, payload = ERROR, codec.encode({"code": "limit", "message": "the answer is too long"})
+            kind, payload = ERROR, codec.encode({"code": "limit", "message": _TOO_LONG})
         self.closed = True
         self.taker = _IDLE
         self.connection.streams.pop(self.id, None)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _PLAIN = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 _DELETED = " (deleted)"
+_MOST_METADATA = 64 << 10  # of one file, in bytes: ext4 has room for less, other file systems for hundreds of MiB
+_A_CHARACTER = 12  # bytes of JSON, at most: two escapes
+_THE_REST = 1024  # of an entry's JSON: keys, numbers, punctuation
 
 
 def _file_type(mode: int) -> str:
@@ -159,10 +162,27 @@ def _refuse_own(path: str, place: str) -> None:
         raise Refused("permission", f"{path}: belongs to the agent", path)
 
 
+def encoded_at_most(entry: Object) -> int:
+    """How many bytes the entry can take in a frame, without encoding it."""
+    texts = len(entry["path"]) + len(entry["owner"]) + len(entry["group"]) + len(entry.get("link", ""))
+    size = _THE_REST + _A_CHARACTER * texts
+    for name, value in entry.get("metadata", {}).items():
+        size += _A_CHARACTER * (len(name) + len(value) + 1)
+    return size
+
+
 def _add_metadata(entry: Object, where: str | int) -> None:
+    found: dict[str, str] = {}
+    left = _MOST_METADATA
     try:
-        names = [name for name in os.listxattr(where) if name.startswith(METADATA_PREFIX)]
-        found = {name[len(METADATA_PREFIX) :]: os.fsdecode(os.getxattr(where, name)) for name in names}
+        for name in os.listxattr(where):
+            if not name.startswith(METADATA_PREFIX):
+                continue
+            value = os.getxattr(where, name)
+            left -= len(name) + len(value)
+            if left < 0:
+                raise Refused("limit", f"{entry['path']}: has more than {_MOST_METADATA} bytes of metadata")
+            found[name[len(METADATA_PREFIX) :]] = os.fsdecode(value)
     except OSError:
         return
     if found:

@@ -6,10 +6,12 @@ import os
 import stat
 
 from firkin.guest.connections import Taker
+from firkin.guest.entries import encoded_at_most
 from firkin.guest.faults import Refused, refusal
 from firkin.guest.loop import Job
 from firkin.guest.replacing import UPLOAD_PREFIX
 from firkin.wire import codec
+from firkin.wire.frames import MAX_PAYLOAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from firkin.wire.codec import Object
 
 _ENTRIES_AN_EVENT = 100
+_BYTES_AN_EVENT = MAX_PAYLOAD // 2  # with the entry that goes above it, which may take nearly as much, it is one frame
 _NAMES_AT_MOST = 100_000
 _NAME_BYTES_AT_MOST = 4 << 20
 _REMOVALS_A_LISTING = 4096
@@ -81,6 +84,7 @@ class FileOperations:
 
     def _listing(self, stream: Stream, path: str, depth: int) -> Iterator[bool]:
         batch: list[Object] = []
+        size = 0
         todo = [iter(_names(self._entries, path))]
         folders = [path]
         while todo:
@@ -95,12 +99,13 @@ class FileOperations:
             if entry is None:
                 continue
             batch.append(entry)
+            size += encoded_at_most(entry)
             if entry["type"] == "directory" and (depth <= 0 or len(todo) < depth):
                 todo.append(iter(_names_left(self._entries, entry["path"])))
                 folders.append(entry["path"])
-            if len(batch) >= _ENTRIES_AN_EVENT:
+            if len(batch) >= _ENTRIES_AN_EVENT or size > _BYTES_AN_EVENT:
                 stream.event({"entries": batch})
-                batch = []
+                batch, size = [], 0
                 yield stream.connection.roomy
         if batch:
             stream.event({"entries": batch})

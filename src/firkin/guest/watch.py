@@ -6,7 +6,9 @@ import os
 
 from firkin.guest.changes import Changes
 from firkin.guest.connections import Taker
+from firkin.guest.entries import encoded_at_most
 from firkin.guest.faults import Refused
+from firkin.wire.frames import MAX_PAYLOAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 LOST = "changes came faster than they were asked for; some are lost"
 _WITH_ENTRY = ("create", "chmod", "write")
 _EVENTS_AN_ANSWER = 500
-_BYTES_AN_ANSWER = 128 * 1024  # of names: in JSON a byte may take six
+_BYTES_AN_ANSWER = MAX_PAYLOAD // 2  # with the event that goes above it, it is one frame
+_A_CHARACTER = 12  # bytes of JSON, at most: two escapes
+_AN_EVENT = 64
 
 
 class Watch:
@@ -77,13 +81,14 @@ class Watch:
         while self._changes and len(events) < _EVENTS_AN_ANSWER and size < _BYTES_AN_ANSWER:
             kind, name = self._changes.take()
             event: Object = {"kind": kind, "name": name or "."}
-            size += len(name)
+            size += _AN_EVENT + _A_CHARACTER * len(name)
             if self.entry and kind in _WITH_ENTRY:
                 if name not in entries:
                     entries[name] = self._watches.entry_of(self.path(name))
-                    size += len(name) + len(self.root)
-                if entries[name] is not None:
-                    event["entry"] = entries[name]
+                entry = entries[name]
+                if entry is not None:
+                    event["entry"] = entry
+                    size += encoded_at_most(entry)
             events.append(event)
         stream.result({"events": events, "left": len(self._changes)})
 

@@ -12,9 +12,10 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
+from sys import getsizeof
 
 from firkin.host.confined import ConfinedTree
 from firkin.law.errors import InvalidSpec
@@ -74,12 +75,27 @@ def as_entry(path: VolumePath, found: os.stat_result, target: str | None) -> Vol
     )
 
 
-def entries_below(tree: ConfinedTree, path: VolumePath, *, depth: int, most: int) -> list[VolumeEntry]:
-    """What lies in the directory `path`, down to `depth`, in name order. EFBIG when there are more than `most`."""
+def entries_below(
+    tree: ConfinedTree,
+    path: VolumePath,
+    *,
+    depth: int,
+    most: int,
+    most_bytes: int = 1 << 40,
+    wanted: Callable[[], bool] = lambda: True,
+) -> list[VolumeEntry]:
+    """What lies in the directory `path`, down to `depth`, in name order. ECANCELED once it is not `wanted`.
+
+    EFBIG when there are more than `most`, or when their names and targets take more than `most_bytes` of memory.
+    """
     found: list[VolumeEntry] = []
     for entry in walk(tree, path, depth=depth):
-        if len(found) == most:
-            raise OSError(errno.EFBIG, f"there are more than {most} entries; list fewer at once", path)
+        if not wanted():
+            raise OSError(errno.ECANCELED, "nobody waits for the list any more", path)
+        most_bytes -= getsizeof(entry.path) + getsizeof(entry.target)
+        if len(found) == most or most_bytes < 0:
+            text = f"there are more than {most} entries, or their names are too long; list fewer at once"
+            raise OSError(errno.EFBIG, text, path)
         found.append(entry)
     return found
 

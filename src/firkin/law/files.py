@@ -127,9 +127,14 @@ class WriteOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListOptions:
-    """`depth` 1 lists the directory itself; None has no limit."""
+    """`depth` 1 lists the directory itself; None has no limit.
+
+    A list of more than `at_most` entries fails (`LIMIT`); None is as many as there may be. One with long names
+    counts as several.
+    """
 
     depth: int | None = 1
+    at_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +188,10 @@ class FileEventStream(Protocol):
     async def __anext__(self) -> FileEvent: ...
 
     async def drain(self) -> list[FileEvent]:
-        """Every event of changes that were complete before this call, without waiting for more."""
+        """Every event of changes that were complete before this call, without waiting for more.
+
+        Half a million at most; what is left then comes with the next call.
+        """
         ...
 
     async def page(self) -> tuple[list[FileEvent], int]:
