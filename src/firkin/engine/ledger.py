@@ -24,6 +24,7 @@ from firkin.law.ids import SandboxId
 from firkin.law.logs import LogSource
 from firkin.law.states import Act, EndCause, SandboxState, next_state
 
+_LONGEST_WORD = 100  # so that the word of an end fits where it is left
 _log = logging.getLogger("firkin.engine")
 
 
@@ -84,7 +85,8 @@ class Ledger:
     def begin_end(self, resident: Resident, *, why: Why, removes: bool) -> None:
         """Leave word that an end begins, and why, should this server not live to `note` it."""
         if why.end is not None:
-            begun = BegunEnd(end=why.end, actor=why.actor, detail=why.detail, removes=removes)
+            actor, detail = readable(why.actor)[:_LONGEST_WORD], readable(why.detail)[:_LONGEST_WORD]
+            begun = BegunEnd(end=why.end, actor=actor, detail=detail, removes=removes)
             self._records.begun.begin(resident.id, begun)
 
     async def remark(self, resident: Resident, *, why: Why) -> None:
