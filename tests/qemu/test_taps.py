@@ -38,7 +38,7 @@ _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Nfnetlink]:
-    firewall = Firewall()
+    firewall = Firewall("test")
     firewall.install()
     with closing(Nfnetlink()) as kernel:
         yield kernel

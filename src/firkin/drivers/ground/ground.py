@@ -93,6 +93,7 @@ class Ground:
             self._firewall.install()
             self._wires.start()
         except (FirewallUnavailable, OSError) as error:
+            self._firewall.close()
             self._claim.release()
             raise BackendFailure("start", "network", str(error)) from error
         for uplink in uplinks():
