@@ -30,6 +30,7 @@ _LOOKS_EVERY_S = 15.0
 _PROMISE_LASTS_S = 120.0
 _LAST_STEPS_S = 0.01  # a caller is being answered
 _FIRST_STEPS_S = 0.08  # and does something with what he got
+_IN_A_ROW_S = 0.25  # launches that begin closer together want the next one sooner than quiet
 _END_WITHIN_S = 30.0
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S = 0.1, 30.0
 _FAILURES = (FirkinError, HelperDied, OSError, TimeoutError)
@@ -112,6 +113,8 @@ class Shelf(Generic[KindT, ItemT]):
         self._started = False
         self._under_way = 0
         self._launched_at = -math.inf
+        self._began_at = -math.inf
+        self._in_a_row = False
         self._peak = 0
         self._peak_at = 0.0
         self._wanted = asyncio.Event()
@@ -173,6 +176,8 @@ class Shelf(Generic[KindT, ItemT]):
         """
         self._under_way += 1
         self._idle.clear()
+        self._in_a_row = _now() - self._began_at < _IN_A_ROW_S
+        self._began_at = _now()
         if self._under_way >= self._peak or _now() - self._peak_at > _DEMAND_LASTS_S:
             self._peak, self._peak_at = self._under_way, _now()
         try:
@@ -217,14 +222,18 @@ class Shelf(Generic[KindT, ItemT]):
         return min([*retries, *([_LOOKS_EVERY_S] if self._ready else [])], default=None)
 
     async def _calm(self) -> None:
-        """Until no launch is under way, nor one's last steps, nor, while there is one for the next, what follows."""
+        """Until no launch is under way, nor one's last steps, nor, while there is one for the next, what follows.
+
+        Whoever launches one after the other would find none if each time was waited for what follows.
+        """
         while self._under_way or self._launched_at + self._patience_s() > _now():
             await self._idle.wait()
             await asyncio.sleep(_LAST_STEPS_S)
 
     def _patience_s(self) -> float:
         ready = {item.kind for name, item in self._ready.items() if name not in self._promised}
-        return _FIRST_STEPS_S if self._kinds and self._kinds[-1] in ready else _LAST_STEPS_S
+        waited_for = bool(self._kinds) and self._kinds[-1] in ready and not self._in_a_row
+        return _FIRST_STEPS_S if waited_for else _LAST_STEPS_S
 
     async def _make_one(self, kind: KindT) -> None:
         """Where that fails, others of the kind are made after a while that grows, and of other kinds meanwhile."""
