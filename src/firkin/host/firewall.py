@@ -275,10 +275,9 @@ class Firewall:
         if self._user >= 0:
             with suppress(FirewallUnavailable):
                 self._try(f"delete chain inet {TABLE} {self._own}")
-        self._kernel.close()
-        if self._user >= 0:
             os.close(self._user)
             self._user = -1
+        self._kernel.close()
         with self._lock:
             if self._library is not None and self._context is not None:
                 self._library.nft_ctx_free(self._context)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from firkin.host.firewall import Firewall, FirewallUnavailable
+from firkin.host.stoppable import in_thread
 from firkin.law.errors import FirkinError
-from firkin.lifetimes import Children, finish
+from firkin.lifetimes import Children
 
-T = TypeVar("T")
 _LOOKS_EVERY_S = 1.0
-_KERNEL_WITHIN_S = 30.0
 _log = logging.getLogger("firkin.host")
 
 
@@ -40,7 +38,7 @@ class FirewallGuard:
         while True:
             await asyncio.sleep(_LOOKS_EVERY_S)
             try:
-                if not await _in_thread(self._firewall.stands):
+                if not await in_thread(lambda _: self._firewall.stands()):
                     await self._put_right()
                 self._reported = ""
             except (FirkinError, FirewallUnavailable, OSError) as error:
@@ -51,7 +49,7 @@ class FirewallGuard:
             "another program removed Firkin's firewall table from this host; sandboxes could reach the host and each"
             " other until it is back; have it remove its own tables only, not the whole ruleset"
         )
-        await _in_thread(self._firewall.restore)
+        await in_thread(lambda _: self._firewall.restore())
         await self._restored()
         _log.warning("firewall restored: every sandbox has its network policy again")
 
@@ -60,8 +58,3 @@ class FirewallGuard:
         if trouble != self._reported:
             _log.error("the firewall is not in force, and no sandbox is created error=%s", trouble)
         self._reported = trouble
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """To its end, although the guard is called off: what a thread uses is closed after that."""
-    return await finish(asyncio.to_thread(work), within_s=_KERNEL_WITHIN_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # the JSON edge: an order is read by the launcher alone
@@ -100,8 +100,7 @@ class Launches:
                 digest = store.digests.get(MEMORY, "")
                 opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size, digest)
                 opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
-            order = _order(plan.sandbox_id, slot, kit, fit, list(opened), waking=store is not None)
-            order["memory_bytes"] += unwritten(opened[machines.FD_MEMORY], size)
+            order = _order(plan.sandbox_id, slot, kit, fit, opened, waking=store is not None)
             launched = await self.launcher.launch_to_its_end(
                 plan.sandbox_id, json.dumps(order).encode(), [slot.network, *opened.values()]
             )
@@ -140,17 +139,21 @@ def names_in(plan: BootPlan) -> Names:
     )
 
 
-def _order(sandbox_id: str, slot: Slot, kit: Kit, fit: Fit, given: list[int], *, waking: bool) -> dict[str, Any]:
+def _order(
+    sandbox_id: str, slot: Slot, kit: Kit, fit: Fit, given: Mapping[int, int], *, waking: bool
+) -> dict[str, Any]:
+    """`given`: the descriptors, by the numbers under which QEMU has them."""
     shape = fit.shape
+    holes = unwritten(given[machines.FD_MEMORY], shape.memory_mib << 20)
     argv = machines.command_line(shape, start=kit.start, name=sandbox_id, waking=waking, counter_khz=fit.counter_khz)
     return {
         "id": sandbox_id,
         "slot": slot.numbers.slot,
         "uid": slot.numbers.first_uid + _OWN_ID,
-        "memory_bytes": shape.memory_bytes + _OVERHEAD_BYTES,
+        "memory_bytes": shape.memory_bytes + holes + _OVERHEAD_BYTES,
         "pids": _THREADS + shape.vcpus,
         "vcpus": shape.vcpus,
-        "places": given,
+        "places": list(given),
         "tap": machines.FD_TAP,
         "kvm": shape.accelerator == "kvm",
         "file_bytes": 1 << 44,
