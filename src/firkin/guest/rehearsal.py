@@ -33,6 +33,7 @@ _PROGRAM = "/bin/true"
 _NOWHERE = "/nowhere"
 _ROUND_WITHIN_S = 0.25
 _START: Object = {"op": "start", "argv": [_PROGRAM], "env": {}, "cwd": "/", "user": "", "stdin": False, "pty": None}
+_INTRODUCE: Object = {"op": "introduce", "files": {f"{_NOWHERE}/file": "text"}, "env": {"NAME": "value"}, "port": 0}
 
 
 def rehearse() -> None:
@@ -41,7 +42,8 @@ def rehearse() -> None:
     A program that cannot be started here is rehearsed as far as it comes.
     """
     before, mask = _descriptors(), os.umask(0o022)
-    _play()
+    for _ in range(ROUNDS):
+        _play()
     _signal.set_wakeup_fd(-1)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     os.umask(mask)
@@ -57,8 +59,8 @@ def _play() -> None:
     agent.take(theirs)
     host.setblocking(False)
     frames = FrameReader()
-    for number in range(1, ROUNDS + 1):
-        host.send(frame(OPEN, number, codec.encode(_START)))
+    for number, asked in enumerate((_INTRODUCE, _START), 1):
+        host.send(frame(OPEN, number, codec.encode(asked)))
         _await_end(agent, host, frames)
     host.close()
     agent.loop.after(0, _nothing)

@@ -18,6 +18,11 @@ _inotify_add_watch = _libc.inotify_add_watch
 _inotify_rm_watch = _libc.inotify_rm_watch
 _fstatfs = _libc.fstatfs
 _long = ctypes.c_long
+# Array types are made here: one that nobody keeps is made anew for each call, which copies 40 pages of a fork.
+_Header = ctypes.c_uint32 * 2
+_Sets = ctypes.c_uint32 * 6
+_How = ctypes.c_uint64 * 3
+_Statfs = ctypes.c_long * 32
 
 _MACHINE = os.uname().machine
 _CAPGET, _CAPSET = (90, 91) if _MACHINE in ("aarch64", "riscv64") else (125, 126)
@@ -50,14 +55,14 @@ def prctl(option: int, value: int) -> None:
 
 def capabilities() -> ctypes.Array[ctypes.c_uint32]:
     """This process's effective, permitted and inheritable sets, as the kernel lays them out."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_V3, 0)
-    sets = (ctypes.c_uint32 * 6)()
+    header = _Header(_CAPABILITY_V3, 0)
+    sets = _Sets()
     _check(_syscall(_long(_CAPGET), header, sets))
     return sets
 
 
 def set_capabilities(sets: ctypes.Array[ctypes.c_uint32]) -> None:
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_V3, 0)
+    header = _Header(_CAPABILITY_V3, 0)
     _check(_syscall(_long(_CAPSET), header, sets))
 
 
@@ -68,7 +73,7 @@ def close_on_exec(first: int) -> None:
 
 def open_plain(path: str, flags: int, mode: int = 0) -> int:
     """open(2) that follows no magic link of /proc: they lead out of the sandbox's own root (ELOOP)."""
-    how = (ctypes.c_uint64 * 3)(flags, mode if flags & os.O_CREAT else 0, _RESOLVE_NO_MAGICLINKS)
+    how = _How(flags, mode if flags & os.O_CREAT else 0, _RESOLVE_NO_MAGICLINKS)
     name = os.fsencode(path)
     if b"\0" in name:
         raise ValueError("embedded null byte")
@@ -76,7 +81,7 @@ def open_plain(path: str, flags: int, mode: int = 0) -> int:
 
 
 def filesystem_magic(fd: int) -> int:
-    buffer = (ctypes.c_long * 32)()
+    buffer = _Statfs()
     _check(_fstatfs(fd, buffer))
     return buffer[0] & 0xFFFFFFFF
 

@@ -88,8 +88,9 @@ def boot_id(made: str, owner: int) -> int:
     `made` is where the file is until the caller has attached it and unlinks it again (the kernel attaches
     no file without a name): then the read-only mount is the only way to it.
     """
-    with open(made, "x") as file:
-        file.write(_random_uuid() + "\n")
+    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+    os.write(fd, f"{_random_uuid()}\n".encode())
+    os.close(fd)
     os.chown(made, owner, owner)
     os.chmod(made, 0o444)
     tree = open_tree(made)

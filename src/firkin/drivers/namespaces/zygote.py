@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from firkin.drivers.boxes import forge, places, storage, volume_mounts
 from firkin.drivers.boxes.orders import PARTS, VOLUMES, LaunchOrder
-from firkin.drivers.namespaces import confinement, view
+from firkin.drivers.namespaces import confinement, rehearsal, view
 from firkin.guest import identity
 from firkin.guest.agent import Agent
 from firkin.guest.disguise import overwrite_arguments
@@ -58,9 +58,11 @@ def main(control: int, parent: int) -> None:
     """Serve launch orders on the SEQPACKET socket `control` until the server closes it or dies."""
     channel, setup = forge.begin(control, parent)
     workshop = _prepare(setup)
+    sys._clear_type_cache()  # it holds names that imports looked up, and a fork that replaces one writes to it
     rehearse()
     overwrite_arguments(NAME)
     forge.own_root(setup["scratch"])
+    rehearsal.rehearse(workshop.trees.layout)
     kept = forge.warm_up()
     forge.serve(channel, lambda order, fds: _launch(channel, order, fds, workshop))
     kept.clear()
