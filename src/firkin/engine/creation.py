@@ -337,6 +337,7 @@ def _boot_plan(node: Node, order: Order, resident: Resident, started: str) -> Bo
         captured=order.foundation.captured or started,
         isolation=order.tier.isolation or "",
         repeats=_repeats(order),
+        leaves=node.links.leaves(resident),
         volumes=node.volumes.wanted(_CREATE, resident.info.owner, resident.info.volumes),
     )
 

@@ -82,6 +82,10 @@ class Links:
                 inside = resident.inside = await self._dial(resident)
         return inside
 
+    def leaves(self, resident: Resident) -> dict[str, int]:
+        """The files that its agent will be told to leave inside, and how many bytes each."""
+        return {path: len(text.encode()) for path, text in self._introducer(resident.info).files.items()}
+
     async def ping(self, resident: Resident) -> None:
         """Return when the agent has answered; `SandboxUnavailable` otherwise."""
         inside = await self.connect(resident)

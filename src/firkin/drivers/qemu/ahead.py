@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -33,6 +33,7 @@ _KINDS = 2
 _UNASKED_S = 900.0
 _REHEARSAL_WITHIN_S = 10.0
 _TEXT = "[ -r /etc/profile ]; echo"
+_START: codec.Object = {"op": "start", "env": {}, "cwd": "/", "user": "", "stdin": False, "pty": None}
 _SHELLS = ("/bin/bash", "/bin/sh")  # the one that clients' commands run in, or else the one that images have
 _LEFT_FREE = GIB  # of the host's memory, beside twice what the machine could take
 
@@ -46,11 +47,12 @@ class MachineKind:
     resources: SandboxResources = field(compare=False)
     captured: str = field(compare=False)
     online: bool = field(compare=False)
+    leaves: Mapping[str, int] = field(compare=False)
 
     @classmethod
     def of(cls, plan: BootPlan) -> MachineKind:
-        text = repr((plan.root, plan.resources, plan.captured))
-        return cls(text, plan.root, plan.resources, plan.captured, is_online(plan.network))
+        text = repr((plan.root, plan.resources, plan.captured, sorted(plan.leaves)))
+        return cls(text, plan.root, plan.resources, plan.captured, is_online(plan.network), plan.leaves)
 
     def serves(self, root: RootFilesystem, resources: SandboxResources) -> bool:
         return (self.root, self.resources) == (root, resources)
@@ -63,6 +65,7 @@ class MachineKind:
             resources=self.resources,
             hostname=str(sandbox_id),
             captured=self.captured,
+            leaves=self.leaves,
         )
 
 
@@ -109,20 +112,25 @@ def has_room(kind: MachineKind) -> bool:
     return there and meminfo("MemAvailable") >= 2 * kind.resources.memory_bytes + _LEFT_FREE
 
 
-async def rehearse(machine: QemuInstance) -> None:
-    """Have it run a shell. Without any profile: what those do may be meant for the caller's variables."""
+async def rehearse(machine: QemuInstance, leaves: Mapping[str, int]) -> None:
+    """Have it run a shell, and make room for the files that it will be told to leave.
+
+    Without any profile: what those do may be meant for the caller's variables.
+    """
     with suppress(OSError, TimeoutError, WireError, FirkinError):  # no shell, or an end that is found out elsewhere
         async with asyncio.timeout(_REHEARSAL_WITHIN_S):
+            if leaves:
+                blank = {path: " " * size for path, size in leaves.items()}
+                await _done(machine, {"op": "introduce", "files": blank, "port": 0})
             for shell in _SHELLS:
-                if await _ran(machine, shell):
+                if await _done(machine, {**_START, "argv": [shell, "-c", _TEXT]}):
                     return
 
 
-async def _ran(machine: QemuInstance, shell: str) -> bool:
+async def _done(machine: QemuInstance, order: codec.Object) -> bool:
     channel = await machine.dial()
     try:
-        order: codec.Object = {"op": "start", "argv": [shell, "-c", _TEXT], "env": {}, "cwd": "/", "user": ""}
-        await channel.write(frame(OPEN, 1, codec.encode({**order, "stdin": False, "pty": None})))
+        await channel.write(frame(OPEN, 1, codec.encode(order)))
         frames = FrameReader()
         while data := await channel.read():
             for kind, _, _ in frames.feed(data):

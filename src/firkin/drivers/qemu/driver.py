@@ -299,7 +299,7 @@ class QemuDriver:
         self._nobodys.add(sandbox_id)
         machine = await self._attempts(plan, parts)
         try:
-            await rehearse(machine)
+            await rehearse(machine, kind.leaves)
             await machine.freeze()
         except BaseException:
             await finish(self._end_machine(machine), within_s=_UNDO_WITHIN_S)

@@ -188,6 +188,8 @@ def _disks() -> tuple[str, str]:
     for name in ("vda", "vdb"):
         with open(f"/sys/block/{name}/ro", "rb", buffering=0) as file:
             told[file.read(8).strip() == b"1"] = f"/dev/{name}"
+        with suppress(OSError):  # the host's disk has limits of its own, and this wakes a processor again and again
+            _write(f"/sys/block/{name}/queue/wbt_lat_usec", b"0")
     return told[True], told[False]
 
 

@@ -23,7 +23,7 @@ from firkin.law.errors import BackendFailure
 _ENTRY = "firkin.drivers.qemu.inside"
 _START = f"from {_ENTRY} import main\nmain()\n"
 _FETCH_WITHIN_S = 600.0
-_FORM = "2"  # raise it when the same parts are put together, or told their clock, in another way
+_FORM = "3"  # raise it when the same parts are put together, or told their clock, in another way
 _log = logging.getLogger("firkin.qemu")
 
 

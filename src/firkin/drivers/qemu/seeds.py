@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
@@ -35,6 +36,8 @@ class Seeds:
         """The stored machine that fits; the first call for one boots it. What is damaged is made again."""
         fit, shape, disk = parts.fit, parts.fit.shape, plan.resources.disk_bytes
         key = f"{fit.root}-{fit.kit}-{shape.memory_mib}-{shape.vcpus}-{shape.accelerator}-{disk >> 20}"
+        if plan.leaves:
+            key += "-" + hashlib.blake2s("\0".join(sorted(plan.leaves)).encode(), digest_size=4).hexdigest()
         folder = self._folder / key
         async with self._sowing.setdefault(key, asyncio.Lock()):
             if folder.exists():
@@ -58,8 +61,8 @@ class Seeds:
     async def _sow(self, plan: BootPlan, parts: Parts, folder: Path) -> None:
         """Boot a machine that is no sandbox's, up to where its agent has run a shell, and write it down.
 
-        What a shell needs of the root image is in the stored memory then, and read by no sandbox again. Its names are
-        as long as those of sandboxes, which so find room for theirs in its files.
+        What a shell needs of the root image is in the stored memory then, and read by no sandbox again. Its names, and
+        what its agent was told to leave, are as long as those of sandboxes, which so find room for theirs in its files.
         """
         name = SandboxId(f"seed{os.urandom(6).hex()}")
         neutral = BootPlan(
@@ -73,7 +76,7 @@ class Seeds:
         await asyncio.to_thread(remove_folder, aside)
         instance = await self._boot(neutral, parts)
         try:
-            await rehearse(instance)
+            await rehearse(instance, plan.leaves)
             aside.mkdir(parents=True, mode=0o700)
             await instance.capture(aside, room_bytes=1 << 62)
         finally:
