@@ -18,6 +18,8 @@ import os
 from contextlib import suppress
 from typing import Any  # the JSON of `Layout.as_object`
 
+from firkin.host.cgroup_files import attempt, fields, number, read, write
+
 AGENT_RESERVE_BYTES = 24 * 1024 * 1024
 AGENT_RESERVE_PIDS = 8
 _CPU_PERIOD_US = 100_000
@@ -172,7 +174,7 @@ class Trees:
             _write_optional(folder, f"{box}/{path}", value)
         for name in ("memory", "pids"):
             if name in self.layout.controllers:
-                _write(folder, f"{box}/cgroup.subtree_control", f"+{name}")
+                write(folder, f"{box}/cgroup.subtree_control", f"+{name}")
         for leaf in ("agent", "user"):
             os.mkdir(f"{box}/{leaf}", 0o755, dir_fd=folder)
         for path, value in _settings_v2(limits, self.layout.controllers, leaf=True):
@@ -181,24 +183,24 @@ class Trees:
     def join_box(self, box: str) -> None:
         """Move the calling process into the box (version 2 allows no process there: into the agent's leaf)."""
         if self.layout.version == 2:
-            _write(self._folders[""], f"{box}/agent/cgroup.procs", "0")
+            write(self._folders[""], f"{box}/agent/cgroup.procs", "0")
             return
         for _, folder in self._trees():
-            _write(folder, f"{box}/tasks", "0")
+            write(folder, f"{box}/tasks", "0")
 
     def join_agent(self, box: str) -> None:
         """Move the calling process to the agent's leaf."""
         if self.layout.version == 1:
             for name, folder in self._trees():
                 if name in _SPLIT:
-                    _write(folder, f"{box}/agent/tasks", "0")
+                    write(folder, f"{box}/agent/tasks", "0")
 
     def leave(self, box: str) -> None:
         """Take the calling process out of the box and remove that, where that can be done (not on version 2)."""
         if self.layout.version == 1:
             with suppress(OSError):
                 for _, folder in self._trees():
-                    _write(folder, "tasks", "0")
+                    write(folder, "tasks", "0")
             self.remove(box)
 
     def doors(self, box: str) -> Doors:
@@ -226,7 +228,7 @@ class Trees:
         found: set[int] = set()
         for _, folder in self._trees():
             for leaf in ("", "/agent", "/user"):
-                text = _read(folder, f"{box}{leaf}/cgroup.procs")
+                text = read(folder, f"{box}{leaf}/cgroup.procs")
                 found.update(int(word) for word in text.split())
         return found
 
@@ -252,19 +254,19 @@ class Trees:
         for _ in range(2):
             for name, folder in self._trees():
                 for path, value in _settings(self.layout, name, limits):
-                    _try(folder, f"{box}/{path}", value)
+                    attempt(folder, f"{box}/{path}", value)
         return self.unmet(box, limits)
 
     def freeze(self, box: str, frozen: bool) -> None:
         if self.layout.version == 2:
-            _write(self._folders[""], f"{box}/cgroup.freeze", "1" if frozen else "0")
+            write(self._folders[""], f"{box}/cgroup.freeze", "1" if frozen else "0")
             return
-        _write(self._folders["freezer"], f"{box}/freezer.state", "FROZEN" if frozen else "THAWED")
+        write(self._folders["freezer"], f"{box}/freezer.state", "FROZEN" if frozen else "THAWED")
 
     def is_frozen(self, box: str) -> bool:
         if self.layout.version == 2:
-            return "frozen 1" in _read(self._folders[""], f"{box}/cgroup.events")
-        return _read(self._folders["freezer"], f"{box}/freezer.state").strip() == "FROZEN"
+            return "frozen 1" in read(self._folders[""], f"{box}/cgroup.events")
+        return read(self._folders["freezer"], f"{box}/freezer.state").strip() == "FROZEN"
 
     def lift_cpu_quota(self, box: str) -> None:
         """Let what was killed die at once.
@@ -274,18 +276,18 @@ class Trees:
         of CPU time, and until they have passed nothing in it runs, not even to its end.
         """
         if self.layout.version == 2:
-            _try(self._folders[""], f"{box}/cpu.max", f"max {_CPU_PERIOD_US}")
+            attempt(self._folders[""], f"{box}/cpu.max", f"max {_CPU_PERIOD_US}")
         else:
-            _try(self._folders.get("cpu", -1), f"{box}/cpu.cfs_quota_us", "-1")
+            attempt(self._folders.get("cpu", -1), f"{box}/cpu.cfs_quota_us", "-1")
 
     def allow_swap(self, box: str) -> None:
         """Let a frozen box be pushed out to swap, until `forbid_swap`."""
         if self.layout.version == 2:
             for path in (box, *(f"{box}{leaf}" for leaf in _LEAVES[1:])):
-                _try(self._folders[""], f"{path}/memory.swap.max", "max")
+                attempt(self._folders[""], f"{path}/memory.swap.max", "max")
             return
         for path in (box, f"{box}/user"):
-            _try(self._folders.get("memory", -1), f"{path}/memory.memsw.limit_in_bytes", "-1")
+            attempt(self._folders.get("memory", -1), f"{path}/memory.memsw.limit_in_bytes", "-1")
 
     def reclaiming(self, box: str) -> tuple[str, tuple[str, ...]]:
         """What to write into which files, in this order, to push a frozen box's memory out.
@@ -295,7 +297,7 @@ class Trees:
         """
         if self.layout.version == 2:
             folder = f"{self.layout.roots['']}/firkin/{self.label}/{box}"
-            return _read(self._folders[""], f"{box}/memory.current").strip() or "0", (f"{folder}/memory.reclaim",)
+            return read(self._folders[""], f"{box}/memory.current").strip() or "0", (f"{folder}/memory.reclaim",)
         folder = f"{self.layout.roots['memory']}/firkin/{self.label}/{box}"
         return "0", tuple(f"{folder}{leaf}/memory.force_empty" for leaf in ("/user", "/agent", ""))
 
@@ -303,11 +305,13 @@ class Trees:
         """Back to the limits of a running box. What is in swap comes back when it is touched."""
         if self.layout.version == 2:
             for path in (box, f"{box}/user", f"{box}/agent"):
-                _try(self._folders[""], f"{path}/memory.swap.max", "0")
+                attempt(self._folders[""], f"{path}/memory.swap.max", "0")
             return
         folder = self._folders.get("memory", -1)
         for path in (f"{box}/user", box):
-            _try(folder, f"{path}/memory.memsw.limit_in_bytes", _read(folder, f"{path}/memory.limit_in_bytes").strip())
+            attempt(
+                folder, f"{path}/memory.memsw.limit_in_bytes", read(folder, f"{path}/memory.limit_in_bytes").strip()
+            )
 
     def usage(self, box: str) -> dict[str, int]:
         """``cpu_us``, ``memory_bytes``, ``memory_cache_bytes``, ``memory_peak_bytes``, ``oom_kills``.
@@ -317,14 +321,14 @@ class Trees:
         if self.layout.version == 2:
             return self._usage_v2(box)
         memory = self._folders.get("memory", -1)
-        stat = _fields(_read(memory, f"{box}/memory.stat"))
-        kills = sum(_fields(_read(memory, f"{box}{leaf}/memory.oom_control")).get("oom_kill", 0) for leaf in _LEAVES)
-        spent = _read(self._folders.get("cpuacct", -1), f"{box}/cpuacct.usage").strip()
+        stat = fields(read(memory, f"{box}/memory.stat"))
+        kills = sum(fields(read(memory, f"{box}{leaf}/memory.oom_control")).get("oom_kill", 0) for leaf in _LEAVES)
+        spent = read(self._folders.get("cpuacct", -1), f"{box}/cpuacct.usage").strip()
         return {
             "cpu_us": int(spent or 0) // 1000,
-            "memory_bytes": _number(_read(memory, f"{box}/memory.usage_in_bytes")),
+            "memory_bytes": number(read(memory, f"{box}/memory.usage_in_bytes")),
             "memory_cache_bytes": stat.get("total_cache", 0),
-            "memory_peak_bytes": _number(_read(memory, f"{box}/memory.max_usage_in_bytes")),
+            "memory_peak_bytes": number(read(memory, f"{box}/memory.max_usage_in_bytes")),
             "oom_kills": kills,
         }
 
@@ -333,7 +337,7 @@ class Trees:
         found: dict[str, str] = {}
         for _, folder in self._trees():
             for name in (f"{leaf}{file}" for file in _LIMITS for leaf in ("", "user/")):
-                if text := _read(folder, f"{box}/{name}").strip():
+                if text := read(folder, f"{box}/{name}").strip():
                     found.setdefault(name, text)
         return found
 
@@ -342,7 +346,7 @@ class Trees:
         found = []
         for name, folder in self._trees():
             for path, wanted in _settings(self.layout, name, limits):
-                holds = _read(folder, f"{box}/{path}").strip()
+                holds = read(folder, f"{box}/{path}").strip()
                 if holds != wanted and not _same_size(holds, wanted) and not (path.endswith(_OPTIONAL) and not holds):
                     found.append(f"{path} is {holds or 'absent'}, not {wanted}")
         return found
@@ -350,7 +354,7 @@ class Trees:
     def holds(self, box: str, pid: int) -> bool:
         """Whether the process is in the agent's leaf wherever there is one, and nowhere outside of the box."""
         return all(
-            any(str(pid) in _read(folder, f"{box}{leaf}/cgroup.procs").split() for leaf in leaves)
+            any(str(pid) in read(folder, f"{box}{leaf}/cgroup.procs").split() for leaf in leaves)
             for name, folder in self._trees()
             for leaves in [("/agent",) if self.layout.version == 2 or name in _SPLIT else ("", "/agent")]
         )
@@ -358,17 +362,17 @@ class Trees:
     def agent_oom_kills(self, box: str) -> int:
         """How often the kernel's OOM killer chose among the agent's own group: 0 or 1, for it is alone there."""
         if self.layout.version == 2:
-            return _fields(_read(self._folders[""], f"{box}/agent/memory.events.local")).get("oom_kill", 0)
-        return _fields(_read(self._folders.get("memory", -1), f"{box}/agent/memory.oom_control")).get("oom_kill", 0)
+            return fields(read(self._folders[""], f"{box}/agent/memory.events.local")).get("oom_kill", 0)
+        return fields(read(self._folders.get("memory", -1), f"{box}/agent/memory.oom_control")).get("oom_kill", 0)
 
     def _usage_v2(self, box: str) -> dict[str, int]:
         folder = self._folders[""]
         return {
-            "cpu_us": _fields(_read(folder, f"{box}/cpu.stat")).get("usage_usec", 0),
-            "memory_bytes": _number(_read(folder, f"{box}/memory.current")),
-            "memory_cache_bytes": _fields(_read(folder, f"{box}/memory.stat")).get("file", 0),
-            "memory_peak_bytes": _number(_read(folder, f"{box}/memory.peak")),
-            "oom_kills": _fields(_read(folder, f"{box}/memory.events")).get("oom_kill", 0),
+            "cpu_us": fields(read(folder, f"{box}/cpu.stat")).get("usage_usec", 0),
+            "memory_bytes": number(read(folder, f"{box}/memory.current")),
+            "memory_cache_bytes": fields(read(folder, f"{box}/memory.stat")).get("file", 0),
+            "memory_peak_bytes": number(read(folder, f"{box}/memory.peak")),
+            "oom_kills": fields(read(folder, f"{box}/memory.events")).get("oom_kill", 0),
         }
 
     def _trees(self) -> list[tuple[str, int]]:
@@ -451,46 +455,10 @@ def _delegate(path: str, controllers: frozenset[str]) -> None:
                 continue  # what is missing shows up as an unenforced limit and is reported by the probe
 
 
-def _write(folder: int, path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
-
-
 def _write_optional(folder: int, path: str, value: str) -> None:
     """Write where the kernel has the file: swap accounting, for one, may be built out."""
     try:
-        _write(folder, path, value)
+        write(folder, path, value)
     except FileNotFoundError:
         if not path.endswith(_OPTIONAL):
             raise
-
-
-def _try(folder: int, path: str, value: str) -> None:
-    """Write where that is possible: a wish, not a limit."""
-    with suppress(OSError):
-        _write(folder, path, value)
-
-
-def _read(folder: int, path: str) -> str:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    except (FileNotFoundError, OSError):
-        return ""
-    try:
-        return os.read(fd, 1 << 20).decode()
-    except OSError:  # ENODEV: removed between open and read
-        return ""
-    finally:
-        os.close(fd)
-
-
-def _fields(text: str) -> dict[str, int]:
-    pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
-
-
-def _number(text: str) -> int:
-    return int(text.strip()) if text.strip().isdigit() else 0
