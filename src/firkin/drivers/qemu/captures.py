@@ -69,9 +69,10 @@ class Capture:
         with suppress(BackendFailure):
             await monitor.ask("remove-fd", fdset_id=_STATE_SET)
 
-    async def finish(self) -> None:
-        """It may run again."""
-        await self._in_thread(lambda: finish_store(self._into, self._fit, os.stat(self._disk).st_size))
+    async def finish(self) -> str:
+        """It may run again. The digest of its memory."""
+        digests = await self._in_thread(lambda: finish_store(self._into, self._fit, os.stat(self._disk).st_size))
+        return digests[MEMORY]
 
     def _begin(self, room_bytes: int) -> None:
         size = self._fit.shape.memory_mib << 20

@@ -106,6 +106,7 @@ class QemuDriver:
             networks=self._ground.networks,
             background=Children(),
             released=self._released,
+            written=self._memories.vouch,
             unled=self._ground.gateways.forget,
         )
 

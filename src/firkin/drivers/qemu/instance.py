@@ -17,7 +17,7 @@ from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu.captures import Capture
 from firkin.drivers.qemu.late import LateChannel
 from firkin.drivers.qemu.qmp import Monitor
-from firkin.drivers.qemu.stores import Fit
+from firkin.drivers.qemu.stores import MEMORY, Fit
 from firkin.drivers.qemu.trunk import Trunk, TrunkChannel
 from firkin.host.isolation_facts import IsolationFacts
 from firkin.law.capabilities import CapabilityName, Permanent
@@ -66,9 +66,13 @@ class Folders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings(Around):
-    """What all machines of one driver share. `released` is told of each that is gone."""
+    """What all machines of one driver share.
+
+    `released` is told of each that is gone, `written` of each memory that was just written down, with its digest.
+    """
 
     released: Callable[[QemuInstance], Awaitable[None]]
+    written: Callable[[Path, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +241,7 @@ class QemuInstance(HeldInstance):
             async with self._held():
                 await work.write(await self.monitor())
                 self._require_alive("capture")  # ended meanwhile: what was read may be of nobody
-            await work.finish()
+            self._around.written(into / MEMORY, await work.finish())
         except BackendFailure:
             await self._require_survival("capture")
             raise

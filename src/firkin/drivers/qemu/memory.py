@@ -22,6 +22,7 @@ import struct
 import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _PRESENT, _FILE = 62, 61  # bit 63: present, 62: swapped; 61: the file's page, o
 _A_TIME = 4096  # pages
 _MOST_BYTES = 8 << 20
 _IDLE_S = 60.0
+_MOST_VOUCHED = 64
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 # PAGEMAP_SCAN (Linux 6.7, fs.h): ranges of pages by category, without reading eight bytes a page.
@@ -225,6 +227,12 @@ class MemoryImages:
         self._loaded: dict[_Key, _Loaded] = {}
         self._lock = threading.Lock()
         self._loading: dict[_Key, threading.Lock] = {}
+        self._vouched: deque[_Key] = deque(maxlen=_MOST_VOUCHED)
+
+    def vouch(self, path: Path, digest: str) -> None:
+        """The file `path` was read a moment ago and has that digest: it need not be again while it is the same file."""
+        with suppress(OSError):
+            self._vouched.append(_Key(FileMark.of(os.stat(path, follow_symlinks=False)), digest))
 
     def open(self, path: Path, size: int, digest: str) -> int:
         """A descriptor of the loaded memory of the file `path`, which has that `digest`; the caller closes it."""
@@ -240,7 +248,8 @@ class MemoryImages:
                 with self._lock:
                     known = self._loaded.get(key)
                 if known is None:
-                    self._check(path, digest)
+                    if key not in self._vouched:
+                        self._check(path, digest)
                     known = _Loaded(load_memory(source, size), time.monotonic())
                     with self._lock:
                         self._loaded[key] = known

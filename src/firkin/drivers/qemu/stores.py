@@ -119,9 +119,10 @@ def read_store(folder: Path) -> Store:
     return Store(folder=folder, fit=fit, disk_bytes=disk_bytes, digests=digests)
 
 
-def finish_store(folder: Path, fit: Fit, disk_bytes: int) -> None:
-    """Everything else is there: write the manifest. Blocks as long as reading the memory takes."""
+def finish_store(folder: Path, fit: Fit, disk_bytes: int) -> dict[str, str]:
+    """Everything else is there: write the manifest. Returns its digests. Blocks as long as reading the memory takes."""
     shape = asdict(fit.shape)
+    digests = {name: digest_of(folder / name) for name in (MEMORY, STATE)}
     said = {
         "format": FORMAT,
         **{name: getattr(fit, name) for name in _NEEDED},
@@ -129,7 +130,7 @@ def finish_store(folder: Path, fit: Fit, disk_bytes: int) -> None:
         "counter_khz": fit.counter_khz,
         "disk_bytes": disk_bytes,
         "sizes": {name: os.stat(folder / name).st_size for name in (MEMORY, STATE, DISK)},
-        "digests": {name: digest_of(folder / name) for name in (MEMORY, STATE)},
+        "digests": digests,
     }
     aside = folder / f".{MANIFEST}"
     with aside.open("w") as file:
@@ -137,6 +138,7 @@ def finish_store(folder: Path, fit: Fit, disk_bytes: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(folder / MANIFEST)
+    return digests
 
 
 def require_digest(path: Path, digest: str | None) -> None:
