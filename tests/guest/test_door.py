@@ -165,8 +165,9 @@ async def test_files_are_left_and_renewed(link: GuestLink, tmp_path: Path) -> No
     path = tmp_path / "new" / ".note"
     await link.call("introduce", {"files": {str(path): "one"}})
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("one", 0o444)
-    await link.call("introduce", {"files": {str(path): "2"}})
-    assert path.read_text() == "2"
+    for text in ("2", "3", "longer"):
+        await link.call("introduce", {"files": {str(path): text}})
+        assert path.read_text() == text
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/hostname", path)])

@@ -64,6 +64,23 @@ def test_a_memory_is_read_once_for_all_who_wake_from_it(images: Images, tmp_path
     assert images.checked == ["memory"]
 
 
+def test_a_memory_that_was_just_written_down_is_not_read_again(images: Images, tmp_path: Path) -> None:
+    path = stored(tmp_path / "memory", b"content")
+    images.images.vouch(path, digest_of(path))
+    assert images.content(path) == b"content"
+    assert images.checked == []
+
+
+def test_whoever_alters_what_was_just_written_down_is_found_out(images: Images, tmp_path: Path) -> None:
+    path = stored(tmp_path / "memory", b"content")
+    os.utime(path, ns=(0, 0))
+    digest = digest_of(path)
+    images.images.vouch(path, digest)
+    stored(path, b"altered")
+    with pytest.raises(SnapshotIntegrityFailure, match="damaged"):
+        images.content(path, digest)
+
+
 def test_a_second_file_is_read_though_it_says_to_have_the_content_of_the_first(images: Images, tmp_path: Path) -> None:
     first, second = stored(tmp_path / "first", b"content"), stored(tmp_path / "second", b"another")
     images.content(first)

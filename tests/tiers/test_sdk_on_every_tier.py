@@ -85,6 +85,15 @@ def test_commands_input_and_files(sandbox: Sandbox) -> None:
     assert not sandbox.files.exists("/home/user/deep/note")
 
 
+def test_it_knows_who_it_is_and_not_what_it_stood_in_for(sdk: dict[str, Any]) -> None:
+    for _ in range(3):  # one of them was ready before it was asked for
+        with made(sdk) as sandbox:
+            assert sandbox.files.read("/run/e2b/.E2B_SANDBOX_ID") == sandbox.sandbox_id
+            told = sandbox.commands.run("cat /run/e2b/.E2B_TEMPLATE_ID; echo; echo $E2B_TEMPLATE_ID; hostname").stdout
+            template, same, hostname = told.splitlines()
+            assert (template, hostname) == (same, sandbox.sandbox_id)
+
+
 def test_a_terminal_has_a_size_and_ends_with_its_shell(sandbox: Sandbox, tier: str) -> None:
     said: list[bytes] = []
     terminal = sandbox.pty.create(PtySize(rows=33, cols=99), timeout=20)

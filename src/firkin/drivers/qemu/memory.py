@@ -232,7 +232,9 @@ class MemoryImages:
     def vouch(self, path: Path, digest: str) -> None:
         """The file `path` was read a moment ago and has that digest: it need not be again while it is the same file."""
         with suppress(OSError):
-            self._vouched.append(_Key(FileMark.of(os.stat(path, follow_symlinks=False)), digest))
+            key = _Key(FileMark.of(os.stat(path, follow_symlinks=False)), digest)
+            with self._lock:
+                self._vouched.append(key)
 
     def open(self, path: Path, size: int, digest: str) -> int:
         """A descriptor of the loaded memory of the file `path`, which has that `digest`; the caller closes it."""
@@ -246,9 +248,9 @@ class MemoryImages:
                 loading = self._loading.setdefault(key, threading.Lock())
             with loading:
                 with self._lock:
-                    known = self._loaded.get(key)
+                    known, vouched = self._loaded.get(key), key in self._vouched
                 if known is None:
-                    if key not in self._vouched:
+                    if not vouched:
                         self._check(path, digest)
                     known = _Loaded(load_memory(source, size), time.monotonic())
                     with self._lock:
