@@ -7,7 +7,6 @@ after, while it runs on.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -56,7 +55,7 @@ from firkin.phases import mark
 
 CAPTURE_WITHIN_S = 600.0
 MOST_FORKS = 100
-FORKS_AT_ONCE = min(8, 2 * (os.cpu_count() or 1))  # machines that are woken side by side only hold each other up
+FORKS_AT_ONCE = 8
 _C = CapabilityName
 _HOLDS = {
     SnapshotKind.FILESYSTEM: "files, without programs and their memory",

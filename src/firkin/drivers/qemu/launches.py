@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # the JSON edge: an order is read by the launcher alone
 
@@ -34,6 +34,7 @@ _UNDO_WITHIN_S = 30.0
 _POLL_S = 0.001
 _OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
 _THREADS = 64
+_AT_ONCE_A_CPU = 2  # ten that are woken side by side on two processors take twice as long as four by four
 _OWN_ID = 1000  # within the slot's range: not that of a root, which a process of a container could have
 
 Become = Callable[[SandboxId, InstanceRef, int, int, Slot, Fit], QemuInstance]
@@ -63,6 +64,7 @@ class Launches:
     bases: BaseDisks
     memories: MemoryImages
     become: Become
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE_A_CPU * (os.cpu_count() or 1)))
 
     async def launch(self, plan: BootPlan, slot: Slot, parts: Parts) -> QemuInstance:
         """A machine in `slot` that is the plan's. What failed is ended; `HelperDied`, `OSError`, `TimeoutError` and
@@ -71,15 +73,16 @@ class Launches:
         before = await self.ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
         base = await self.bases.image(plan.resources.disk_bytes)
         await asyncio.to_thread(own_disk, self.folders.disk(plan.sandbox_id), plan, store, base)
-        instance = await self._launched(plan, slot, parts, before)
-        try:
-            if store is not None:
-                await _awake(instance)
-            await instance.trunk(within_s=WAKE_WITHIN_S if store else boot_within_s(parts.fit.shape.accelerator))
-            instance.kernel_release = await instance.settle(names_in(plan))
-        except BaseException:
-            await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
-            raise
+        async with self.turns:
+            instance = await self._launched(plan, slot, parts, before)
+            try:
+                if store is not None:
+                    await _awake(instance)
+                await instance.trunk(within_s=WAKE_WITHIN_S if store else boot_within_s(parts.fit.shape.accelerator))
+                instance.kernel_release = await instance.settle(names_in(plan))
+            except BaseException:
+                await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
+                raise
         return instance
 
     async def _launched(self, plan: BootPlan, slot: Slot, parts: Parts, before: Traffic) -> QemuInstance:

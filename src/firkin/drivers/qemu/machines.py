@@ -50,10 +50,13 @@ class Shape:
 
     @property
     def cpu(self) -> str:
-        """`pauth-impdef`: signing pointers with the architecture's own cipher is most of an emulated arm64's work."""
+        """What an emulated kernel would do for its own protection, or with tables of five levels, is work for nothing.
+
+        `pauth-impdef`: signing pointers with the architecture's own cipher is most of an emulated arm64's.
+        """
         if self.accelerator == "kvm":
             return "host"
-        return "max,pauth-impdef=on" if self.machine == "aarch64" else "max"
+        return "max,pauth-impdef=on" if self.machine == "aarch64" else "max,-la57,-smap,-smep,-umip,-pku"
 
     @property
     def name(self) -> str:
