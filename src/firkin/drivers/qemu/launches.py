@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # the JSON edge: an order is read by the launcher alone
@@ -34,6 +35,7 @@ _UNDO_WITHIN_S = 30.0
 _POLL_S = 0.001
 _OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
 _THREADS = 64
+_TURN_S = 3.0
 _AT_ONCE_A_CPU = 2  # ten that are woken side by side on two processors take twice as long as four by four
 _OWN_ID = 1000  # within the slot's range: not that of a root, which a process of a container could have
 
@@ -73,7 +75,7 @@ class Launches:
         before = await self.ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
         base = await self.bases.image(plan.resources.disk_bytes)
         await asyncio.to_thread(own_disk, self.folders.disk(plan.sandbox_id), plan, store, base)
-        async with self.turns:
+        async with self._turn():
             instance = await self._launched(plan, slot, parts, before)
             try:
                 if store is not None:
@@ -84,6 +86,19 @@ class Launches:
                 await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
                 raise
         return instance
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """To be one of those that are woken now. One that does not come to life gives way to others after a while."""
+        await self.turns.acquire()
+        loop = asyncio.get_running_loop()
+        over = loop.call_later(_TURN_S, self.turns.release)
+        try:
+            yield
+        finally:
+            if over.when() > loop.time():
+                over.cancel()
+                self.turns.release()
 
     async def _launched(self, plan: BootPlan, slot: Slot, parts: Parts, before: Traffic) -> QemuInstance:
         kit, fit, store = parts.kit, parts.fit, parts.store
