@@ -80,10 +80,8 @@ class Door:
         except Exception:  # noqa: BLE001 — OSError or Refused: something else is there, or the place is read-only
             return
         try:
-            if os.fstat(fd).st_size != len(
-                content
-            ):  # else in place: an emulated machine takes long to give blocks back
-                os.ftruncate(fd, 0)
+            if os.fstat(fd).st_size != len(content):
+                os.ftruncate(fd, 0)  # else in place: giving blocks back takes an emulated machine long
             os.write(fd, content)
         except OSError:
             pass

@@ -81,12 +81,8 @@ def command_line(shape: Shape, *, start: tuple[str, ...], name: str, waking: boo
     argv += ["-kernel", f"/proc/self/fd/{FD_KERNEL}", "-initrd", f"/proc/self/fd/{FD_INITRAMFS}"]
     argv += ["-append", _kernel_command_line(shape, start, counter_khz)]
     argv += _disk("root", FD_ROOT, read_only=True) + _disk("disk", FD_DISK, read_only=False)
-    argv += [
-        "-netdev",
-        f"tap,id=net0,fd={FD_TAP}",
-        "-device",
-        f"virtio-net-device,netdev=net0,mac={_MAC},guest_announce=off",
-    ]
+    card = f"virtio-net-device,netdev=net0,mac={_MAC},guest_announce=off"  # it has another address when it wakes
+    argv += ["-netdev", f"tap,id=net0,fd={FD_TAP}", "-device", card]
     argv += ["-device", "virtio-rng-device", "-device", f"virtio-serial-device,max_ports={_SERIAL_PORTS}"]
     for number, (fd, port) in enumerate(((FD_TRUNK, TRUNK), (FD_RESET, RESET)), 1):
         argv += ["-chardev", f"socket,id=serial{number},fd={fd},server=on,wait=off"]
