@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,24 @@ async def test_a_machine_without_free_slots_says_so_at_once(tmp_path: Path) -> N
             with pytest.raises(CapacityRejected):
                 await pool.take(online=False)
     await pool.aclose()
+
+
+async def test_a_driver_that_closes_while_slots_come_back_keeps_no_namespace(
+    tmp_path: Path, root: RootFilesystem
+) -> None:
+    driver = NamespacesDriver.from_settings(tmp_path, {"ready_slots": "3"})
+    await driver.start()
+    await driver.sweep(())
+    born = await asyncio.gather(*(driver.boot(plan(f"last{number}", root)) for number in range(4)))
+    networks = {os.readlink(f"/proc/self/fd/{instance.slot.network}") for instance in born}
+    assert len(networks) == 4
+    await asyncio.gather(*(instance.destroy() for instance in born))
+    await asyncio.gather(*(driver.discard(instance.sandbox_id) for instance in born))
+    await driver.aclose()
+    assert not networks & set(map(_target, os.listdir("/proc/self/fd")))
+
+
+def _target(fd: str) -> str:
+    with suppress(OSError):  # the one that looked
+        return os.readlink(f"/proc/self/fd/{fd}")
+    return ""

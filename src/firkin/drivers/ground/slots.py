@@ -66,6 +66,7 @@ class SlotPool:
         self._free: deque[int] = deque()
         self._ready: deque[Slot] = deque()
         self._used: set[int] = set()
+        self._returning: list[Slot] = []
         self._wanted = asyncio.Event()
         self._waiting: deque[asyncio.Future[Slot]] = deque()
         self._maker = HelperProcess(_MAKER)
@@ -88,10 +89,13 @@ class SlotPool:
         with suppress(HelperDied):
             await self._tasks.aclose()
         await self._maker.aclose()
-        unused = [slot.numbers for slot in self._ready]
-        for slot in self._ready:
+        returned = [slot for slot in self._returning if not loop_is_bound(slot.numbers.loop)]
+        unused = [slot.numbers for slot in (*self._ready, *returned)]
+        for slot in (*self._ready, *self._returning):
             slot.close()
+        self._used.difference_update(numbers.slot for numbers in unused)
         self._ready.clear()
+        self._returning.clear()
         await asyncio.gather(*(asyncio.to_thread(remove_loop_device, numbers.loop) for numbers in unused))
         self._leases.release(keep=self._used)
 
@@ -118,6 +122,7 @@ class SlotPool:
 
     def give_back(self, slot: Slot) -> None:
         """The sandbox is gone. Parts of it that the kernel has not let go yet are waited for, in the background."""
+        self._returning.append(slot)
         self._tasks.start(self._recycle(slot), name=f"recycle {slot.numbers.interface}")
 
     async def _recycle(self, slot: Slot) -> None:
@@ -126,6 +131,7 @@ class SlotPool:
         if not await _loop_free(slot.numbers.loop):
             return  # leaked by the kernel's measure: the number stays out of use while this server lives
         clean = await self._cleaned(slot)
+        self._returning.remove(slot)
         self._used.discard(slot.numbers.slot)
         if clean and slot.whole and len(self._ready) < 2 * self._depth + 16:
             self._offer(slot)
