@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from firkin.engine.admission import Kind, Reservation
 from firkin.engine.foundations import Foundation, fitting, on_snapshot, on_template
@@ -337,7 +338,7 @@ def _boot_plan(node: Node, order: Order, resident: Resident, started: str) -> Bo
         captured=order.foundation.captured or started,
         isolation=order.tier.isolation or "",
         repeats=_repeats(order),
-        leaves=node.links.leaves(resident),
+        leaves=partial(node.links.leaves, resident),
         volumes=node.volumes.wanted(_CREATE, resident.info.owner, resident.info.volumes),
     )
 

@@ -23,7 +23,7 @@ def attempt(folder: int, path: str, value: str) -> None:
 def read(folder: int, path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    except (FileNotFoundError, OSError):
+    except OSError:
         return ""
     try:
         return os.read(fd, 1 << 20).decode()

@@ -88,8 +88,8 @@ class BootPlan:
     empty leaves what is there. `volumes` are mounted over its files; a path that cannot
     be a mount point there is `InvalidSpec`. `isolation` is the name of a tier, for a driver of
     several; empty is its default. A driver of one tier does not look at it. `repeats`: it is
-    how each sandbox of a template begins, so more of it may be worth having ready. `leaves`: files that its agent will
-    be told to leave inside, and how many bytes each; a driver that keeps machines may have made room for them.
+    how each sandbox of a template begins, so more of it may be worth having ready. `leaves` says which files its
+    agent will be told to leave inside, and how many bytes each; a driver that keeps machines may make room for them.
     """
 
     sandbox_id: SandboxId
@@ -104,7 +104,7 @@ class BootPlan:
     volumes: tuple[BootVolume, ...] = ()
     isolation: str = ""
     repeats: bool = False
-    leaves: Mapping[str, int] = field(default_factory=dict, compare=False)
+    leaves: Callable[[], Mapping[str, int]] = field(default=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

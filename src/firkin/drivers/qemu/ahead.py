@@ -51,8 +51,9 @@ class MachineKind:
 
     @classmethod
     def of(cls, plan: BootPlan) -> MachineKind:
-        text = repr((plan.root, plan.resources, plan.captured, sorted(plan.leaves)))
-        return cls(text, plan.root, plan.resources, plan.captured, is_online(plan.network), plan.leaves)
+        leaves = plan.leaves()
+        text = repr((plan.root, plan.resources, plan.captured, sorted(leaves)))
+        return cls(text, plan.root, plan.resources, plan.captured, is_online(plan.network), leaves)
 
     def serves(self, root: RootFilesystem, resources: SandboxResources) -> bool:
         return (self.root, self.resources) == (root, resources)
@@ -65,7 +66,7 @@ class MachineKind:
             resources=self.resources,
             hostname=str(sandbox_id),
             captured=self.captured,
-            leaves=self.leaves,
+            leaves=lambda: self.leaves,
         )
 
 

@@ -36,7 +36,7 @@ _POLL_S = 0.001
 _OVERHEAD_BYTES = 256 << 20  # what QEMU needs beside the machine's memory: translated code, devices, its program
 _THREADS = 64
 _TURN_S = 3.0
-_AT_ONCE_A_CPU = 2  # ten that are woken side by side on two processors take twice as long as four by four
+_AT_ONCE_A_CPU = 2  # ten that are woken side by side on two take a quarter longer than four by four
 _OWN_ID = 1000  # within the slot's range: not that of a root, which a process of a container could have
 
 Become = Callable[[SandboxId, InstanceRef, int, int, Slot, Fit], QemuInstance]

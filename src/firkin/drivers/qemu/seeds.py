@@ -35,9 +35,10 @@ class Seeds:
     async def seed(self, plan: BootPlan, parts: Parts) -> Store:
         """The stored machine that fits; the first call for one boots it. What is damaged is made again."""
         fit, shape, disk = parts.fit, parts.fit.shape, plan.resources.disk_bytes
+        leaves = plan.leaves()
         key = f"{fit.root}-{fit.kit}-{shape.memory_mib}-{shape.vcpus}-{shape.accelerator}-{disk >> 20}"
-        if plan.leaves:
-            key += "-" + hashlib.blake2s("\0".join(sorted(plan.leaves)).encode(), digest_size=4).hexdigest()
+        if leaves:
+            key += "-" + hashlib.blake2s("\0".join(sorted(leaves)).encode(), digest_size=4).hexdigest()
         folder = self._folder / key
         async with self._sowing.setdefault(key, asyncio.Lock()):
             if folder.exists():
@@ -76,7 +77,7 @@ class Seeds:
         await asyncio.to_thread(remove_folder, aside)
         instance = await self._boot(neutral, parts)
         try:
-            await rehearse(instance, plan.leaves)
+            await rehearse(instance, plan.leaves())
             aside.mkdir(parents=True, mode=0o700)
             await instance.capture(aside, room_bytes=1 << 62)
         finally:
