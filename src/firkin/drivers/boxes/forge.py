@@ -9,7 +9,7 @@ It dies with the server. The sandboxes do not.
 
 Between a fork and what becomes of it nothing may be imported: after the pivot no module file
 can be reached. That includes what Python imports lazily to *report* an error,
-which is why `warm_up` runs one such report beforehand.
+which is why `begin` makes one such report, where files can be found.
 """
 
 from __future__ import annotations
@@ -45,8 +45,17 @@ def begin(control: int, parent: int) -> tuple[socket.socket, dict[str, Any]]:  #
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
+    _report_once()
     channel = socket.socket(fileno=control)
     return channel, json.loads(channel.recv(_MESSAGE))
+
+
+def _report_once() -> None:
+    try:
+        raise OSError(1, "warm-up")
+    except OSError:
+        traceback.format_exc()  # imports: `linecache` of Python 3.13 tokenize, at its first line of a source
+    Failure.decode(Failure("warm-up", 0, "é\udcff").encode())
 
 
 def own_root(scratch: str, bring: Callable[[str], None] = lambda _: None, *, mode: str = "700") -> None:
@@ -67,12 +76,7 @@ def own_root(scratch: str, bring: Callable[[str], None] = lambda _: None, *, mod
 
 
 def warm_up() -> list[object]:
-    """Run everything once that would import lazily, then freeze the heap. What is returned must be kept."""
-    try:
-        raise OSError(1, "warm-up")
-    except OSError:
-        traceback.format_exc()
-    Failure.decode(Failure("warm-up", 0, "é\udcff").encode())
+    """Freeze the heap. What is returned must be kept."""
     gc.collect()
     filler = _fill_gaps()
     gc.freeze()
