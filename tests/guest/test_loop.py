@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from firkin.guest import loop as loops
@@ -100,3 +102,76 @@ def test_a_little_lateness_is_no_freeze(kernel: _Kernel) -> None:
     kernel.late_s = 0.5
     loop.turn()
     assert rung == [1001.5]
+
+
+class _Busy(_Kernel):
+    """Something is ready in each of the next `turns` waits, after `wait_s`."""
+
+    turns = 0
+    wait_s = 0.1
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        if not self.turns:
+            return super().poll(timeout, most)
+        self.turns -= 1
+        self.now += self.wait_s
+        return [(99, loops.READ)]
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> _Busy:
+    made = _Busy()
+    monkeypatch.setattr(loops, "monotonic", made.monotonic)
+    return made
+
+
+def test_rest_is_told_once_after_each_stretch_of_work(busy: _Busy) -> None:
+    loop, rests = _loop(busy), []
+    loop.at_rest(lambda: rests.append(busy.now))
+    for stretch in (1, 2):
+        busy.turns = 5
+        for _ in range(6):
+            loop.turn()
+        assert len(rests) == stretch
+        assert rests[-1] == busy.now
+        assert loop._patience() == -1
+
+
+def test_there_is_no_rest_while_a_job_runs(busy: _Busy) -> None:
+    loop, rests = _loop(busy), []
+    loop.at_rest(lambda: rests.append(busy.now))
+    busy.turns = 1
+    busy.late_s = 0.5
+
+    def work() -> Iterator[bool]:
+        for _ in range(3):
+            yield True
+
+    loops.Job(loop, work())
+    for _ in range(3):
+        busy.late_s = 0.5
+        loop.turn()
+        assert rests == []
+    loop.turn()
+    loop.turn()
+    assert len(rests) == 1
+
+
+def test_a_timer_comes_in_its_time_also_before_a_rest(busy: _Busy) -> None:
+    loop, rung, rests = _loop(busy), [], []
+    loop.at_rest(lambda: rests.append(busy.now))
+    busy.turns = 1
+    loop.turn()
+    began = busy.now
+    loop.after(0.1, lambda: rung.append(busy.now - began))
+    for _ in range(3):
+        loop.turn()
+    assert rung == [pytest.approx(0.1)]
+    assert len(rests) == 1
+
+
+def test_a_loop_that_nobody_told_what_to_do_at_rest_waits_for_good(busy: _Busy) -> None:
+    loop = _loop(busy)
+    busy.turns = 1
+    loop.turn()
+    assert loop._patience() == -1

@@ -74,13 +74,22 @@ class Agent:
         ):
             self._operations.update(part.operations())
 
-    def serve(self, listener_fd: int, *, spawn: SpawnPlan, ready: Callable[[], None]) -> NoReturn:
+    def serve(
+        self,
+        listener_fd: int,
+        *,
+        spawn: SpawnPlan,
+        ready: Callable[[], None],
+        at_rest: Callable[[], object] | None = None,
+    ) -> NoReturn:
         """Answer every host that connects to the listening socket `listener_fd`, for ever.
 
-        `ready` is called once connections are accepted. Standard input and output
-        must be /dev/null.
+        `ready` is called once connections are accepted, `at_rest` whenever there has been nothing to do for a moment.
+        Standard input and output must be /dev/null.
         """
         self.begin(spawn)
+        if at_rest is not None:
+            self.loop.at_rest(at_rest)
         self._listener = _socket.socket(fileno=listener_fd)
         self._listener.setblocking(False)
         self.loop.watch(listener_fd, READ, self._accept)

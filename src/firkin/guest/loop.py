@@ -21,6 +21,7 @@ WRITE = select.EPOLLOUT
 _EVENTS_A_TURN = 64
 _TICK_S = 1.0
 _FROZEN_S = 1.0
+_IDLE_S = 0.25
 
 
 class Timer:
@@ -89,7 +90,18 @@ class Loop:
     Waits are cut into ticks, so that what a pause can cost a timer is at most a second.
     """
 
-    __slots__ = ("_callbacks", "_ends", "_epoll", "_frozen_s", "_interest", "_jobs", "_timers", "_woke_at")
+    __slots__ = (
+        "_at_rest",
+        "_callbacks",
+        "_ends",
+        "_epoll",
+        "_frozen_s",
+        "_interest",
+        "_jobs",
+        "_rest_at",
+        "_timers",
+        "_woke_at",
+    )
 
     def __init__(self) -> None:
         self._callbacks: dict[int, Callable[[int], None]] = {}
@@ -97,6 +109,8 @@ class Loop:
         self._timers: list[Timer] = []
         self._jobs: deque[Job] = deque()
         self._ends: list[Callable[[], None]] = []
+        self._at_rest: Callable[[], object] | None = None
+        self._rest_at = 0.0
         self._frozen_s = 0.0
         self._woke_at = monotonic()
 
@@ -139,6 +153,10 @@ class Loop:
     def at_end_of_turn(self, call: Callable[[], None]) -> None:
         self._ends.append(call)
 
+    def at_rest(self, call: Callable[[], object]) -> None:
+        """Call that once whenever nothing has been ready for a quarter of a second after something was."""
+        self._at_rest = call
+
     def turn(self) -> None:
         """Wait for something, then do everything that is due, once."""
         for fd, events in self._wait():
@@ -151,6 +169,9 @@ class Loop:
         ends, self._ends = self._ends, []
         for end in ends:
             self._attempt(end)
+        if self._at_rest is not None and self._rest_at and self._woke_at >= self._rest_at and not self._jobs:
+            self._rest_at = 0.0
+            self._attempt(self._at_rest)
 
     def now(self) -> float:
         """Seconds on a clock that stands still with the sandbox."""
@@ -163,6 +184,8 @@ class Loop:
         late = self._woke_at - before - patience
         if patience >= 0 and late > _FROZEN_S:
             self._frozen_s += late
+        if ready and self._at_rest is not None:
+            self._rest_at = self._woke_at + _IDLE_S
         return ready
 
     def _patience(self) -> float:
@@ -171,7 +194,10 @@ class Loop:
         timers = self._timers
         while timers and not timers[0].wanted:
             heapq.heappop(timers)
-        return min(_TICK_S, max(0.0, timers[0].at - self.now())) if timers else -1
+        patience = min(_TICK_S, max(0.0, timers[0].at - self.now())) if timers else -1
+        if self._rest_at:
+            return _IDLE_S if patience < 0 else min(_IDLE_S, patience)
+        return patience
 
     def _run_timers(self) -> None:
         timers = self._timers
@@ -187,6 +213,6 @@ class Loop:
         except Exception:  # noqa: BLE001 — PID 1 must not die; a descriptor that keeps failing would spin
             self.forget(fd)
 
-    def _attempt(self, call: Callable[[], None]) -> None:
+    def _attempt(self, call: Callable[[], object]) -> None:
         with suppress(Exception):  # PID 1 must not die, and has nobody to tell
             call()

@@ -23,6 +23,7 @@ from firkin.guest import identity
 from firkin.guest.agent import Agent
 from firkin.guest.disguise import overwrite_arguments
 from firkin.guest.rehearsal import rehearse
+from firkin.guest.shared_pages import SharedPages, share
 from firkin.guest.spawn import SpawnPlan
 from firkin.host import cgroups, syscalls
 from firkin.host.syscalls import (
@@ -40,9 +41,19 @@ NAME = b"firkin-agent"
 
 
 class Workshop:
-    """What every launch needs, opened once: cgroup trees, the disks' folder, the filter, the own pid namespace."""
+    """What every launch needs, opened once: cgroup trees, disks' folder, filter, /proc, the own pid namespace."""
 
-    __slots__ = ("agent", "detached", "disks", "last_capability", "own_pid_namespace", "program", "trees")
+    __slots__ = (
+        "agent",
+        "detached",
+        "disks",
+        "last_capability",
+        "own_pid_namespace",
+        "pages",
+        "proc",
+        "program",
+        "trees",
+    )
 
     def __init__(self, trees: cgroups.Trees, disks: int, program: syscalls.SeccompProgram, detached: bool) -> None:
         self.trees = trees
@@ -51,6 +62,8 @@ class Workshop:
         self.detached = detached
         self.agent = Agent()
         self.last_capability = syscalls.last_capability()
+        self.pages: SharedPages | None = None
+        self.proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
         self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -64,6 +77,7 @@ def main(control: int, parent: int) -> None:
     forge.own_root(setup["scratch"])
     rehearsal.rehearse(workshop.trees.layout)
     kept = forge.warm_up()
+    workshop.pages = share(workshop.proc)
     forge.serve(channel, lambda order, fds: _launch(channel, order, fds, workshop))
     kept.clear()
 
@@ -121,7 +135,8 @@ def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoR
             os.write(report, forge.all_done(step))  # the server gone by now: BrokenPipeError ends this launch
             os.close(report)
 
-        workshop.agent.serve(listener, spawn=plan, ready=ready)
+        at_rest = workshop.pages.share_again if workshop.pages else None
+        workshop.agent.serve(listener, spawn=plan, ready=ready, at_rest=at_rest)
     except BaseException as error:  # noqa: BLE001 — the root of this process: report and end
         with suppress(OSError):
             os.write(report, forge.explained(step[0], error).encode())
@@ -212,7 +227,9 @@ def _move_in(
     step[0] = "confinement"
     syscalls.sethostname(order.hostname)
     enter, leave = room.doors
-    confinement.confine(order, room.user, (*keep, *enter, *leave), workshop.program, workshop.last_capability)
+    pages = workshop.pages.begin(workshop.proc) if workshop.pages else ()
+    kept = (*keep, *enter, *leave, *pages)
+    confinement.confine(order, room.user, kept, workshop.program, workshop.last_capability)
     return SpawnPlan(enter=enter, leave=leave, nofile=order.nofile, hardened=order.hardened)
 
 
