@@ -23,10 +23,14 @@ _PORT = re.compile(r"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Both directions of one connection."""
+    """Both directions of one connection.
+
+    `beneath`: the one that carries it. Since Python 3.12 a writer that nobody holds closes its connection.
+    """
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    beneath: Stream | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,7 @@ async def over_tls(plain: Stream, context: ssl.SSLContext, name: str) -> Stream:
     if transport is None:
         raise ConnectionResetError("closed during the handshake")
     protocol.connection_made(transport)
-    return Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+    return Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop), beneath=plain)
 
 
 def prepared(connected: socket.socket) -> socket.socket:
