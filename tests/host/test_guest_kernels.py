@@ -78,3 +78,14 @@ async def test_modules_are_taken_after_what_they_need_and_without_their_compress
     taken = await modules_in_order(tmp_path / "lib", tmp_path)
     assert list(taken) == ["net_failover", "virtio", "virtio_net", "overlay"]
     assert taken["virtio_net"] == _module("net-failover,virtio")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [lzma.compress(b"\x7fELF" + bytes(5000))[:-40] + bytes(40), lzma.compress(b"neither")],
+    ids=["cut", "other"],
+)
+async def test_a_module_that_is_none_under_its_compression_is_refused(tmp_path: Path, broken: bytes) -> None:
+    (tmp_path / "overlay.ko.xz").write_bytes(broken)
+    with pytest.raises(BackendFailure, match=r"overlay\.ko\.xz"):
+        await modules_in_order(tmp_path, tmp_path)
