@@ -13,12 +13,16 @@ from typing import BinaryIO
 
 _HEADER = "070701" + "{:08X}" * 13
 _ALIGNED = 4
+_PAGE = 4096
 
 
 def write_initramfs(target: Path, trees: Mapping[str, Path], folders: tuple[str, ...] = ()) -> None:
     """`trees` are files or folders of this machine by their place inside; `folders` are empty ones.
 
     All belongs to root. Written beside `target`, made durable, and then put in its place.
+
+    Its last page is nearly empty. QEMU puts an archive at the end of a microvm's memory, from the start of a page on,
+    and from version 10 its firmware puts the ACPI tables behind: over each other, a kernel may wait for ever.
     """
     aside = target.with_name(f".{target.name}.new")
     with aside.open("wb") as out:
@@ -59,6 +63,7 @@ class _Archive:
 
     def close(self) -> None:
         self._entry("TRAILER!!!", 0, b"")
+        self._out.write(b"\0" * ((_ALIGNED - self._out.tell()) % _PAGE))
 
     def _file(self, place: str, source: Path) -> None:
         if source.is_symlink():

@@ -72,7 +72,7 @@ class Kits:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         bundle = agent_bundle(self._folder, _ENTRY, foreign=self._foreign)
         digest = hashlib.sha256(f"{_FORM} {kernel.digest} {bundle.digest} {_START}".encode()).hexdigest()[:16]
-        initramfs = self._folder / f"initramfs-{digest}"
+        initramfs = self._folder / f"initramfs-{digest}.cpio"
         if not initramfs.exists():
             for old in self._folder.glob("initramfs-*"):
                 old.unlink()

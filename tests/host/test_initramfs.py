@@ -1,0 +1,20 @@
+"""What a kernel unpacks at its start, and how much room it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from firkin.host.initramfs import write_initramfs
+
+
+@pytest.mark.parametrize("size", [0, 1, 3000, 3600, 4000, 4095, 4096, 9000])
+def test_the_last_page_has_room_for_the_firmware_s_tables(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(b"x" * size)
+    write_initramfs(tmp_path / "archive", {"/file": tmp_path / "file"}, folders=("dev",))
+    content = (tmp_path / "archive").read_bytes()
+    assert len(content) % 4096 == 4
+    end = content.index(b"TRAILER!!!") + len(b"TRAILER!!!")
+    assert content[end:].strip(b"\0") == b""
+    assert content.count(b"070701") == 3
