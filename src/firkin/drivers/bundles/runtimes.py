@@ -20,6 +20,7 @@ from pathlib import Path
 
 from firkin.drivers.bundles.workplace import PROGRAM_FOLDERS
 from firkin.host import oci_bundle
+from firkin.host.namespaces import sandbox_namespaces
 from firkin.host.program_paths import PATH
 from firkin.host.programs import run_program
 from firkin.law.errors import FirkinError
@@ -66,27 +67,43 @@ def tried(argv: Sequence[str], *, within_s: float = _PROBE_WITHIN_S) -> Tried:
         return Tried(tuple(argv), said[-300:] or f"it ended with {code}")
 
 
-def tried_bundle(runtime: str, *, cgroup: str) -> Tried:
-    """Have `runtime` run a program of this machine's in namespaces, ids and control groups of its own. Blocks."""
-    with tempfile.TemporaryDirectory(prefix="firkin-probe-") as folder:
-        os.chmod(folder, 0o755)
-        spec = oci_bundle.Bundle(
-            root=f"{folder}/root",
-            argv=_PROBE,
-            hostname="probe",
-            first_uid=_PROBE_UID,
-            namespaces=dict.fromkeys(("user", "pid", "mount", "ipc", "uts", "network"), ""),
-            capabilities=0,
-            hardened=True,
-            cgroup=cgroup,
-            shown=_programs(f"{folder}/root"),
-        )
-        Path(folder, "config.json").write_text(json.dumps(oci_bundle.config(spec)))
-        name, state = os.path.basename(folder), f"{folder}/state"
-        result = tried([runtime, "--root", state, "run", "--bundle", folder, name])
-        if result.trouble:  # what hangs or fails may have left its container
-            tried([runtime, "--root", state, "delete", "--force", name])
-        return result
+def tried_bundle(runtime: str, *, cgroup: str, mapped: bool) -> Tried:
+    """Have `runtime` run a program of this machine's as sandboxes are: in control groups and most namespaces of its
+    own, in a user and a network namespace that were there before. `mapped`: it is told the ids of that, too. Blocks.
+    """
+    try:
+        held = sandbox_namespaces(_PROBE_UID)
+    except OSError as error:
+        return Tried((runtime,), str(error))
+    try:
+        with tempfile.TemporaryDirectory(prefix="firkin-probe-") as folder:
+            os.chmod(folder, 0o755)
+            joined = zip(("user", "network"), (f"/proc/{os.getpid()}/fd/{fd}" for fd in held), strict=True)
+            spec = oci_bundle.Bundle(
+                root=f"{folder}/root",
+                argv=_PROBE,
+                hostname="probe",
+                first_uid=_PROBE_UID,
+                namespaces={**dict(joined), **dict.fromkeys(("pid", "mount", "ipc", "uts"), "")},
+                capabilities=0,
+                hardened=True,
+                cgroup=cgroup,
+                shown=_programs(f"{folder}/root"),
+                mapped=mapped,
+            )
+            return _ran(runtime, Path(folder), spec)
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def _ran(runtime: str, folder: Path, spec: oci_bundle.Bundle) -> Tried:
+    (folder / "config.json").write_text(json.dumps(oci_bundle.config(spec)))
+    state = f"{folder}/state"
+    result = tried([runtime, "--root", state, "run", "--bundle", str(folder), folder.name])
+    if result.trouble:  # what hangs or fails may have left its container
+        tried([runtime, "--root", state, "delete", "--force", folder.name])
+    return result
 
 
 def _programs(root: str) -> list[str]:
