@@ -32,6 +32,7 @@ _ENOSYS = 0x00050000 | 38
 _CMP_EQ, _CMP_MASKED_EQ = 4, 7
 _OCI_OPERATORS = {_CMP_EQ: "SCMP_CMP_EQ", _CMP_MASKED_EQ: "SCMP_CMP_MASKED_EQ"}
 _Condition = tuple[int, int, int, int]  # which argument, how it is compared, with what (a mask and a value)
+_Rule = tuple[int, str, tuple[_Condition, ...]]  # the action, the call, and what must hold of its arguments
 _ATTR_BAD_ARCH, _ATTR_OPTIMIZE = 2, 8
 _NAMESPACE_FLAGS = 0x7E020000
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
@@ -172,8 +173,9 @@ def _add_rules(library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
         rule(action, name, *conditions)
 
 
-def _rules() -> Iterator[tuple[int, str, tuple[_Condition, ...]]]:
-    """What is answered otherwise than by EPERM: the action, the call, and what must hold of its arguments."""
+def _rules(*, ordered: bool = False) -> Iterator[_Rule]:
+    """What is answered otherwise than by EPERM. Where rules are `ordered`, the first that fits counts, whatever the
+    action; else every one allows or refuses more."""
     for name in ALLOWED:
         yield _ALLOW, name, ()
     yield _ALLOW, "clone", ((0, _CMP_MASKED_EQ, _NAMESPACE_FLAGS, 0),)
@@ -186,26 +188,41 @@ def _rules() -> Iterator[tuple[int, str, tuple[_Condition, ...]]]:
     yield _ENOSYS, "io_setup", ()  # one host-wide table; programs fall back when the kernel seems not to have it
     for name, index in _ON_A_PROCESS.items():
         scope = ((0, _CMP_MASKED_EQ, _LOW, _ONE_PROCESS[name]),) if name in _ONE_PROCESS else ()
+        if ordered:
+            yield _EPERM, name, (*scope, (index, _CMP_MASKED_EQ, _LOW, 1))
+            yield _ALLOW, name, scope
+            continue
         for mask, value in _ANY_BUT_ONE:
             yield _ALLOW, name, (*scope, (index, _CMP_MASKED_EQ, mask, value))
 
 
-def oci_profile(*, names_errors: bool = True) -> dict[str, object]:
-    """The same list as an OCI runtime's configuration has it (``linux.seccomp``).
+def oci_profile() -> dict[str, object]:
+    """The same list as an OCI runtime's configuration has it (``linux.seccomp``)."""
+    return _profile(_rules(), {"action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS & 0xFFFF})
 
-    A runtime that does not know ``errnoRet`` answers EPERM to all (`names_errors` False). There ENOSYS is had by
-    handing the call to a tracer that nobody is.
+
+def sentry_profile() -> dict[str, object]:
+    """The same for gVisor's kernel.
+
+    It goes by the first rule that fits, and has room for 4,096 instructions, which the rules for the others exceed. It
+    answers EPERM for every error; ENOSYS is had by handing the call to a tracer that nobody is.
     """
-    absent: dict[str, object] = {"action": "SCMP_ACT_TRACE"}
-    if names_errors:
-        absent = {"action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS & 0xFFFF}
-    plain = [name for action, name, conditions in _rules() if action == _ALLOW and not conditions]
+    return _profile(_rules(ordered=True), {"action": "SCMP_ACT_TRACE"})
+
+
+def _profile(rules: Iterator[_Rule], absent: dict[str, object]) -> dict[str, object]:
+    plain: list[str] = []
     calls: list[dict[str, object]] = [{"names": plain, "action": "SCMP_ACT_ALLOW"}]
-    for action, name, conditions in _rules():
-        if action != _ALLOW:
+    for action, name, conditions in rules:
+        arguments = {"args": [_oci(*each) for each in conditions]} if conditions else {}
+        if action == _ALLOW and not conditions and name not in _ON_A_PROCESS:
+            plain.append(name)
+        elif action == _ALLOW:
+            calls.append({"names": [name], "action": "SCMP_ACT_ALLOW", **arguments})
+        elif action == _EPERM:
+            calls.append({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM & 0xFFFF, **arguments})
+        else:
             calls.append({"names": [name], **absent})
-        elif conditions:
-            calls.append({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [_oci(*each) for each in conditions]})
     return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": _EPERM & 0xFFFF, "syscalls": calls}
 
 

@@ -29,7 +29,7 @@ from firkin.guest.calling import ENTRY
 from firkin.host import cgroups
 from firkin.host.agent_bundle import agent_bundle
 from firkin.host.isolation_facts import IsolationFacts
-from firkin.host.seccomp import oci_profile
+from firkin.host.seccomp import sentry_profile
 from firkin.host.stoppable import in_thread
 from firkin.host.syscalls import open_tree
 from firkin.law.backend import Preflight
@@ -94,7 +94,7 @@ class GvisorTier:
             "within_s": self.runtime_within_s,
             "agent": str(bundle.folder),
             "argv": list(bundle.argv),
-            "seccomp": oci_profile(names_errors=False),
+            "seccomp": sentry_profile(),
         }
 
     def _found(self) -> Runsc:
