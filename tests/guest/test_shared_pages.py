@@ -166,6 +166,43 @@ in_fork(work)
 
 
 @only_here
+def test_memory_that_forks_must_not_have_stays_what_it_is() -> None:
+    said = _run("""
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+size = 1 << 16
+def anonymous(advice):
+    place = libc.mmap(None, ctypes.c_long(size), 3, 0x22, -1, ctypes.c_long(0))
+    ctypes.memset(place, 7, size)
+    assert libc.madvise(ctypes.c_void_p(place), ctypes.c_long(size), advice) == 0
+    return place
+wiped, absent = anonymous(18), anonymous(10)
+pages = shared()
+
+def work():
+    pages.begin(PROC)
+    print(ctypes.string_at(wiped, size) == bytes(size))
+    with open("/proc/self/maps") as file:
+        print(any(line.startswith(f"{absent:x}-") for line in file))
+
+in_fork(work)
+print(ctypes.string_at(wiped, size) == b"\\7" * size, ctypes.string_at(absent, size) == b"\\7" * size)
+""")
+    assert said == "True\nFalse\nTrue True\n"
+
+
+@only_here
+def test_no_two_forks_draw_the_same_random_numbers() -> None:
+    said = _run("""
+os.urandom(16)
+pages = shared()
+for _ in range(3):
+    in_fork(lambda: print(os.urandom(16).hex()))
+""")
+    assert len(set(said.split())) == 3
+
+
+@only_here
 def test_nobody_can_change_the_file_that_forks_share() -> None:
     said = _run("""
 pages = shared()

@@ -46,6 +46,8 @@ _PAGE = 4096
 _READ, _WRITE, _EXECUTE = 1, 2, 4  # not from the mmap module: a library more to map in every fork
 _ANONYMOUS = 0x22  # private
 _MADV_POPULATE_READ = 22  # Linux 5.14
+# Of Linux, filesystems/proc.rst: may be read and written, is accounted, was written to; huge pages may be used or not.
+_PLAIN = frozenset(("rd", "wr", "mr", "mw", "me", "ac", "sd", "hg", "nh"))
 
 _long, _address = ctypes.c_long, ctypes.c_void_p
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -119,15 +121,26 @@ def _loaded(code: bytes) -> int:
 
 
 def _writable(proc: int) -> Iterator[tuple[int, int]]:
-    """Where this process writes, but for its stack and what the kernel writes to: the thread's own block."""
+    """Where this process writes, but for its stack and what the kernel writes to: the thread's own block.
+
+    Only memory of the plainest kind. A fork must not have what the kernel is told to wipe or to leave out: with the
+    same state of the C library's random numbers (glibc 2.41) all forks would draw the same ones.
+    """
     thread = _thread.get_ident()  # the address of that block, in every C library
-    with open(os.open("self/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as maps:
+    first = end = 0
+    with open(os.open("self/smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as maps:
         for line in maps:
             words = line.split()
-            first, end = (int(word, 16) for word in words[0].split("-"))
-            name = words[5] if len(words) > 5 else ""
-            if words[1] == "rw-p" and (name == "[heap]" or name[:1] != "[") and not first <= thread < end:
-                yield first, end
+            if words[0] == "VmFlags:":
+                if first < end and _PLAIN.issuperset(words[1:]):
+                    yield first, end
+                first = end = 0
+            elif words[0][-1] != ":":
+                name = words[5] if len(words) > 5 else ""
+                if words[1] == "rw-p" and (name == "[heap]" or name[:1] != "["):
+                    first, end = (int(word, 16) for word in words[0].split("-"))
+                    if first <= thread < end:
+                        first = end = 0
 
 
 def _table(regions: Iterable[tuple[int, int]]) -> ctypes.Array[ctypes.c_long]:
