@@ -260,14 +260,15 @@ r = c.getresponse(); c.sock.send(b'hi there'); print(r.status, c.sock.recv(100))
 
 async def test_git_node_and_pip_trust_what_they_are_shown(boxed: Sandbox, world: Internet) -> None:
     await bash(boxed, "git ls-remote https://api.rule.test/repo.git; true")
-    assert world.records(path="/repo.git/info/refs?service=git-upload-pack")
-    await bash(boxed, "python3 -m pip download --no-deps --index-url https://api.rule.test/simple nothing; true")
-    assert world.records(path="/simple/nothing/")
+    seen = ["/repo.git/info/refs?service=git-upload-pack"]
+    if (await bash(boxed, "python3 -m pip --version || true")).stdout:
+        await bash(boxed, "python3 -m pip download --no-deps --index-url https://api.rule.test/simple nothing; true")
+        seen.append("/simple/nothing/")
     fetch = "fetch('https://api.rule.test/node').then(r => r.text()).then(console.log, e => console.log(e.cause))"
     if (await bash(boxed, "command -v node")).stdout:
         await bash(boxed, f'node -e "{fetch}"')
-        assert world.records(path="/node")
-    for path in ("/repo.git/info/refs?service=git-upload-pack", "/simple/nothing/"):
+        seen.append("/node")
+    for path in seen:
         assert VALUE in json.dumps(world.records(path=path))
 
 

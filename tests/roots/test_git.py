@@ -197,6 +197,7 @@ def test_a_senseless_or_dangerous_address_is_refused(tmp_path: Path, url: str, r
         ("fatal: could not read Username for 'https://github.com'", TemplateFault.SOURCE_MISSING),
         ("fatal: unable to access 'https://h/': The requested URL returned error: 404", TemplateFault.SOURCE_MISSING),
         ("fatal: unable to access 'https://h/': Could not resolve host: h", TemplateFault.REGISTRY_UNAVAILABLE),
+        (f"fatal: unable to read tree ({'0' * 40})", TemplateFault.SOURCE_MISSING),
         ("something never seen before", TemplateFault.REGISTRY_UNAVAILABLE),
     ],
 )

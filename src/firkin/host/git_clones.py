@@ -41,6 +41,7 @@ _ABSENT = (
     *("not found", "does not exist", "does not appear to be a git repository", "could not read username"),
     *("authentication failed", "permission denied", "returned error: 40", "access denied", "dubious ownership"),
     *("couldn't find remote ref", "not our ref", "no such remote ref", "unadvertised object", "not a tree"),
+    "unable to read tree",  # git 2.47
 )
 
 

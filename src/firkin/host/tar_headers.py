@@ -86,9 +86,9 @@ class _Header(tarfile.TarInfo):
     """Where the standard reader takes garbage for the end, this is a `ReadError`, as is all that is refused."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
-            return super().frombuf(buf, encoding, errors)
+            return super().fromtarfile(archive)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as failure:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"not a tar header: {failure}") from failure
 
