@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from firkin.host.guest_kernels import kernel_proper, modules_in_order
+from firkin.host.guest_kernels import _downloaded, kernel_proper, modules_in_order
 from firkin.law.errors import BackendFailure
 
 ELF = b"\x7fELF" + bytes(range(256)) * 8
@@ -89,3 +89,57 @@ async def test_a_module_that_is_none_under_its_compression_is_refused(tmp_path: 
     (tmp_path / "overlay.ko.xz").write_bytes(broken)
     with pytest.raises(BackendFailure, match=r"overlay\.ko\.xz"):
         await modules_in_order(tmp_path, tmp_path)
+
+
+_APT_GET = """
+while [ "$1" != download ]; do shift; done; shift
+for package; do : > "$package.deb"; done
+"""
+
+
+def _apt(folder: Path, packages: dict[str, list[str]]) -> None:
+    """The programs of that name, which know `packages`: what each depends on."""
+    for name, needs in packages.items():
+        (folder / f"{name}.told").write_text("".join(f"  Depends: {need}\n" for need in needs))
+    for name, text in (("apt-cache", f'cat "{folder}/$2.told"'), ("apt-get", _APT_GET)):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("packages", "fetched"),
+    [
+        (
+            {
+                "linux-image-cloud-amd64": ["linux-image-6.1.0-1-cloud-amd64"],
+                "linux-image-6.1.0-1-cloud-amd64": ["kmod"],
+            },
+            ["linux-image-6.1.0-1-cloud-amd64.deb"],
+        ),
+        (
+            {
+                "linux-image-virtual": ["linux-image-6.8.0-31-generic"],
+                "linux-image-6.8.0-31-generic": ["kmod", "linux-modules-6.8.0-31-generic"],
+            },
+            ["linux-image-6.8.0-31-generic.deb", "linux-modules-6.8.0-31-generic.deb"],
+        ),
+    ],
+    ids=["Debian", "Ubuntu"],
+)
+async def test_each_distribution_has_a_kernel_for_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packages: dict[str, list[str]], fetched: list[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    _apt(tmp_path / "bin", packages)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    found = await _downloaded(tmp_path, print, "x86_64")
+    assert [path.name for path in found] == fetched
+
+
+async def test_a_machine_whose_sources_have_none_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _apt(tmp_path, {})
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(BackendFailure, match=r"linux-image-virtual.*apt-get update.*qemu\.kernel=FOLDER"):
+        await _downloaded(tmp_path, print, "x86_64")

@@ -21,17 +21,22 @@ _MARKS = {Status.OK: "ok      ", Status.DEGRADED: "degraded", Status.MISSING: "M
 @click.command()
 @click.option("--driver", help="The driver to look at (default namespaces).")
 @click.option("--probe/--no-probe", default=True, help="Really boot one sandbox.")
+@click.option(
+    "--every-tier", is_flag=True, help="Also boot one of each further tier; a first microVM may take a minute."
+)
 @state_dir_option
 @json_option
-def doctor(driver: str | None, probe: bool, state_dir: Path | None, as_json: bool) -> int:
+def doctor(driver: str | None, probe: bool, every_tier: bool, state_dir: Path | None, as_json: bool) -> int:
     """Check this machine. Ends with 1 when something that the driver needs is missing."""
+    if every_tier and not probe:
+        raise click.UsageError("--every-tier boots sandboxes, which --no-probe forbids; give one of them")
     settings = read_settings({"driver": driver, "state_dir": state_dir})
     from firkin.bootstrap.driver_loading import require_driver
     from firkin.cli.event_loops import run_command
     from firkin.cli.examination import examine
 
     require_driver(settings.driver)
-    findings = run_command(examine(settings, probe=probe))
+    findings = run_command(examine(settings, probe=probe, every_tier=every_tier))
     if as_json:
         show_json({"ready": _ready(findings), "findings": [finding.as_json() for finding in findings]})
     else:

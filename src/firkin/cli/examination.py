@@ -20,15 +20,18 @@ from firkin.cli.tool_checks import tls_findings, tool_findings
 from firkin.law.backend import TierStatus
 from firkin.law.driver import TieredDriver
 from firkin.law.errors import FirkinError
+from firkin.law.isolation import Isolation
 from firkin.law.processes import Command
 from firkin.law.sandboxes import DeleteOptions, SandboxSpec
 from firkin.settings import Settings
 
 _PROBE_WITHIN_S = 60.0
+_TIER_WITHIN_S = 300.0  # of microVMs: with a kernel to fetch, a root to image and a machine to boot, emulated
 _PROBE_WHY = "a sandbox was created, answered and was removed: the proof that everything above is enough"
 
 
-async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
+async def examine(settings: Settings, *, probe: bool, every_tier: bool = False) -> list[Finding]:
+    """`probe` boots a sandbox; with `every_tier` also one of each further tier that says it is usable."""
     findings = await asyncio.to_thread(
         lambda: [*kernel_findings(), *floor_findings(settings), *tool_findings(), *tls_findings(settings)]
     )
@@ -39,9 +42,14 @@ async def examine(settings: Settings, *, probe: bool) -> list[Finding]:
         ]
     async with temporary_state(settings, close_abandoned) as temporary:
         findings += await _driver_findings(temporary)
-        findings += await _tier_findings(temporary)
+        tiers = await _further_tiers(temporary)
+        if isinstance(tiers, Finding):
+            return [*findings, tiers]
+        findings += [_tier_finding(status) for status in tiers]
         if probe:
             findings.append(await _probe(temporary))
+        if probe and every_tier:
+            findings += [await _tier_probe(temporary, status) for status in tiers if status.preflight.ready]
     return findings
 
 
@@ -65,16 +73,16 @@ def _own_options(settings: Settings) -> Mapping[str, str]:
     return options_by_driver(settings.driver, settings.driver_options).get(settings.driver, {})
 
 
-async def _tier_findings(settings: Settings) -> list[Finding]:
+async def _further_tiers(settings: Settings) -> list[TierStatus] | Finding:
     """The tiers beside the default one, which are there for who asks for them."""
     try:
         driver = await asyncio.to_thread(build_driver, settings)
     except FirkinError as error:
         told = one_sentence(error)
         why = "a server with these settings does not start"
-        return [Finding(name="tiers", status=Status.MISSING, detail=told, why=why, mend=told, needed=True)]
+        return Finding(name="tiers", status=Status.MISSING, detail=told, why=why, mend=told, needed=True)
     tiers = await driver.tiers() if isinstance(driver, TieredDriver) else []
-    return [_tier_finding(status) for status in tiers if not status.is_default]
+    return [status for status in tiers if not status.is_default]
 
 
 def _tier_finding(status: TierStatus) -> Finding:
@@ -108,21 +116,34 @@ def _finding_of(raw: Any) -> Finding:
 
 
 async def _probe(settings: Settings) -> Finding:
+    worked, detail = await _booted_one(settings, f"driver {settings.driver}", _PROBE_WITHIN_S)
+    status, mend = (Status.OK, "") if worked else (Status.MISSING, "see above")
+    return Finding(name="probe", status=status, detail=detail, why=_PROBE_WHY, mend=mend, needed=True)
+
+
+async def _tier_probe(settings: Settings, tier: TierStatus) -> Finding:
+    worked, detail = await _booted_one(settings, f"tier {tier.isolation}", _TIER_WITHIN_S, tier.isolation)
+    mend = f"choose another tier, or install another version of what the driver {tier.driver} uses"
+    return found(f"probe {tier.isolation}", worked, detail, why=_PROBE_WHY, mend=mend)
+
+
+async def _booted_one(
+    settings: Settings, what: str, within_s: float, isolation: Isolation | None = None
+) -> tuple[bool, str]:
+    """Whether one answered, and what to say of it."""
     began = time.perf_counter()
     try:
-        async with asyncio.timeout(_PROBE_WITHIN_S):
-            said = await _boot_one(settings)
+        async with asyncio.timeout(within_s):
+            said = await _boot_one(settings, isolation)
     except (FirkinError, OSError, TimeoutError) as error:
-        said = f"it failed: {one_sentence(error)}" if str(error) else f"no answer within {_PROBE_WITHIN_S:g} s"
-        return Finding(name="probe", status=Status.MISSING, detail=said, why=_PROBE_WHY, mend="see above", needed=True)
-    detail = f"a sandbox of driver {settings.driver} said {said!r}; {time.perf_counter() - began:.2f} s in all"
-    return Finding(name="probe", status=Status.OK, detail=detail, why=_PROBE_WHY, needed=True)
+        return False, f"it failed: {one_sentence(error)}" if str(error) else f"no answer within {within_s:g} s"
+    return True, f"a sandbox of {what} said {said!r}; {time.perf_counter() - began:.2f} s in all"
 
 
-async def _boot_one(settings: Settings) -> str:
+async def _boot_one(settings: Settings, isolation: Isolation | None) -> str:
     async with open_backend(settings, kill_all=True) as backend:
         template = await ensure_template(backend)
-        info = await backend.sandboxes.create(SandboxSpec.from_template(template.id))
+        info = await backend.sandboxes.create(SandboxSpec.from_template(template.id, isolation=isolation))
         try:
             return await _say_hello(backend.processes, info.id)
         finally:

@@ -1,6 +1,6 @@
-"""Kernels for microVMs: Debian's own cloud kernel, fetched once and unpacked, or the operator's.
+"""Kernels for microVMs: the cloud kernel of Debian or Ubuntu, fetched once and unpacked, or the operator's.
 
-Debian's package carries a compressed kernel and its drivers as modules. A
+The package carries a compressed kernel and its drivers as modules. A
 machine without hardware help decompresses slowly, so the kernel proper is taken
 out once; and of three thousand modules a microVM needs a dozen.
 """
@@ -29,8 +29,10 @@ WANTED_MODULES = (
     *("erofs", "overlay"),
 )
 IMAGE, MODULES, RELEASE = "kernel", "modules", "release"
-_PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
+_UBUNTU = "linux-image-virtual"
+_PACKAGES = {"x86_64": ("linux-image-cloud-amd64", _UBUNTU), "aarch64": ("linux-image-cloud-arm64", _UBUNTU)}
 _DEPENDENCY = re.compile(r"^\s*Depends: (linux-image-[0-9]\S*)$", re.MULTILINE)
+_MODULES_APART = re.compile(r"^\s*Depends: (linux-modules-[0-9]\S*)$", re.MULTILINE)  # as Ubuntu packs them
 _FETCH = "fetch a guest kernel"
 _HEAD = 1024
 # vmlinux (ELF) and bzImage ("HdrS"); arm64's Image: Documentation/arch/x86/boot.rst, arm64/booting.rst.
@@ -88,14 +90,14 @@ def can_fetch() -> str | None:
 
 
 async def fetch_kernel(folder: Path, report: Report, machine: str = os.uname().machine) -> GuestKernel:
-    """Debian's cloud kernel for `machine` in `folder`, from the sources that this machine has. `BackendFailure`."""
+    """Debian's or Ubuntu's kernel for `machine` in `folder`, from this machine's sources. `BackendFailure`."""
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".kernel-") as scratch:
         aside = Path(scratch) / "made"
         aside.mkdir()
-        package = await _downloaded(Path(scratch), report, machine)
         unpacked = Path(scratch) / "unpacked"
-        await _run(["dpkg-deb", "--extract", str(package), str(unpacked)], Path(scratch))
+        for package in await _downloaded(Path(scratch), report, machine):
+            await _run(["dpkg-deb", "--extract", str(package), str(unpacked)], Path(scratch))
         await _take_apart(unpacked, aside, Path(scratch))
         opened = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -109,18 +111,27 @@ async def fetch_kernel(folder: Path, report: Report, machine: str = os.uname().m
     return made
 
 
-async def _downloaded(scratch: Path, report: Report, machine: str) -> Path:
-    wanted = _PACKAGES.get(machine)
-    if wanted is None:
-        raise BackendFailure(_FETCH, machine, f"Debian has no cloud kernel for it; there are {', '.join(_PACKAGES)}")
-    told = (await _run(["apt-cache", "depends", wanted], scratch)).decode(errors="replace")
-    found = _DEPENDENCY.search(told)
-    if found is None:
-        detail = f"the package {wanted} is not known here; run apt-get update, or give a kernel: qemu.kernel=FOLDER"
-        raise BackendFailure(_FETCH, wanted, detail)
-    report(f"fetching {found[1]}")
-    await _run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", found[1]], scratch, inside=scratch)
-    return next(scratch.glob("*.deb"))
+async def _downloaded(scratch: Path, report: Report, machine: str) -> list[Path]:
+    known = _PACKAGES.get(machine)
+    if known is None:
+        raise BackendFailure(_FETCH, machine, f"nobody packs a kernel for it; there are {', '.join(_PACKAGES)}")
+    for wanted in known:
+        if found := _DEPENDENCY.search(await _dependencies(wanted, scratch)):
+            break
+    else:
+        detail = "no such package is known here; run apt-get update, or give a kernel: qemu.kernel=FOLDER"
+        raise BackendFailure(_FETCH, " or ".join(known), detail)
+    names = [found[1], *_MODULES_APART.findall(await _dependencies(found[1], scratch))]
+    report(f"fetching {' and '.join(names)}")
+    await _run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *names], scratch, inside=scratch)
+    return sorted(scratch.glob("*.deb"))
+
+
+async def _dependencies(package: str, scratch: Path) -> str:
+    """In apt's words; none of one that it does not know."""
+    tool = find_program("apt-cache", package="apt")
+    done = await run_program([tool, "depends", package], env=program_environment(scratch))
+    return done.stdout.decode(errors="replace") if done.exit_code == 0 else ""
 
 
 async def _take_apart(unpacked: Path, into: Path, scratch: Path) -> None:
