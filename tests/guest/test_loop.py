@@ -137,6 +137,14 @@ def test_rest_is_told_once_after_each_stretch_of_work(busy: _Busy) -> None:
         assert loop._patience() == -1
 
 
+def test_who_says_what_to_do_at_rest_is_at_work(busy: _Busy) -> None:
+    loop, rests = _loop(busy), []
+    loop.at_rest(lambda: rests.append(busy.now))
+    loop.turn()
+    assert len(rests) == 1
+    assert loop._patience() == -1
+
+
 def test_there_is_no_rest_while_a_job_runs(busy: _Busy) -> None:
     loop, rests = _loop(busy), []
     loop.at_rest(lambda: rests.append(busy.now))

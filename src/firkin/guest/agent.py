@@ -51,11 +51,23 @@ def serve(listener_fd: int, *, spawn: SpawnPlan, ready: Callable[[], None]) -> N
 class Agent:
     """Built before the fork, without a single descriptor, so that its pages stay shared; opened after it."""
 
-    __slots__ = ("_door", "_entries", "_listener", "_machine", "_operations", "_spare", "_spawner", "_wakeup", "loop")
+    __slots__ = (
+        "_at_rest",
+        "_door",
+        "_entries",
+        "_listener",
+        "_machine",
+        "_operations",
+        "_spare",
+        "_spawner",
+        "_wakeup",
+        "loop",
+    )
 
     def __init__(self, accounts: Accounts | None = None) -> None:
         """`accounts`: by default those of the root that it will be in."""
         self.loop = Loop()
+        self._at_rest: Callable[[], object] | None = None
         accounts = accounts or Accounts()
         self._entries = entries = Entries(accounts)
         self._spawner = Spawner()
@@ -84,12 +96,12 @@ class Agent:
     ) -> NoReturn:
         """Answer every host that connects to the listening socket `listener_fd`, for ever.
 
-        `ready` is called once connections are accepted, `at_rest` whenever there has been nothing to do for a moment.
-        Standard input and output must be /dev/null.
+        `ready` is called once connections are accepted, `at_rest` whenever there has been nothing to do for a moment,
+        once a program has ended: who waits for a first command is to be quick. Standard input and output must be
+        /dev/null.
         """
+        self._at_rest = at_rest
         self.begin(spawn)
-        if at_rest is not None:
-            self.loop.at_rest(at_rest)
         self._listener = _socket.socket(fileno=listener_fd)
         self._listener.setblocking(False)
         self.loop.watch(listener_fd, READ, self._accept)
@@ -130,6 +142,9 @@ class Agent:
         with suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
         self._machine.reap()
+        if self._at_rest is not None:
+            self.loop.at_rest(self._at_rest)
+            self._at_rest = None
 
     def _accept(self, _events: int) -> None:
         try:

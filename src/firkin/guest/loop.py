@@ -154,8 +154,9 @@ class Loop:
         self._ends.append(call)
 
     def at_rest(self, call: Callable[[], object]) -> None:
-        """Call that once whenever nothing has been ready for a quarter of a second after something was."""
+        """Call that once when nothing has been ready for a quarter of a second, and again whenever something was."""
         self._at_rest = call
+        self._rest_at = self._woke_at + _IDLE_S
 
     def turn(self) -> None:
         """Wait for something, then do everything that is due, once."""
