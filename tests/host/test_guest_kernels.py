@@ -82,8 +82,12 @@ async def test_modules_are_taken_after_what_they_need_and_without_their_compress
 
 @pytest.mark.parametrize(
     "broken",
-    [lzma.compress(b"\x7fELF" + bytes(5000))[:-40] + bytes(40), lzma.compress(b"neither")],
-    ids=["cut", "other"],
+    [
+        lzma.compress(b"\x7fELF" + bytes(5000))[:-40] + bytes(40),
+        lzma.compress(b"\x7fELF" + bytes(5000))[:-30],
+        lzma.compress(b"neither"),
+    ],
+    ids=["damaged", "cut", "other"],
 )
 async def test_a_module_that_is_none_under_its_compression_is_refused(tmp_path: Path, broken: bytes) -> None:
     (tmp_path / "overlay.ko.xz").write_bytes(broken)

@@ -74,3 +74,13 @@ def test_the_filter_is_the_launcher_s_own_list() -> None:
     named = {name for each in others for name in each["names"]}
     assert named == {"clone", "clone3", "personality", "socket", "io_setup", *seccomp._ON_A_PROCESS}
     assert all("args" in each for each in others if each["action"] == "SCMP_ACT_ALLOW")
+
+
+def test_the_filter_of_gvisors_kernel_refuses_the_agent_before_it_allows_the_call() -> None:
+    calls = json.loads(json.dumps(seccomp.sentry_profile()))["syscalls"]
+    for name in seccomp._ON_A_PROCESS:
+        refused, allowed = (each for each in calls if name in each["names"])
+        assert (refused["action"], allowed["action"]) == ("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW")
+        assert refused["args"][-1]["value"] == 0xFFFFFFFF  # the low half, which is all that the kernel reads
+        assert refused["args"][-1]["valueTwo"] == 1
+        assert allowed.get("args", []) == refused["args"][:-1]

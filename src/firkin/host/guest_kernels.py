@@ -171,10 +171,13 @@ async def _plain(name: str, packed: bytes, scratch: Path, *, otherwise: bytes | 
 
 def _without_xz(name: str, packed: bytes) -> bytes:
     """By Python, because Debian's smallest systems from 13 on lack the program."""
+    reader = lzma.LZMADecompressor()
     try:
-        plain = lzma.LZMADecompressor().decompress(packed)
+        plain = reader.decompress(packed)
     except lzma.LZMAError as error:
         raise BackendFailure(_FETCH, name, f"it cannot be decompressed: {error}") from error
+    if not reader.eof:
+        raise BackendFailure(_FETCH, name, "it ends before what was compressed does")
     if not _is_kernel(plain):
         raise BackendFailure(_FETCH, name, "what was compressed is neither a kernel nor a module")
     return plain

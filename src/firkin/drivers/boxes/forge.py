@@ -75,7 +75,7 @@ def own_root(scratch: str, bring: Callable[[str], None] = lambda _: None, *, mod
     syscalls.pivot_into_cwd()
 
 
-def warm_up() -> list[object]:
+def freeze() -> list[object]:
     """Freeze the heap. What is returned must be kept."""
     gc.collect()
     filler = _fill_gaps()

@@ -102,7 +102,7 @@ def main(control: int, parent: int, start: Start, *, extra: cgroups.Limits = _NO
         ),
         mode="755",
     )
-    forge.warm_up()
+    forge.freeze()
     workshop = Workshop(channel, trees, disks, setup, extra)
     under_way: dict[int, str] = {}
     forge.serve(

@@ -76,7 +76,7 @@ def main(control: int, parent: int) -> None:
     overwrite_arguments(NAME)
     forge.own_root(setup["scratch"])
     rehearsal.rehearse(workshop.trees.layout)
-    kept = forge.warm_up()
+    kept = forge.freeze()
     workshop.pages = share(workshop.proc)
     forge.serve(channel, lambda order, fds: _launch(channel, order, fds, workshop))
     kept.clear()
