@@ -21,7 +21,7 @@ class _Machines(Ahead):
     driver: QemuDriver
 
     def machine(self, name: SandboxId) -> QemuInstance:
-        return self.driver._ahead._ready[name].machine
+        return self.driver._ahead._shelf._ready[name].machine
 
     def waiting_pid(self, name: SandboxId) -> int:
         return self.machine(name).pid

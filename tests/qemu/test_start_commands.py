@@ -75,9 +75,9 @@ async def test_what_was_started_for_all_goes_on_in_machines_that_are_woken_ahead
             drawn = (await first.exec("cat /dev/shm/drawn")).stdout
         driver = runtime.backend._node.driver._by_driver["qemu"].running
         async with asyncio.timeout(60):
-            while not driver._ahead._ready:  # noqa: ASYNC110 — nobody tells
+            while not driver._ahead._shelf._ready:  # noqa: ASYNC110 — nobody tells
                 await asyncio.sleep(0.02)
-        (waiting,) = driver._ahead._ready
+        (waiting,) = driver._ahead._shelf._ready
         async with await runtime.sandboxes.create(spec) as sandbox:
             assert sandbox.id == waiting
             assert (await sandbox.exec("cat /dev/shm/drawn; hostname")).stdout == drawn + f"{waiting}\n".encode()

@@ -11,24 +11,32 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from firkin.drivers.ground.shelf import Bounds
+from firkin.drivers.ground.shelf import Bounds, Shelf
 from firkin.drivers.qemu.instance import QemuInstance
 from firkin.drivers.qemu.launches import names_in
+from firkin.drivers.qemu.stores import Store
 from firkin.host.meminfo import meminfo
 from firkin.law.driver import BootPlan, RootFilesystem
 from firkin.law.errors import FirkinError
 from firkin.law.ids import SandboxId
 from firkin.law.network import NetworkPolicy
 from firkin.law.resources import GIB, SandboxResources
-from firkin.lifetimes import Children, children
+from firkin.lifetimes import Children, children, finish
 from firkin.wire import codec
 from firkin.wire.frames import ERROR, OPEN, RESULT, FrameReader, WireError, frame
 
+Wake = Callable[[BootPlan], Awaitable[tuple[QemuInstance, Store | None]]]
+"""Makes a machine that is nobody's, and says which store it was woken from."""
+End = Callable[[QemuInstance], Coroutine[Any, Any, None]]
+Rested = Callable[[QemuInstance, Store], Awaitable[None]]
+
 LEAST = 2
+_END_WITHIN_S = 30.0
 _KINDS = 2
 _UNASKED_S = 900.0
 _REHEARSAL_WITHIN_S = 10.0
@@ -98,8 +106,60 @@ class WaitingMachine:
         died()
 
 
-def bounds(most: int) -> Bounds:
-    return Bounds(least=LEAST, most=most, kinds=_KINDS, unasked_s=_UNASKED_S)
+class MachinesAhead:
+    """Those of one driver. `wake` makes one that is nobody's, `rested` is told of each that stands still."""
+
+    def __init__(self, most: int, wake: Wake, end: End, rested: Rested, tasks: Children) -> None:
+        limits = Bounds(least=LEAST, most=most, kinds=_KINDS, unasked_s=_UNASKED_S)
+        self._wake = wake
+        self._end = end
+        self._rested = rested
+        self._tasks = tasks
+        self._shelf = Shelf(self._make, self._end_waiting, limits, has_room=has_room)
+
+    @property
+    def names(self) -> set[str]:
+        """Of those that are no sandbox's."""
+        return self._shelf.names
+
+    def promise(self, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
+        """See `Shelf.promise`."""
+        return self._shelf.promise(lambda kind: kind.serves(root, resources))
+
+    def launching(self, plan: BootPlan) -> AbstractContextManager[None]:
+        """Around each boot."""
+        self._shelf.start()
+        return self._shelf.launching(MachineKind.of(plan)) if plan.repeats and not plan.continues else nullcontext()
+
+    async def take(self, plan: BootPlan) -> QemuInstance | None:
+        """The machine that was woken under the plan's name, if that fits the plan. Else none is left of it."""
+        waiting = await self._shelf.take(plan.sandbox_id)
+        if waiting is None or (waiting.kind == MachineKind.of(plan) and not plan.continues):
+            return waiting.machine if waiting else None
+        await finish(self._end_waiting(waiting), within_s=_END_WITHIN_S)
+        return None
+
+    async def end(self, sandbox_id: SandboxId) -> None:
+        """The one of that name is not wanted. Idempotent."""
+        await self._shelf.end(sandbox_id)
+
+    async def aclose(self) -> None:
+        await self._shelf.aclose()
+
+    async def _make(self, sandbox_id: SandboxId, kind: MachineKind) -> WaitingMachine:
+        machine, store = await self._wake(kind.plan(sandbox_id))
+        try:
+            await rehearse(machine, kind.leaves)
+            await machine.freeze()
+            if store is not None:
+                await self._rested(machine, store)
+        except BaseException:
+            await finish(self._end(machine), within_s=_END_WITHIN_S)
+            raise
+        return WaitingMachine(kind, machine, self._tasks)
+
+    async def _end_waiting(self, waiting: WaitingMachine) -> None:
+        await self._end(waiting.machine)
 
 
 def is_online(policy: NetworkPolicy) -> bool:

@@ -8,23 +8,26 @@ it was woken from is copied before, and digests are taken after.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import struct
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from firkin.drivers.qemu.memory import woken_with, write_changes
 from firkin.drivers.qemu.qmp import Monitor
 from firkin.drivers.qemu.stores import DISK, MEMORY, STATE, Fit, finish_store
+from firkin.drivers.qemu.warm.process_images import Picture, ProcessImage
 from firkin.host.disks import copy_image, copy_sparse
 from firkin.law.errors import BackendFailure, CapacityRejected
-from firkin.lifetimes import finish
+from firkin.lifetimes import children, finish
 
 T = TypeVar("T")
 _STATE_SET = 900
+_log = logging.getLogger("firkin.qemu")
 _FILE_HEADER = 8  # magic and version
 _DESCRIPTION = 6  # QEMU, migration/savevm.h
 _GIVE_UP_WITHIN_S = 60.0
@@ -34,8 +37,11 @@ _ROOM = 1 << 20  # many times what device state takes
 class Capture:
     """One writing down of the machine of process `pid` into the empty folder `into`."""
 
-    def __init__(self, pid: int, fit: Fit, disk: Path, into: Path) -> None:
+    def __init__(self, pid: int, fit: Fit, disk: Path, into: Path, picture: Picture | None = None) -> None:
+        """With a `picture` there may be an image of the process, too."""
         self._pid = pid
+        self._picture = picture
+        self._image: ProcessImage | None = None
         self._fit = fit
         self._disk = disk
         self._into = into
@@ -44,6 +50,8 @@ class Capture:
     async def prepare(self, room_bytes: int) -> None:
         """What can be done while it runs."""
         await self._in_thread(lambda: self._begin(room_bytes))
+        if self._picture is not None:
+            await self._in_thread(self._prepare_picture)
 
     async def write(self, monitor: Monitor) -> None:
         """The machine stands still. `OSError`, `BackendFailure`."""
@@ -55,7 +63,10 @@ class Capture:
             finally:
                 os.close(writing)
             await self._write_state(monitor, raw)
-            await self._in_thread(lambda: self._copy(raw))
+            async with children() as beside:
+                if self._picture is not None:
+                    beside.start(self._in_thread(lambda: self._take_picture(raw)), name="picture")
+                await self._in_thread(lambda: self._copy(raw))
         finally:
             os.close(raw)
             (self._into / f".{STATE}").unlink(missing_ok=True)
@@ -69,10 +80,38 @@ class Capture:
         with suppress(BackendFailure):
             await monitor.ask("remove-fd", fdset_id=_STATE_SET)
 
-    async def finish(self) -> str:
-        """It may run again. The digest of its memory."""
-        digests = await self._in_thread(lambda: finish_store(self._into, self._fit, os.stat(self._disk).st_size))
-        return digests[MEMORY]
+    async def finish(self) -> dict[str, str]:
+        """It may run again. The digests of what was written, by file."""
+        if self._picture is not None:
+            await self._in_thread(self._finish_picture)
+        return await self._in_thread(lambda: finish_store(self._into, self._fit, os.stat(self._disk).st_size))
+
+    def image(self) -> ProcessImage | None:
+        """Of the process at that instant, if there is one; once, and the caller's to close."""
+        image, self._image = self._image, None
+        return image
+
+    def drop(self) -> None:
+        """What was not asked for is not wanted. Idempotent."""
+        if self._picture is not None:
+            self._picture.drop()
+        if (image := self.image()) is not None:
+            image.close()
+
+    def _prepare_picture(self) -> None:
+        assert self._picture is not None
+        with _no_picture_then():
+            self._picture.prepare()
+
+    def _take_picture(self, raw: int) -> None:
+        assert self._picture is not None
+        with _no_picture_then():
+            self._picture.take(raw)
+
+    def _finish_picture(self) -> None:
+        assert self._picture is not None
+        with _no_picture_then():
+            self._image = self._picture.image()
 
     def _begin(self, room_bytes: int) -> None:
         size = self._fit.shape.memory_mib << 20
@@ -126,6 +165,15 @@ class Capture:
             with suppress(Exception):
                 await finish(_over(running), within_s=_GIVE_UP_WITHIN_S)
             raise
+
+
+@contextmanager
+def _no_picture_then() -> Iterator[None]:
+    """It makes wakings quicker, and is needed for nothing."""
+    try:
+        yield
+    except (OSError, OverflowError, KeyError, ValueError) as error:
+        _log.info("no image of a machine's process error=%s", error)
 
 
 async def _over(running: asyncio.Future[T]) -> None:

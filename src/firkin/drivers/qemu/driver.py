@@ -12,7 +12,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -22,31 +22,25 @@ from firkin.drivers.ground.ground import Ground, leave_host
 from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.launch_helper import LaunchHelper
 from firkin.drivers.ground.process_table import held_process
-from firkin.drivers.ground.shelf import Shelf
 from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu import preflight
 from firkin.drivers.qemu.accelerators import PROBE_WITHIN_S, Accelerators
-from firkin.drivers.qemu.ahead import (
-    MachineKind,
-    WaitingMachine,
-    bounds,
-    hand_over,
-    has_room,
-    is_online,
-    rehearse,
-)
+from firkin.drivers.qemu.ahead import MachinesAhead, hand_over, is_online
 from firkin.drivers.qemu.files import captured_store, processor, require_whole
 from firkin.drivers.qemu.instance import NAME, Folders, QemuInstance, Surroundings
 from firkin.drivers.qemu.kits import Kit, Kits
-from firkin.drivers.qemu.launches import WAKE_WITHIN_S, Launches, Parts, no_boot
+from firkin.drivers.qemu.launches import Launches, Parts, failure
 from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import MemoryImages
 from firkin.drivers.qemu.options import QemuOptions
 from firkin.drivers.qemu.preparations import Preparations
 from firkin.drivers.qemu.roots import MachineRoots
 from firkin.drivers.qemu.seeds import Seeds
-from firkin.drivers.qemu.stores import Fit, require_digest
+from firkin.drivers.qemu.stores import MEMORY, Fit, Store, require_digest
 from firkin.drivers.qemu.trunk import Trunk
+from firkin.drivers.qemu.warm.process_images import Picture, ProcessImage
+from firkin.drivers.qemu.warm.warm_images import WarmImages
+from firkin.drivers.qemu.warm.warming import Warming
 from firkin.host.base_disks import BaseDisks
 from firkin.host.counter_rates import counter_khz
 from firkin.host.netlink import Traffic
@@ -58,8 +52,6 @@ from firkin.law.driver import BootPlan, InstanceRef, RootFilesystem
 from firkin.law.errors import (
     BackendFailure,
     DeadlineExceeded,
-    HostDiskFull,
-    SandboxUnavailable,
     UnsupportedCapability,
 )
 from firkin.law.ids import SandboxId
@@ -91,23 +83,33 @@ class QemuDriver:
         self._kits = Kits(state_dir / "kit", kernel=self._options.kernel)
         self._accelerators = Accelerators(state_dir / "kit", self._options.accelerator)
         self._memories = MemoryImages(require_digest)
+        self._images = WarmImages(self._options.process_images)
         self._counter_khz = 0
         self._launches: Launches | None = None
         self._instances: dict[SandboxId, QemuInstance] = {}
-        self._seeds = Seeds(state_dir / "seeds", self._sown, self.discard)
+        self._seeds = Seeds(state_dir / "seeds", self._nobodys_machine, self.discard)
         images = RootImages(state_dir / "roots")
         self._roots = MachineRoots(images, self._seeds)
         self._preparations: Preparations[Parts] = Preparations()
-        limits = bounds(self._options.ready_machines)
-        self._ahead = Shelf(self._wake_ahead, self._end_waiting, limits, has_room=has_room)
         self._nobodys: set[SandboxId] = set()  # machines that are no sandbox's: to be stored, or to try something
         self._around = Surroundings(
             trees=self._trees,
             networks=self._ground.networks,
             background=Children(),
             released=self._released,
-            written=self._memories.vouch,
+            written=self._written,
+            picture=self._picture,
             unled=self._ground.gateways.forget,
+        )
+        self._warming = Warming(
+            self._images, state_dir / "warm", self._woken_for_nobody, self._end_machine, self._around.background
+        )
+        self._ahead = MachinesAhead(
+            self._options.ready_machines,
+            self._woken_for_nobody,
+            self._end_machine,
+            self._warming.picture,
+            self._around.background,
         )
 
     @classmethod
@@ -164,6 +166,7 @@ class QemuDriver:
 
     async def _start_launcher(self) -> None:
         await asyncio.to_thread(self._roots.forget_begun)
+        await asyncio.to_thread(self._warming.forget_begun)
         launcher = LaunchHelper(
             "firkin.drivers.qemu.spawner",
             {
@@ -180,6 +183,7 @@ class QemuDriver:
             folders=self._folders,
             bases=self._bases,
             memories=self._memories,
+            images=self._images,
             become=self._instance,
         )
         self._around.background.start(self._drop_idle(), name="idle memories")
@@ -188,6 +192,7 @@ class QemuDriver:
         while True:
             await asyncio.sleep(20)
             await asyncio.to_thread(self._memories.drop_idle)
+            self._images.drop_idle()
 
     # -- boot -----------------------------------------------------------------------------------
 
@@ -197,9 +202,12 @@ class QemuDriver:
         if plan.volumes:
             reason = Permanent("a microVM has no volumes: they are folders of the host's")
             raise UnsupportedCapability("create sandbox", CapabilityName.RUNTIME_CREATE, reason)
-        self._ahead.start()
-        with self._ahead.launching(MachineKind.of(plan)) if plan.repeats and not plan.continues else nullcontext():
-            return await self._attempts(plan, await self._parts(plan))
+        with self._ahead.launching(plan):
+            parts = await self._parts(plan)
+            instance = await self._attempts(plan, parts)
+        if parts.store is not None and plan.captured and not plan.repeats:
+            self._warming.went_on(plan, parts.store, parts.fit.shape.accelerator)
+        return instance
 
     async def _parts(self, plan: BootPlan) -> Parts:
         try:
@@ -234,7 +242,7 @@ class QemuDriver:
 
     async def _attempts(self, plan: BootPlan, parts: Parts) -> QemuInstance:
         for attempt in range(_ATTEMPTS):
-            waiting = await self._waiting(plan)
+            waiting = await self._ahead.take(plan)
             slot = waiting.slot if waiting else await self._slot(online=is_online(plan.network))
             try:
                 if waiting is not None:
@@ -245,18 +253,8 @@ class QemuDriver:
                 retry = isinstance(error, (HelperDied, TimeoutError, ConnectionError))
                 if isinstance(error, Exception) and (retry or waiting is not None) and attempt + 1 < _ATTEMPTS:
                     continue
-                if parts.store is None and isinstance(error, (TimeoutError, ConnectionError)):
-                    raise no_boot(parts) from error
-                if isinstance(error, TimeoutError):
-                    raise DeadlineExceeded("create sandbox", WAKE_WITHIN_S, sandbox_id=plan.sandbox_id) from error
-                if isinstance(error, HelperDied):
-                    raise BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile") from error
-                if isinstance(error, SandboxUnavailable):
-                    raise BackendFailure("create sandbox", NAME, "its machine ended while it was woken") from error
-                if isinstance(error, OSError):
-                    if HostDiskFull.explains(error):
-                        raise HostDiskFull("create sandbox") from error
-                    raise BackendFailure("create sandbox", NAME, str(error)) from error
+                if (told := failure(error, plan, parts)) is not error:
+                    raise told from error
                 raise
         raise AssertionError("the loop returns or raises")
 
@@ -267,23 +265,19 @@ class QemuDriver:
         assert self._launches is not None, "start() comes first"
         return await self._launches.launch(plan, slot, parts)
 
-    async def _sown(self, plan: BootPlan, parts: Parts) -> QemuInstance:
+    async def _nobodys_machine(self, plan: BootPlan, parts: Parts) -> QemuInstance:
         self._nobodys.add(plan.sandbox_id)
         return await self._attempts(plan, parts)
+
+    async def _woken_for_nobody(self, plan: BootPlan) -> tuple[QemuInstance, Store | None]:
+        parts = await self._parts(plan)
+        return await self._nobodys_machine(plan, parts), parts.store
 
     # -- made ahead -----------------------------------------------------------------------------
 
     def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
         """See `PreparesInstances`. It has one tier, whatever is asked for."""
-        return self._ahead.promise(lambda kind: kind.serves(root, resources))
-
-    async def _waiting(self, plan: BootPlan) -> QemuInstance | None:
-        """The machine that was woken ahead under the plan's name, if it is one that the plan fits."""
-        waiting = await self._ahead.take(plan.sandbox_id)
-        if waiting is None or (waiting.kind == MachineKind.of(plan) and not plan.continues):
-            return waiting.machine if waiting else None
-        await finish(self._end_waiting(waiting), within_s=_UNDO_WITHIN_S)
-        return None
+        return self._ahead.promise(root, resources)
 
     async def _handed_over(self, machine: QemuInstance, plan: BootPlan) -> QemuInstance:
         try:
@@ -293,22 +287,6 @@ class QemuDriver:
             raise
         self._nobodys.discard(plan.sandbox_id)
         return machine
-
-    async def _wake_ahead(self, sandbox_id: SandboxId, kind: MachineKind) -> WaitingMachine:
-        plan = kind.plan(sandbox_id)
-        parts = await self._parts(plan)
-        self._nobodys.add(sandbox_id)
-        machine = await self._attempts(plan, parts)
-        try:
-            await rehearse(machine, kind.leaves)
-            await machine.freeze()
-        except BaseException:
-            await finish(self._end_machine(machine), within_s=_UNDO_WITHIN_S)
-            raise
-        return WaitingMachine(kind, machine, self._around.background)
-
-    async def _end_waiting(self, waiting: WaitingMachine) -> None:
-        await self._end_machine(waiting.machine)
 
     async def _end_machine(self, machine: QemuInstance) -> None:
         await machine.destroy()
@@ -354,6 +332,17 @@ class QemuDriver:
         self._instances[sandbox_id] = instance
         self._ground.settle(sandbox_id, slot)
         return instance
+
+    def _picture(self, instance: QemuInstance) -> Picture | None:
+        root = self._roots.named(instance.fit.root)
+        if root is None or not self._images.wants(instance.fit.shape.accelerator):
+            return None
+        return Picture(instance.pid, root, self._folders.disk(instance.sandbox_id))
+
+    def _written(self, folder: Path, digests: dict[str, str], image: ProcessImage | None) -> None:
+        self._memories.vouch(folder / MEMORY, digests[MEMORY])
+        if image is not None:
+            self._images.add(digests, image)
 
     # -- ends -----------------------------------------------------------------------------------
 
@@ -485,6 +474,7 @@ class QemuDriver:
         if self._launches is not None:
             await self._launches.launcher.aclose()
         await asyncio.to_thread(self._memories.drop_idle, all_of_them=True)
+        self._images.drop_idle(all_of_them=True)
         await asyncio.to_thread(leave_host, self._trees, self._folders.sockets)
         await self._ground.aclose()
 

@@ -17,8 +17,9 @@ from firkin.drivers.ground.slots import Slot
 from firkin.drivers.qemu.captures import Capture
 from firkin.drivers.qemu.late import LateChannel
 from firkin.drivers.qemu.qmp import Monitor
-from firkin.drivers.qemu.stores import MEMORY, Fit
+from firkin.drivers.qemu.stores import Fit
 from firkin.drivers.qemu.trunk import Trunk, TrunkChannel
+from firkin.drivers.qemu.warm.process_images import Picture, ProcessImage
 from firkin.host.isolation_facts import IsolationFacts
 from firkin.law.capabilities import CapabilityName, Permanent
 from firkin.law.driver import InstanceEnd, InstanceRef
@@ -68,11 +69,13 @@ class Folders:
 class Surroundings(Around):
     """What all machines of one driver share.
 
-    `released` is told of each that is gone, `written` of each memory that was just written down, with its digest.
+    `released` is told of each that is gone, `written` of each store that was just written: where, its digests, and what
+    there is of the process at that instant. `picture` says how that is taken, if it is wanted.
     """
 
     released: Callable[[QemuInstance], Awaitable[None]]
-    written: Callable[[Path, str], None]
+    written: Callable[[Path, dict[str, str], ProcessImage | None], None]
+    picture: Callable[[QemuInstance], Picture | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,13 +238,14 @@ class QemuInstance(HeldInstance):
     async def capture(self, into: Path, *, room_bytes: int) -> None:
         """Standing still for as long as writing down what it changed takes, unless it is already."""
         self._require_alive("capture")
-        work = Capture(self.pid, self.fit, self._places.disk, into)
+        work = Capture(self.pid, self.fit, self._places.disk, into, self._around.picture(self))
         try:
             await work.prepare(room_bytes)
             async with self._held():
                 await work.write(await self.monitor())
                 self._require_alive("capture")  # ended meanwhile: what was read may be of nobody
-            self._around.written(into / MEMORY, await work.finish())
+            digests = await work.finish()
+            self._around.written(into, digests, work.image())
         except BackendFailure:
             await self._require_survival("capture")
             raise
@@ -250,6 +254,8 @@ class QemuInstance(HeldInstance):
             if HostDiskFull.explains(error):
                 raise HostDiskFull("capture a snapshot") from error
             raise IoFailure("capture", f"the machine of sandbox {self._id!r}", error.strerror or str(error)) from error
+        finally:
+            work.drop()
 
     @asynccontextmanager
     async def _held(self) -> AsyncIterator[None]:

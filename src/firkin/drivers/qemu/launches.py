@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any  # the JSON edge: an order is read by the launcher alone
 
 from firkin.drivers.ground.ground import Ground
+from firkin.drivers.ground.helper_process import HelperDied
 from firkin.drivers.ground.launch_helper import LaunchHelper
 from firkin.drivers.ground.process_table import start_time
 from firkin.drivers.ground.slots import Slot
@@ -21,10 +23,19 @@ from firkin.drivers.qemu.instance import NAME, Folders, Names, QemuInstance
 from firkin.drivers.qemu.kits import Kit
 from firkin.drivers.qemu.memory import MemoryImages, empty_memory, unwritten
 from firkin.drivers.qemu.stores import MEMORY, STATE, Fit, Store
+from firkin.drivers.qemu.warm.process_images import DEAD, PROGRAM, ProcessImage, content_place, place, require_walls
+from firkin.drivers.qemu.warm.warm_images import WarmImages
 from firkin.host.base_disks import BaseDisks
 from firkin.host.netlink import Traffic
 from firkin.law.driver import BootPlan, InstanceRef
-from firkin.law.errors import BackendFailure, SnapshotIntegrityFailure
+from firkin.law.errors import (
+    BackendFailure,
+    DeadlineExceeded,
+    FirkinError,
+    HostDiskFull,
+    SandboxUnavailable,
+    SnapshotIntegrityFailure,
+)
 from firkin.law.ids import SandboxId
 from firkin.lifetimes import finish
 
@@ -65,27 +76,53 @@ class Launches:
     folders: Folders
     bases: BaseDisks
     memories: MemoryImages
+    images: WarmImages
     become: Become
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE_A_CPU * (os.cpu_count() or 1)))
 
     async def launch(self, plan: BootPlan, slot: Slot, parts: Parts) -> QemuInstance:
         """A machine in `slot` that is the plan's. What failed is ended; `HelperDied`, `OSError`, `TimeoutError` and
         `BackendFailure` are how."""
+        warm = self.images.lend(parts.store) if parts.store else None
+        if warm is None or parts.store is None:
+            return await self._awake(plan, slot, parts, None)
+        try:
+            return await self._awake(plan, slot, replace(parts, store=warm.store), warm.image)
+        except (OSError, FirkinError) as error:
+            self.images.drop(parts.store)
+            raise ConnectionAbortedError(f"the image of its process is of no use: {error}") from error
+        finally:
+            warm.image.close()
+
+    async def _awake(self, plan: BootPlan, slot: Slot, parts: Parts, image: ProcessImage | None) -> QemuInstance:
+        """`image`: what the process of QEMU begins from, if it does not begin as QEMU does."""
         store = parts.store
         before = await self.ground.networks.connect(plan.sandbox_id, slot.wire, plan.network)
         base = await self.bases.image(plan.resources.disk_bytes)
         await asyncio.to_thread(own_disk, self.folders.disk(plan.sandbox_id), plan, store, base)
         async with self._turn():
-            instance = await self._launched(plan, slot, parts, before)
+            instance = await self._launched(plan, slot, parts, before, image)
             try:
+                if image is not None:
+                    await self._begun(instance)
                 if store is not None:
-                    await _awake(instance)
+                    await _wake(instance)
                 await instance.trunk(within_s=WAKE_WITHIN_S if store else boot_within_s(parts.fit.shape.accelerator))
                 instance.kernel_release = await instance.settle(names_in(plan))
             except BaseException:
                 await finish(instance.destroy(), within_s=_UNDO_WITHIN_S)
                 raise
         return instance
+
+    async def _begun(self, instance: QemuInstance) -> None:
+        """From an image. Nothing of the machine has run yet."""
+        try:
+            await instance.monitor()
+            require_walls(instance.pid)
+        except (OSError, FirkinError):
+            self.images.failed()
+            raise
+        self.images.worked()
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -100,7 +137,9 @@ class Launches:
                 over.cancel()
                 self.turns.release()
 
-    async def _launched(self, plan: BootPlan, slot: Slot, parts: Parts, before: Traffic) -> QemuInstance:
+    async def _launched(
+        self, plan: BootPlan, slot: Slot, parts: Parts, before: Traffic, image: ProcessImage | None
+    ) -> QemuInstance:
         kit, fit, store = parts.kit, parts.fit, parts.store
         own, size = self.folders.places(plan.sandbox_id), fit.shape.memory_mib << 20
         opened: dict[int, int] = {}
@@ -117,8 +156,13 @@ class Launches:
             else:
                 digest = store.digests.get(MEMORY, "")
                 opened[machines.FD_MEMORY] = await asyncio.to_thread(self.memories.open, store.memory, size, digest)
-                opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
+                if image is None:
+                    opened[machines.FD_STATE] = os.open(store.folder / STATE, os.O_RDONLY | os.O_CLOEXEC)
             order = _order(plan.sandbox_id, slot, kit, fit, opened, waking=store is not None)
+            if image is not None:
+                opened = {place(fd): given for fd, given in opened.items()}
+                _give_image(opened, image)
+                order |= {"places": list(opened), "tap": place(machines.FD_TAP), "program": PROGRAM}
             launched = await self.launcher.launch_to_its_end(
                 plan.sandbox_id, json.dumps(order).encode(), [slot.network, *opened.values()]
             )
@@ -158,6 +202,23 @@ def no_boot(parts: Parts) -> BackendFailure:
     return BackendFailure("boot a machine", NAME, detail)
 
 
+def failure(error: BaseException, plan: BootPlan, parts: Parts) -> BaseException:
+    """What to tell of a create that failed for `error`, which may be that itself."""
+    if parts.store is None and isinstance(error, (TimeoutError, ConnectionError)):
+        return no_boot(parts)
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded("create sandbox", WAKE_WITHIN_S, sandbox_id=plan.sandbox_id)
+    if isinstance(error, HelperDied):
+        return BackendFailure("create sandbox", NAME, "the launcher was killed meanwhile")
+    if isinstance(error, SandboxUnavailable):
+        return BackendFailure("create sandbox", NAME, "its machine ended while it was woken")
+    if isinstance(error, OSError):
+        if HostDiskFull.explains(error):
+            return HostDiskFull("create sandbox")
+        return BackendFailure("create sandbox", NAME, str(error))
+    return error
+
+
 def names_in(plan: BootPlan) -> Names:
     return Names(
         hostname=plan.hostname,
@@ -191,7 +252,17 @@ def _order(
     }
 
 
-async def _awake(instance: QemuInstance) -> None:
+def _give_image(opened: dict[int, int], image: ProcessImage) -> None:
+    """Add what a process that begins from an image is given beside the others' descriptors."""
+    for number, content in enumerate(image.contents):
+        opened[content_place(number)] = os.dup(content)
+    opened[PROGRAM] = os.dup(image.program)
+    dead, other = socket.socketpair()
+    other.close()
+    opened[DEAD] = dead.detach()
+
+
+async def _wake(instance: QemuInstance) -> None:
     """Wait until the stored state is loaded, and let the machine run."""
     monitor = await instance.monitor()
     status = "inmigrate"

@@ -23,7 +23,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from firkin.host.file_marks import FileMark
 PAGE = mmap.PAGESIZE  # of the host: 16 or 64 KiB with some kernels for arm64
 NAME = "firkin-ram"
 _PRESENT, _FILE = 62, 61  # bit 63: present, 62: swapped; 61: the file's page, or shared
-_A_TIME = 4096  # pages
+_A_TIME = 512  # pages
 _MOST_BYTES = 8 << 20
 _IDLE_S = 60.0
 _MOST_VOUCHED = 64
@@ -107,14 +107,14 @@ def write_changes(pid: int, target: int, size: int) -> int:
     Returns how many bytes that were. The machine stands still. Raises `OSError`;
     `ProcessLookupError` when the process has no such memory. Blocks.
     """
-    start, end = _mapping(pid)
+    start, end = mapping(pid)
     if end - start != size:
         raise OSError(errno.EINVAL, f"the machine's memory is {end - start} bytes, not {size}")
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         buffer = memoryview(bytearray(_MOST_BYTES))
         written = 0
-        for first, last in _changed(pid, start, end):
+        for first, last in own_ranges(pid, [(start, end)]):
             position = first
             while position < last:
                 piece = buffer[: min(last - position, _MOST_BYTES)]
@@ -129,7 +129,7 @@ def write_changes(pid: int, target: int, size: int) -> int:
         os.close(memory)
 
 
-def _mapping(pid: int) -> tuple[int, int]:
+def mapping(pid: int) -> tuple[int, int]:
     """Where the memory file is in that process. One mapping, which may show as several lines."""
     found: list[tuple[int, int]] = []
     with open(f"/proc/{pid}/maps") as file:
@@ -142,16 +142,17 @@ def _mapping(pid: int) -> tuple[int, int]:
     return min(first for first, _ in found), max(last for _, last in found)
 
 
-def _changed(pid: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Ranges of addresses whose pages are the process's own."""
+def own_ranges(pid: int, stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Within stretches of mapped addresses: ranges whose pages are the process's own, and no file's."""
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            yield from _scanned(pagemap, start, end)
-        except OSError as error:
-            if error.errno not in (errno.ENOTTY, errno.EINVAL):
-                raise
-            yield from _read(pagemap, start, end)
+        for start, end in stretches:
+            try:
+                yield from _scanned(pagemap, start, end)
+            except OSError as error:
+                if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                    raise
+                yield from _read(pagemap, start, end)
     finally:
         os.close(pagemap)
 
@@ -191,8 +192,11 @@ def _read(pagemap: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     begun = -1
     for first in range(start, end, PAGE * _A_TIME):
         count = min(_A_TIME, (end - first) // PAGE)
+        said = os.pread(pagemap, count * 8, first // PAGE * 8)
+        if begun < 0 and not any(said.strip(b"\0")):  # most of what is mapped was never touched
+            continue
         words = array("Q")
-        words.frombytes(os.pread(pagemap, count * 8, first // PAGE * 8))
+        words.frombytes(said)
         for number, word in enumerate(words):
             changed = bool(word >> _PRESENT) and not word >> _FILE & 1
             if changed and begun < 0:

@@ -39,6 +39,10 @@ class MachineRoots:
                 return named
         return await self._images.image(plan.root, lambda line: None)
 
+    def named(self, image: str) -> Path | None:
+        """The file of that image, if there is one."""
+        return self._images.named(image)
+
     def hold(self, image: str) -> None:
         """A machine on it has just ended, which may have been captured a moment ago."""
         self._images.hold(image)

@@ -215,6 +215,7 @@ def _become(order: dict[str, Any], places: dict[int, int], trees: cgroups.Trees,
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if not order["kvm"]:  # translated code is asked for by huge pages, which are half empty
             syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1)
+        # the name of a program, or the descriptor of one that becomes a process that was pictured
         os.execve(order["program"], order["argv"], {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})
     except BaseException as error:  # noqa: BLE001 — the root of this process: report and end
         with suppress(OSError):

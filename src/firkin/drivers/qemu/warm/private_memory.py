@@ -1,0 +1,174 @@
+"""The memory of a process, piece by piece, and a copy of what is its own in it.
+
+What it shares with a file, a program or a library say, need not be copied. The rest goes into a memory file that is
+sealed afterwards, so that none of those who map it can change it for the others.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from firkin.drivers.qemu.memory import own_ranges
+
+_NAME = "firkin-qemu"
+_CLOSE_TOGETHER = 64 << 10  # what lies no further apart is copied, and mapped, as one
+_MOST_BYTES = 320 << 20  # what the limits leave to QEMU itself, and some of a machine's
+_MOST_PIECES = 4096
+_SPARE = 4 << 20
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)")
+
+Range = tuple[int, int]
+
+
+class Piece(NamedTuple):
+    """One mapping. `protection` as for mmap(2); `file` is device and inode, (0, 0) for none."""
+
+    start: int
+    end: int
+    protection: int
+    shared: bool
+    offset: int
+    file: tuple[int, int]
+    name: str
+
+    @property
+    def is_the_kernels(self) -> bool:
+        """Given by the kernel to every process: clocks, and the code that reads them."""
+        return self.name.startswith("[v")
+
+    @property
+    def is_content(self) -> bool:
+        """Mapped from a `Content`, as what calls itself so."""
+        return self.name.startswith(f"/memfd:{_NAME}")
+
+
+def pieces(pid: int) -> list[Piece]:
+    """In the order of their addresses. `OSError`."""
+    found = []
+    with open(f"/proc/{pid}/maps") as file:
+        for line in file:
+            piece = _piece(line.rstrip("\n"))
+            if piece.name != "[vsyscall]":  # the kernel's own half
+                found.append(piece)
+    if not found:
+        raise ProcessLookupError(errno.ESRCH, "the process has no memory")
+    if len(found) > _MOST_PIECES:
+        raise OSError(errno.E2BIG, "a process has more mappings than are expected")
+    return found
+
+
+def _piece(line: str) -> Piece:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise OSError(errno.EINVAL, "a mapping reads otherwise than is known")
+    start, end, read, write, execute, kind, offset, major, minor, inode, name = match.groups()
+    protection = (read == "r") * mmap.PROT_READ | (write == "w") * mmap.PROT_WRITE | (execute == "x") * mmap.PROT_EXEC
+    return Piece(
+        start=int(start, 16),
+        end=int(end, 16),
+        protection=protection,
+        shared=kind == "s",
+        offset=int(offset, 16),
+        file=(os.makedev(int(major, 16), int(minor, 16)), int(inode)) if int(inode) else (0, 0),
+        name=name,
+    )
+
+
+def own_parts(pid: int, some: Sequence[Piece]) -> Iterator[tuple[Piece, list[Range]]]:
+    """Of each piece what is the process's own, in ranges that lie some way apart."""
+    ranges = own_ranges(pid, _stretches(some))
+    own = next(ranges, None)
+    for piece in some:
+        parts: list[Range] = []
+        while own is not None and own[0] < piece.end:
+            _add(parts, max(own[0], piece.start), min(own[1], piece.end))
+            if own[1] > piece.end:  # goes on in the next one
+                break
+            own = next(ranges, None)
+        yield piece, parts
+
+
+def _stretches(some: Sequence[Piece]) -> Iterator[Range]:
+    """Without gaps between mappings. To ask for each of them costs a call, to ask for gaps, before Linux 6.7, years."""
+    start, end = some[0].start, some[0].end
+    for piece in some[1:]:
+        if piece.start != end:
+            yield start, end
+            start = piece.start
+        end = piece.end
+    yield start, end
+
+
+def _add(ranges: list[Range], first: int, last: int) -> None:
+    if ranges and first - ranges[-1][1] <= _CLOSE_TOGETHER:
+        first = ranges.pop()[0]
+    if first < last:
+        ranges.append((first, last))
+
+
+class Content:
+    """A memory file for what is a process's own. Its room is made beforehand, while the process may still run."""
+
+    def __init__(self, size: int) -> None:
+        """`size` is about what it will take. `OSError`."""
+        self._size = _required(size + _SPARE)
+        self._filled = 0
+        self.file = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.file, self._size)
+            self._room = mmap.mmap(self.file, self._size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        except BaseException:
+            os.close(self.file)
+            raise
+
+    def copy(self, memory: int, start: int, end: int) -> int:
+        """Copy that range of the process's memory, which is open as `memory`. Where in the file it is then."""
+        at, size = self._filled, end - start
+        if at + size > self._size:
+            self._grow(at + size + _SPARE)
+        with memoryview(self._room) as whole, whole[at : at + size] as place:
+            done = 0
+            while done < size:
+                with place[done:] as rest:
+                    got = os.preadv(memory, [rest], start + done)
+                if got <= 0:
+                    raise OSError(errno.EIO, "the process's memory cannot be read")
+                done += got
+        self._filled += size
+        return at
+
+    def _grow(self, size: int) -> None:
+        self._size = _required(size)
+        self._room.close()
+        os.ftruncate(self.file, size)
+        self._room = mmap.mmap(self.file, size, mmap.MAP_SHARED)
+
+    def seal(self) -> int:
+        """Nothing more is copied. How many bytes it has; the file is the caller's to close."""
+        self._room.close()
+        os.ftruncate(self.file, self._filled)
+        fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _SEALS)
+        return self._filled
+
+    def drop(self) -> None:
+        """It is not wanted."""
+        self._room.close()
+        os.close(self.file)
+
+
+def is_sealed(file: int) -> bool:
+    """Whether nobody can change that memory file any more."""
+    return fcntl.fcntl(file, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+
+
+def _required(size: int) -> int:
+    if size > _MOST_BYTES:
+        raise OSError(errno.E2BIG, "a process has more memory of its own than is expected")
+    return size

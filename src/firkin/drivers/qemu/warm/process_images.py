@@ -1,0 +1,345 @@
+"""The image of a process of QEMU that stands still, from which others begin where it stood.
+
+What is costly about an emulated machine is the translation of its code, and that is in QEMU's memory alone: no store
+has it, and each process that wakes from one translates anew. A process that begins from an image has all of it, in
+pages that it shares with the others until it writes to them.
+
+An image is of one instant, as a store is, and begins with that store's memory and disk: it is worth nothing without
+it. It is no wall: who has broken out into a process has all that begin from its image, which are sandboxes of the same
+template or snapshot. What holds QEMU in is set up anew for each by the launcher, and the filter of system calls, which
+QEMU would load itself, is the kernel's own copy of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from firkin.drivers.qemu import machines
+from firkin.drivers.qemu.warm.held_threads import HeldProcess, HeldThread, held
+from firkin.drivers.qemu.warm.private_memory import Content, Piece, is_sealed, own_parts, pieces
+from firkin.drivers.qemu.warm.revival import BASE, LAST_OWN, THREAD_ID, Revival
+
+_NAME = b"firkin-vm"
+_MFD_EXEC = 0x10
+_MOST_DESCRIPTORS = 256
+_MOST_CONTENTS = 4
+_STANDARD = (0, 1, 2)
+_NULL = 0
+_NULL_DEVICE = os.makedev(1, 3)
+_OPENED = 3  # the lowest that is free
+_LEFT_ALONE = (1, 2, 15)  # SIGHUP, SIGINT and SIGTERM end QEMU, with or without its handlers
+# What QEMU keeps at the numbers that it was given. It closes those of disks, and of the state that it went on from.
+_KEPT = (
+    machines.FD_TRUNK,
+    machines.FD_RESET,
+    machines.FD_CONTROL,
+    machines.FD_MEMORY,
+    machines.FD_TAP,
+    machines.FD_KERNEL,
+    machines.FD_INITRAMFS,
+)
+_Identity = tuple[int, int]  # device and inode
+_NO_FILE: _Identity = (0, 0)
+
+
+def place(fd: int) -> int:
+    """Where a process that begins from an image is given what others have as `fd`: above all that it has then."""
+    return fd + _MOST_DESCRIPTORS
+
+
+PROGRAM, DEAD, _FIRST_CONTENT = (place(fd) for fd in (30, 31, 32))
+
+
+def content_place(number: int) -> int:
+    """Where it is given the image's content of that number."""
+    return _FIRST_CONTENT + number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessImage:
+    """`contents` and `program` are descriptors, which end with `close`; `files` is what else is mapped, by path.
+
+    The first content is the image's own. The others are those of the image that its process began from.
+    """
+
+    contents: tuple[int, ...]
+    program: int
+    own_bytes: int
+    files: Mapping[str, _Identity]
+
+    def close(self) -> None:
+        for fd in (*self.contents, self.program):
+            with suppress(OSError):
+                os.close(fd)
+
+    def still_fits(self) -> bool:
+        """Whether what else is mapped is what it was: an update puts other files in the place of libraries."""
+        try:
+            return all(_identity(os.stat(path)) == known for path, known in self.files.items())
+        except OSError:
+            return False
+
+
+class Picture:
+    """Takes an image of the process `pid`: `prepare` while it may still run, `take` once its machine stands still,
+    and `image` when it may run again.
+
+    All of it blocks. `OSError`, also for what is not as it should be: then there is no image, and nothing else is
+    different.
+    """
+
+    def __init__(self, pid: int, root: Path, disk: Path) -> None:
+        """`root` and `disk` are the files behind the machine's disks."""
+        self._pid = pid
+        self._disks = {root: machines.FD_ROOT, disk: machines.FD_DISK}
+        self._content: Content | None = None
+        self._earlier: dict[_Identity, int] = {}
+        self._taken: tuple[Revival, dict[str, _Identity]] | None = None
+
+    def prepare(self) -> None:
+        all_pieces = pieces(self._pid)
+        self._earlier = _earlier_contents(self._pid, all_pieces)
+        some = [piece for piece, _ in _to_copy(self._pid, all_pieces, self._earlier)]
+        size = sum(end - start for _, parts in own_parts(self._pid, some) for start, end in parts)
+        self._content = Content(size)
+
+    def take(self, passing: int) -> None:
+        """`passing` is open here, and there for something that is over: QEMU closes its end once its machine runs."""
+        if self._content is None:
+            raise OSError(errno.EINVAL, "nothing was prepared")
+        known = {_identity(os.stat(path)): place(fd) for path, fd in self._disks.items()}
+        known[_identity(os.fstat(passing))] = _NULL
+        known |= {_identity(os.stat(f"/proc/{self._pid}/fd/{fd}")): place(fd) for fd in _KEPT}
+        known |= {identity: content_place(number) for number, identity in enumerate(self._earlier, 1)}
+        revival = Revival()
+        with held(self._pid) as process:
+            memory = os.open(f"/proc/{self._pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _require_known_ids(process.threads, memory)
+                files = _memory(revival, self._pid, memory, self._content, known)
+            finally:
+                os.close(memory)
+            _descriptors(revival, self._pid, known)
+            _signals(revival, self._pid)
+        _threads(revival, process)
+        self._taken = revival, files
+
+    def image(self) -> ProcessImage:
+        """The caller's to close."""
+        if self._taken is None or self._content is None:
+            raise OSError(errno.EINVAL, "nothing was taken")
+        revival, files = self._taken
+        program = _program_file()
+        try:
+            revival.write(program)
+            size = self._content.seal()
+        except BaseException:
+            os.close(program)
+            raise
+        contents = (self._content.file, *self._earlier.values())
+        self._content, self._earlier = None, {}
+        return ProcessImage(contents=contents, program=program, own_bytes=size, files=files)
+
+    def drop(self) -> None:
+        """Whatever of it is not an image yet is not wanted. Idempotent."""
+        if self._content is not None:
+            self._content.drop()
+            self._content = None
+        while self._earlier:
+            os.close(self._earlier.popitem()[1])
+
+
+def _program_file() -> int:
+    """That it is to be run has to be said where a host forbids it otherwise (vm.memfd_noexec, Linux 6.3)."""
+    try:
+        return os.memfd_create("firkin-revival", os.MFD_CLOEXEC | _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create("firkin-revival", os.MFD_CLOEXEC)
+
+
+def require_walls(pid: int) -> None:
+    """`PermissionError` for a process that began from an image and has not what holds QEMU in."""
+    with open(f"/proc/{pid}/status") as file:
+        said = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+    walls = {"Seccomp": "2", "NoNewPrivs": "1", "CapEff": "0" * 16, "CapPrm": "0" * 16, "CapBnd": "0" * 16}
+    for name, wanted in walls.items():
+        if said.get(name) != wanted:
+            raise PermissionError(errno.EPERM, f"{name} of a machine's process is {said.get(name)}, not {wanted}")
+
+
+def _earlier_contents(pid: int, all_pieces: Sequence[Piece]) -> dict[_Identity, int]:
+    """What the process has of images that it began from, opened here; the first few that nobody can change."""
+    found: dict[_Identity, int] = {}
+    try:
+        for piece in all_pieces:
+            if not piece.is_content or piece.file in found or len(found) >= _MOST_CONTENTS - 1:
+                continue
+            content = os.open(_mapped(pid, piece), os.O_RDONLY | os.O_CLOEXEC)
+            found[piece.file] = content
+            if not is_sealed(content) or _identity(os.fstat(content)) != piece.file:
+                os.close(found.pop(piece.file))
+    except BaseException:
+        while found:
+            os.close(found.popitem()[1])
+        raise
+    return found
+
+
+def _to_copy(pid: int, all_pieces: Sequence[Piece], known: Collection[_Identity]) -> Iterator[tuple[Piece, _Identity]]:
+    """What may hold something of the process's own, and the file of each: the machine's memory is elsewhere.
+
+    So is what the kernel gives to all, and the program that the process began with. The file is asked itself: some
+    file systems have another device for /proc/PID/maps.
+    """
+    ram = _identity(os.stat(f"/proc/{pid}/fd/{machines.FD_MEMORY}"))
+    of: dict[_Identity, _Identity] = {_NO_FILE: _NO_FILE}
+    for piece in all_pieces:
+        if piece.shared or piece.start < BASE < piece.end:
+            raise OSError(errno.EINVAL, "something is mapped that is of an unknown kind, or where nothing is expected")
+        if piece.is_the_kernels or BASE <= piece.start < LAST_OWN:
+            continue
+        if piece.is_content and piece.file not in known:  # nowhere else to be had
+            of[piece.file] = _NO_FILE
+        elif piece.file not in of:
+            of[piece.file] = _identity(os.stat(_mapped(pid, piece)))
+        if of[piece.file] != ram:
+            yield piece, of[piece.file]
+
+
+def _mapped(pid: int, piece: Piece) -> str:
+    return f"/proc/{pid}/map_files/{piece.start:x}-{piece.end:x}"
+
+
+def _memory(
+    revival: Revival, pid: int, memory: int, content: Content, known: Mapping[_Identity, int]
+) -> dict[str, _Identity]:
+    """Have it mapped, and copy what is the process's own. Files that are mapped and not `known` are returned."""
+    all_pieces = pieces(pid)
+    _map_the_kernels(revival, all_pieces)
+    of = dict(_to_copy(pid, all_pieces, known))
+    files: dict[str, _Identity] = {}
+    opened = ""
+    for piece, parts in own_parts(pid, list(of)):
+        fd = known.get(of[piece], _OPENED)
+        if of[piece] == _NO_FILE:
+            revival.map_nothing(piece.start, piece.end, piece.protection)
+        else:
+            if fd == _OPENED and piece.name != opened:
+                _open(revival, piece, of[piece], again=bool(opened))
+                opened, files[piece.name] = piece.name, of[piece]
+            revival.map_file(piece.start, piece.end, piece.protection, fd, piece.offset)
+        whole = piece.is_content and of[piece] == _NO_FILE
+        for start, end in [(piece.start, piece.end)] if whole else parts:
+            revival.map_file(start, end, piece.protection, content_place(0), content.copy(memory, start, end))
+    if opened:
+        revival.close(_OPENED)
+    for piece in all_pieces:
+        if piece not in of and not piece.is_the_kernels and not BASE <= piece.start < LAST_OWN:
+            ram = place(machines.FD_MEMORY)
+            revival.map_file(piece.start, piece.end, piece.protection, ram, piece.offset)
+    return files
+
+
+def _open(revival: Revival, piece: Piece, identity: _Identity, *, again: bool) -> None:
+    """A path is a word of whoever mapped it; what is there must be what is mapped."""
+    if _identity(os.stat(piece.name)) != identity:
+        raise OSError(errno.EINVAL, f"what is mapped is no longer at its path: {piece.name}")
+    if again:
+        revival.close(_OPENED)
+    revival.open(os.fsencode(piece.name), _OPENED)
+
+
+def _map_the_kernels(revival: Revival, all_pieces: Sequence[Piece]) -> None:
+    kernels = [piece for piece in all_pieces if piece.is_the_kernels]
+    vdso = [piece.start for piece in kernels if piece.name == "[vdso]"]
+    if len(vdso) != 1:
+        raise OSError(errno.EINVAL, "a process has no vDSO")
+    revival.clear([(piece.start, piece.end) for piece in kernels], vdso[0])
+
+
+def _descriptors(revival: Revival, pid: int, known: Mapping[_Identity, int]) -> None:
+    """At the numbers that they have. Those given for it are above, and closed at last."""
+    taken = set(_STANDARD)
+    for fd in sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")):
+        if fd in _STANDARD:
+            continue
+        if fd >= _MOST_DESCRIPTORS:
+            raise OSError(errno.EMFILE, "a process has more descriptors than are expected")
+        kind, status = os.readlink(f"/proc/{pid}/fd/{fd}"), os.stat(f"/proc/{pid}/fd/{fd}")
+        if kind.startswith("anon_inode:"):
+            lowest = next(number for number in range(len(taken) + 1) if number not in taken)
+            _counter(revival, kind, _described(pid, fd), lowest)
+            if lowest != fd:
+                revival.duplicate(lowest, fd)
+                revival.close(lowest)
+        elif (given := known.get(_identity(status))) is not None:
+            revival.duplicate(given, fd)
+        elif status.st_rdev == _NULL_DEVICE:
+            revival.duplicate(_NULL, fd)
+        elif kind.startswith("socket:"):  # somebody's connection, who has none to the new one
+            revival.duplicate(DEAD, fd)
+        else:
+            raise OSError(errno.EINVAL, f"a descriptor is of an unknown kind: {kind[:80]}")
+        taken.add(fd)
+    for fd in (*map(place, (*_KEPT, machines.FD_ROOT, machines.FD_DISK)), PROGRAM, DEAD):
+        revival.close(fd)
+    for number in range(_MOST_CONTENTS):
+        revival.close_if_open(content_place(number))
+
+
+def _counter(revival: Revival, kind: str, said: Mapping[str, str], fd: int) -> None:
+    flags = int(said["flags"], 8)
+    if kind == "anon_inode:[eventfd]":
+        revival.event_counter(fd, int(said["eventfd-count"], 16), flags)
+    elif kind == "anon_inode:[signalfd]":
+        revival.signal_reader(fd, int(said["sigmask"], 16), flags)
+    else:
+        raise OSError(errno.EINVAL, f"a descriptor is of an unknown kind: {kind[:80]}")
+
+
+def _described(pid: int, fd: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def _signals(revival: Revival, pid: int) -> None:
+    """QEMU handles those that ask for its end, and those that wake threads, which this accelerator does otherwise."""
+    with open(f"/proc/{pid}/status") as file:
+        said = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+    wanted = int(said["SigIgn"], 16) | int(said["SigCgt"], 16)
+    for number in range(1, 65):
+        if wanted >> number - 1 & 1 and number not in _LEFT_ALONE:
+            revival.ignore(number)
+
+
+def _require_known_ids(threads: tuple[HeldThread, ...], memory: int) -> None:
+    """The C library must be one whose threads keep their ids where they will be looked for."""
+    for thread in threads:
+        said = os.pread(memory, 4, thread.registers.fs_base + THREAD_ID)
+        if int.from_bytes(said, "little") != thread.own_id or thread.registers.gs_base:
+            raise OSError(errno.EINVAL, "a thread does not keep its id where it is expected")
+
+
+def _threads(revival: Revival, process: HeldProcess) -> None:
+    """The filters last but for these: what comes after must pass them."""
+    if not process.filters:
+        raise OSError(errno.EINVAL, "a process has no filter of system calls")
+    first, *others = process.threads
+    revival.name(_NAME)
+    revival.prepare(first)
+    for instructions in reversed(process.filters):
+        revival.filter(instructions)
+    for thread in others:
+        revival.start(thread)
+    revival.become(first)
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
