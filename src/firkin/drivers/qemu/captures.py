@@ -26,7 +26,7 @@ from firkin.law.errors import BackendFailure, CapacityRejected
 from firkin.lifetimes import children, finish
 
 T = TypeVar("T")
-_STATE_SET = 900
+STATE_SET = 900  # of descriptors; QEMU closes what is removed from one only while its machine runs
 _log = logging.getLogger("firkin.qemu")
 _FILE_HEADER = 8  # magic and version
 _DESCRIPTION = 6  # QEMU, migration/savevm.h
@@ -59,7 +59,7 @@ class Capture:
         try:
             writing = os.open(self._into / f".{STATE}", os.O_WRONLY | os.O_CLOEXEC)
             try:
-                await monitor.ask("add-fd", fd=writing, fdset_id=_STATE_SET)
+                await monitor.ask("add-fd", fd=writing, fdset_id=STATE_SET)
             finally:
                 os.close(writing)
             await self._write_state(monitor, raw)
@@ -73,12 +73,10 @@ class Capture:
 
     async def _write_state(self, monitor: Monitor, raw: int) -> None:
         try:
-            await monitor.ask("xen-save-devices-state", filename=f"/dev/fdset/{_STATE_SET}", live=False)
+            await monitor.ask("xen-save-devices-state", filename=f"/dev/fdset/{STATE_SET}", live=False)
         except BackendFailure:
             await self._in_thread(lambda: _require_room(raw))
             raise
-        with suppress(BackendFailure):
-            await monitor.ask("remove-fd", fdset_id=_STATE_SET)
 
     async def finish(self) -> dict[str, str]:
         """It may run again. The digests of what was written, by file."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from firkin.drivers.ground.held_instance import Around, HeldInstance
 from firkin.drivers.ground.slots import Slot
-from firkin.drivers.qemu.captures import Capture
+from firkin.drivers.qemu.captures import STATE_SET, Capture
 from firkin.drivers.qemu.late import LateChannel
 from firkin.drivers.qemu.qmp import Monitor
 from firkin.drivers.qemu.stores import Fit
@@ -114,6 +114,7 @@ class QemuInstance(HeldInstance):
         self._opening = asyncio.Lock()
         self._standing = asyncio.Lock()
         self.frozen = False
+        self._was_written = False
         self.stood_still_s = 0.0  # for the last capture of one that ran
         self.kernel_release = ""
 
@@ -207,6 +208,10 @@ class QemuInstance(HeldInstance):
         """Let a machine run that was woken, or stands still. `BackendFailure`."""
         await self._command("cont")
         self.frozen = False
+        if self._was_written:
+            self._was_written = False
+            with suppress(BackendFailure):
+                await (await self.monitor()).ask("remove-fd", fdset_id=STATE_SET)
 
     async def freeze(self) -> None:
         self._require_alive("freeze")
@@ -242,6 +247,7 @@ class QemuInstance(HeldInstance):
         try:
             await work.prepare(room_bytes)
             async with self._held():
+                self._was_written = True
                 await work.write(await self.monitor())
                 self._require_alive("capture")  # ended meanwhile: what was read may be of nobody
             digests = await work.finish()

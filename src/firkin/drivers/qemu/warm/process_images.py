@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -281,7 +282,8 @@ def _descriptors(revival: Revival, pid: int, known: Mapping[_Identity, int]) -> 
                 revival.close(lowest)
         elif (given := known.get(_identity(status))) is not None:
             revival.duplicate(given, fd)
-        elif status.st_rdev == _NULL_DEVICE:
+        elif status.st_rdev == _NULL_DEVICE or (kind.endswith(" (deleted)") and stat.S_ISREG(status.st_mode)):
+            # the second: where the device state of an earlier capture went, if it stood still ever since
             revival.duplicate(_NULL, fd)
         elif kind.startswith("socket:"):  # somebody's connection, who has none to the new one
             revival.duplicate(DEAD, fd)
