@@ -205,7 +205,7 @@ class QemuDriver:
         with self._ahead.launching(plan):
             parts = await self._parts(plan)
             instance = await self._attempts(plan, parts)
-        if parts.store is not None and plan.captured and not plan.repeats:
+        if parts.store is not None and not (plan.repeats and self._options.ready_machines):
             self._warming.went_on(plan, parts.store, parts.fit.shape.accelerator)
         return instance
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firkin.drivers.qemu.machines import FD_MEMORY
+from firkin.drivers.qemu.process_reads import MOST_AT_ONCE, batches, read_into
 from firkin.host.disks import copy_sparse
 from firkin.host.file_marks import FileMark
 
@@ -36,7 +37,6 @@ PAGE = mmap.PAGESIZE  # of the host: 16 or 64 KiB with some kernels for arm64
 NAME = "firkin-ram"
 _PRESENT, _FILE = 62, 61  # bit 63: present, 62: swapped; 61: the file's page, or shared
 _A_TIME = 512  # pages
-_MOST_BYTES = 8 << 20
 _IDLE_S = 60.0
 _MOST_VOUCHED = 64
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -110,23 +110,17 @@ def write_changes(pid: int, target: int, size: int) -> int:
     start, end = mapping(pid)
     if end - start != size:
         raise OSError(errno.EINVAL, f"the machine's memory is {end - start} bytes, not {size}")
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        buffer = memoryview(bytearray(_MOST_BYTES))
-        written = 0
-        for first, last in own_ranges(pid, [(start, end)]):
-            position = first
-            while position < last:
-                piece = buffer[: min(last - position, _MOST_BYTES)]
-                got = os.preadv(memory, [piece], position)
-                if got <= 0:
-                    raise OSError(errno.EIO, "the machine's memory cannot be read")
-                os.pwrite(target, piece[:got], position - start)
-                position += got
-                written += got
-        return written
-    finally:
-        os.close(memory)
+    buffer = memoryview(bytearray(MOST_AT_ONCE))
+    written = 0
+    for ranges in batches(own_ranges(pid, [(start, end)])):
+        read_into(buffer, pid, ranges)
+        done = 0
+        for first, last in ranges:
+            size = last - first
+            os.pwrite(target, buffer[done : done + size], first - start)
+            done += size
+        written += done
+    return written
 
 
 def mapping(pid: int) -> tuple[int, int]:

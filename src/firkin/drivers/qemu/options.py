@@ -26,7 +26,7 @@ class QemuOptions:
     accelerator: str = "auto"
     ready_slots: int = 8
     ready_machines: int = 4
-    process_images: int = 4
+    process_images: int = 16
     egress_trust: str = ""
 
     @classmethod

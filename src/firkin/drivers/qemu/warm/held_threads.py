@@ -75,7 +75,7 @@ class Registers(NamedTuple):
         """As they must be for the interrupted call, if it was one, to be made again by somebody else."""
         if _signed(self.orig_rax) < 0 or _signed(self.rax) not in _AGAIN:
             return self
-        return self._replace(rax=self.orig_rax, rip=self.rip - _SYSCALL_BYTES)
+        return self._replace(rax=self.orig_rax, rip=self.rip - _SYSCALL_BYTES & (1 << 64) - 1)
 
 
 _REGISTERS = struct.Struct(f"={len(Registers._fields)}Q")
@@ -213,6 +213,10 @@ def _filters(thread: int) -> Iterator[bytes]:
             count = _ask(_SECCOMP_GET_FILTER, thread, number, ctypes.addressof(buffer))
         except FileNotFoundError:
             return
+        except OSError as error:
+            if number == 0 and error.errno == errno.EINVAL:  # it has none at all
+                return
+            raise
         yield buffer.raw[: 8 * count]
     raise OSError(errno.E2BIG, "a process has more filters than are expected")
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from firkin.drivers.qemu.memory import own_ranges
+from firkin.drivers.qemu.process_reads import read_into
 
 _NAME = "firkin-qemu"
-_CLOSE_TOGETHER = 64 << 10  # what lies no further apart is copied, and mapped, as one
+_CLOSE_TOGETHER = 16 << 10  # what lies no further apart is copied, and mapped, as one
 _MOST_BYTES = 320 << 20  # what the limits leave to QEMU itself, and some of a machine's
 _MOST_PIECES = 4096
 _SPARE = 4 << 20
@@ -128,21 +129,14 @@ class Content:
             os.close(self.file)
             raise
 
-    def copy(self, memory: int, start: int, end: int) -> int:
-        """Copy that range of the process's memory, which is open as `memory`. Where in the file it is then."""
-        at, size = self._filled, end - start
-        if at + size > self._size:
-            self._grow(at + size + _SPARE)
-        with memoryview(self._room) as whole, whole[at : at + size] as place:
-            done = 0
-            while done < size:
-                with place[done:] as rest:
-                    got = os.preadv(memory, [rest], start + done)
-                if got <= 0:
-                    raise OSError(errno.EIO, "the process's memory cannot be read")
-                done += got
-        self._filled += size
-        return at
+    def copy(self, pid: int, ranges: Sequence[Range]) -> None:
+        """Copy these ranges of the process's memory, one after the other; once. `OSError`."""
+        size = sum(end - start for start, end in ranges)
+        if size > self._size:
+            self._grow(size)
+        with memoryview(self._room) as place:
+            read_into(place, pid, ranges)
+        self._filled = size
 
     def _grow(self, size: int) -> None:
         self._size = _required(size)

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from firkin.drivers.qemu import machines
 from firkin.drivers.qemu.warm.held_threads import HeldProcess, HeldThread, held
@@ -100,7 +101,7 @@ class Picture:
         self._disks = {root: machines.FD_ROOT, disk: machines.FD_DISK}
         self._content: Content | None = None
         self._earlier: dict[_Identity, int] = {}
-        self._taken: tuple[Revival, dict[str, _Identity]] | None = None
+        self._taken: _Taken | None = None
 
     def prepare(self) -> None:
         all_pieces = pieces(self._pid)
@@ -113,28 +114,34 @@ class Picture:
         """`passing` is open here, and there for something that is over: QEMU closes its end once its machine runs."""
         if self._content is None:
             raise OSError(errno.EINVAL, "nothing was prepared")
+        pid = self._pid
         known = {_identity(os.stat(path)): place(fd) for path, fd in self._disks.items()}
         known[_identity(os.fstat(passing))] = _NULL
-        known |= {_identity(os.stat(f"/proc/{self._pid}/fd/{fd}")): place(fd) for fd in _KEPT}
+        known |= {_identity(os.stat(f"/proc/{pid}/fd/{fd}")): place(fd) for fd in _KEPT}
         known |= {identity: content_place(number) for number, identity in enumerate(self._earlier, 1)}
-        revival = Revival()
-        with held(self._pid) as process:
-            memory = os.open(f"/proc/{self._pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _require_known_ids(process.threads, memory)
-                files = _memory(revival, self._pid, memory, self._content, known)
-            finally:
-                os.close(memory)
-            _descriptors(revival, self._pid, known)
-            _signals(revival, self._pid)
-        _threads(revival, process)
-        self._taken = revival, files
+        with held(pid) as process:
+            _require_known_ids(pid, process.threads)
+            all_pieces = pieces(pid)
+            of = dict(_to_copy(pid, all_pieces, known))
+            parts = [_parts(piece, of[piece], own) for piece, own in own_parts(pid, list(of))]
+            self._content.copy(pid, [some for own in parts for some in own])
+            descriptors, signals = _descriptors(pid), _handled(pid)
+        self._taken = _Taken(
+            process=process,
+            pieces=all_pieces,
+            known=known,
+            files=of,
+            parts=parts,
+            descriptors=descriptors,
+            signals=signals,
+        )
 
     def image(self) -> ProcessImage:
         """The caller's to close."""
         if self._taken is None or self._content is None:
             raise OSError(errno.EINVAL, "nothing was taken")
-        revival, files = self._taken
+        revival = Revival()
+        files = _revive(revival, self._taken)
         program = _program_file()
         try:
             revival.write(program)
@@ -153,6 +160,30 @@ class Picture:
             self._content = None
         while self._earlier:
             os.close(self._earlier.popitem()[1])
+
+
+class _Descriptor(NamedTuple):
+    fd: int
+    kind: str
+    identity: _Identity
+    is_null: bool
+    said: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """What was read of a process at one instant. `known`: of files, by which number one that is revived has them.
+
+    `files` are those of the pieces that were copied from, `parts` what was copied of each.
+    """
+
+    process: HeldProcess
+    pieces: Sequence[Piece]
+    known: Mapping[_Identity, int]
+    files: Mapping[Piece, _Identity]
+    parts: Sequence[Sequence[tuple[int, int]]]
+    descriptors: Sequence[_Descriptor]
+    signals: Sequence[int]
 
 
 def _program_file() -> int:
@@ -218,33 +249,43 @@ def _mapped(pid: int, piece: Piece) -> str:
     return f"/proc/{pid}/map_files/{piece.start:x}-{piece.end:x}"
 
 
-def _memory(
-    revival: Revival, pid: int, memory: int, content: Content, known: Mapping[_Identity, int]
-) -> dict[str, _Identity]:
-    """Have it mapped, and copy what is the process's own. Files that are mapped and not `known` are returned."""
-    all_pieces = pieces(pid)
-    _map_the_kernels(revival, all_pieces)
-    of = dict(_to_copy(pid, all_pieces, known))
+def _parts(piece: Piece, identity: _Identity, own: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """All of a content that is nowhere else to be had."""
+    return [(piece.start, piece.end)] if piece.is_content and identity == _NO_FILE else own
+
+
+def _revive(revival: Revival, taken: _Taken) -> dict[str, _Identity]:
+    """Which files, beside those that it is given, a process that is revived maps, by path."""
+    _map_the_kernels(revival, taken.pieces)
+    files = _map_private(revival, taken)
+    for piece in taken.pieces:
+        if piece not in taken.files and not piece.is_the_kernels and not BASE <= piece.start < LAST_OWN:
+            ram = place(machines.FD_MEMORY)
+            revival.map_file(piece.start, piece.end, piece.protection, ram, piece.offset)
+    _open_all(revival, taken)
+    for number in taken.signals:
+        revival.ignore(number)
+    _begin_threads(revival, taken.process)
+    return files
+
+
+def _map_private(revival: Revival, taken: _Taken) -> dict[str, _Identity]:
     files: dict[str, _Identity] = {}
-    opened = ""
-    for piece, parts in own_parts(pid, list(of)):
-        fd = known.get(of[piece], _OPENED)
-        if of[piece] == _NO_FILE:
+    opened, offset = "", 0
+    for (piece, identity), parts in zip(taken.files.items(), taken.parts, strict=True):
+        fd = taken.known.get(identity, _OPENED)
+        if identity == _NO_FILE:
             revival.map_nothing(piece.start, piece.end, piece.protection)
         else:
             if fd == _OPENED and piece.name != opened:
-                _open(revival, piece, of[piece], again=bool(opened))
-                opened, files[piece.name] = piece.name, of[piece]
+                _open(revival, piece, identity, again=bool(opened))
+                opened, files[piece.name] = piece.name, identity
             revival.map_file(piece.start, piece.end, piece.protection, fd, piece.offset)
-        whole = piece.is_content and of[piece] == _NO_FILE
-        for start, end in [(piece.start, piece.end)] if whole else parts:
-            revival.map_file(start, end, piece.protection, content_place(0), content.copy(memory, start, end))
+        for start, end in parts:
+            revival.map_file(start, end, piece.protection, content_place(0), offset)
+            offset += end - start
     if opened:
         revival.close(_OPENED)
-    for piece in all_pieces:
-        if piece not in of and not piece.is_the_kernels and not BASE <= piece.start < LAST_OWN:
-            ram = place(machines.FD_MEMORY)
-            revival.map_file(piece.start, piece.end, piece.protection, ram, piece.offset)
     return files
 
 
@@ -265,31 +306,40 @@ def _map_the_kernels(revival: Revival, all_pieces: Sequence[Piece]) -> None:
     revival.clear([(piece.start, piece.end) for piece in kernels], vdso[0])
 
 
-def _descriptors(revival: Revival, pid: int, known: Mapping[_Identity, int]) -> None:
-    """At the numbers that they have. Those given for it are above, and closed at last."""
-    taken = set(_STANDARD)
+def _descriptors(pid: int) -> list[_Descriptor]:
+    found = []
     for fd in sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")):
-        if fd in _STANDARD:
-            continue
         if fd >= _MOST_DESCRIPTORS:
             raise OSError(errno.EMFILE, "a process has more descriptors than are expected")
         kind, status = os.readlink(f"/proc/{pid}/fd/{fd}"), os.stat(f"/proc/{pid}/fd/{fd}")
+        # the second: where the device state of an earlier capture went, if the machine stood still ever since
+        is_null = status.st_rdev == _NULL_DEVICE or (kind.endswith(" (deleted)") and stat.S_ISREG(status.st_mode))
+        said = _described(pid, fd) if kind.startswith("anon_inode:") else {}
+        found.append(_Descriptor(fd, kind, _identity(status), is_null, said))
+    return found
+
+
+def _open_all(revival: Revival, taken: _Taken) -> None:
+    """At the numbers that they have. Those given for it are above, and closed at last."""
+    there = set(_STANDARD)
+    for fd, kind, identity, is_null, said in taken.descriptors:
+        if fd in _STANDARD:
+            continue
         if kind.startswith("anon_inode:"):
-            lowest = next(number for number in range(len(taken) + 1) if number not in taken)
-            _counter(revival, kind, _described(pid, fd), lowest)
+            lowest = next(number for number in range(len(there) + 1) if number not in there)
+            _counter(revival, kind, said, lowest)
             if lowest != fd:
                 revival.duplicate(lowest, fd)
                 revival.close(lowest)
-        elif (given := known.get(_identity(status))) is not None:
+        elif (given := taken.known.get(identity)) is not None:
             revival.duplicate(given, fd)
-        elif status.st_rdev == _NULL_DEVICE or (kind.endswith(" (deleted)") and stat.S_ISREG(status.st_mode)):
-            # the second: where the device state of an earlier capture went, if it stood still ever since
+        elif is_null:
             revival.duplicate(_NULL, fd)
         elif kind.startswith("socket:"):  # somebody's connection, who has none to the new one
             revival.duplicate(DEAD, fd)
         else:
             raise OSError(errno.EINVAL, f"a descriptor is of an unknown kind: {kind[:80]}")
-        taken.add(fd)
+        there.add(fd)
     for fd in (*map(place, (*_KEPT, machines.FD_ROOT, machines.FD_DISK)), PROGRAM, DEAD):
         revival.close(fd)
     for number in range(_MOST_CONTENTS):
@@ -311,25 +361,29 @@ def _described(pid: int, fd: int) -> dict[str, str]:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
-def _signals(revival: Revival, pid: int) -> None:
-    """QEMU handles those that ask for its end, and those that wake threads, which this accelerator does otherwise."""
+def _handled(pid: int) -> list[int]:
+    """Signals that it does not leave to the kernel, and that nobody needs: QEMU has handlers to wake threads with,
+    which this accelerator does otherwise, and for those that ask for its end, which they do without a handler, too.
+    """
     with open(f"/proc/{pid}/status") as file:
         said = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
-    wanted = int(said["SigIgn"], 16) | int(said["SigCgt"], 16)
-    for number in range(1, 65):
-        if wanted >> number - 1 & 1 and number not in _LEFT_ALONE:
-            revival.ignore(number)
+    handled = int(said["SigIgn"], 16) | int(said["SigCgt"], 16)
+    return [number for number in range(1, 65) if handled >> number - 1 & 1 and number not in _LEFT_ALONE]
 
 
-def _require_known_ids(threads: tuple[HeldThread, ...], memory: int) -> None:
+def _require_known_ids(pid: int, threads: Sequence[HeldThread]) -> None:
     """The C library must be one whose threads keep their ids where they will be looked for."""
-    for thread in threads:
-        said = os.pread(memory, 4, thread.registers.fs_base + THREAD_ID)
-        if int.from_bytes(said, "little") != thread.own_id or thread.registers.gs_base:
-            raise OSError(errno.EINVAL, "a thread does not keep its id where it is expected")
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for thread in threads:
+            said = os.pread(memory, 4, thread.registers.fs_base + THREAD_ID)
+            if int.from_bytes(said, "little") != thread.own_id or thread.registers.gs_base:
+                raise OSError(errno.EINVAL, "a thread does not keep its id where it is expected")
+    finally:
+        os.close(memory)
 
 
-def _threads(revival: Revival, process: HeldProcess) -> None:
+def _begin_threads(revival: Revival, process: HeldProcess) -> None:
     """The filters last but for these: what comes after must pass them."""
     if not process.filters:
         raise OSError(errno.EINVAL, "a process has no filter of system calls")

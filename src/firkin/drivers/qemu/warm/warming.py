@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 
 from firkin.drivers.ground.helper_process import HelperDied
@@ -64,18 +63,20 @@ class Warming:
             raise
 
     def went_on(self, plan: BootPlan, store: Store, accelerator: str) -> None:
-        """A sandbox went on from the snapshot `store`. When that has become a habit, the next ones find an image."""
+        """A sandbox went on from `store`. When that has become a habit, the next ones find an image."""
         name = store.digests.get(MEMORY, "")
         times = self._asked[name] = self._asked.pop(name, 0) + 1
         while len(self._asked) > _MOST_KNOWN:
             self._asked.popitem(last=False)
         if times == _WORTH_IT and self._images.wants(accelerator) and not self._images.has(store):
-            self._tasks.start(self._warm(plan, store), name=f"warm {plan.captured}")
+            self._tasks.start(self._warm(plan, store), name=f"warm {store.folder}")
 
     async def _warm(self, plan: BootPlan, store: Store) -> None:
         name = fresh_sandbox_id()
         async with self._one_at_a_time:
             await asyncio.sleep(_QUIET_S)
+            if self._images.has(store):
+                return
             try:
                 await self._warmed(_nobodys(plan, name), store)
             except (FirkinError, HelperDied, OSError, TimeoutError) as error:
@@ -84,7 +85,7 @@ class Warming:
     async def _warmed(self, plan: BootPlan, store: Store) -> None:
         machine, _ = await self._wake(plan)
         try:
-            await rehearse(machine, {})
+            await rehearse(machine, {} if plan.captured else plan.leaves())
             await machine.freeze()
             await self.picture(machine, store)
         finally:
@@ -92,5 +93,12 @@ class Warming:
 
 
 def _nobodys(plan: BootPlan, name: SandboxId) -> BootPlan:
-    neutral = BootPlan(sandbox_id=name, root=plan.root, resources=plan.resources, captured=plan.captured)
-    return replace(neutral, hostname=str(name), machine_id=os.urandom(16).hex())
+    return BootPlan(
+        sandbox_id=name,
+        root=plan.root,
+        resources=plan.resources,
+        hostname=str(name),
+        machine_id=os.urandom(16).hex(),
+        captured=plan.captured,
+        leaves=plan.leaves,
+    )
