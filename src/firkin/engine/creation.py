@@ -28,6 +28,7 @@ from firkin.engine.substrate import substrate
 from firkin.engine.waiting_line import Ticket, Wish
 from firkin.engine.warm_pools import Pool
 from firkin.engine.watching import watch
+from firkin.host.fittings import REHEARSAL
 from firkin.law.backend import TierStatus
 from firkin.law.capabilities import CapabilityName
 from firkin.law.driver import BootPlan
@@ -55,7 +56,7 @@ COPY_WITHIN_S = 600.0
 UNDO_WITHIN_S = 90.0
 READY_WITHIN_S = 60.0  # of a template that was ready when it was built; somebody waits
 _REHEARSAL_WITHIN_S = 10.0
-_SHELL = Argv("/bin/bash", ("--noprofile", "--norc", "-c", "[ -r /etc/profile ]"))
+_SHELL = Argv("/bin/bash", ("--noprofile", "--norc", "-c", REHEARSAL))
 _CREATE = "create a sandbox"
 
 
@@ -84,10 +85,7 @@ async def spare_order(node: Node, spec: SandboxSpec) -> Order:
 
 
 async def _rehearse(node: Node, resident: Resident) -> None:
-    """Have it start a shell once, so that its agent has done that before and its kernel knows where a shell lies.
-
-    Without any profile: what those do may be meant for the caller's variables.
-    """
+    """Have it start a shell once, so that its agent has done that before and its kernel knows where a shell lies."""
     with suppress(FirkinError, TimeoutError):  # an image without bash, or an end that is found out elsewhere
         inside = await node.links.connect(resident)
         await inside.processes.run(Command(mode=_SHELL, timeout_s=_REHEARSAL_WITHIN_S))

@@ -20,6 +20,7 @@ from firkin.drivers.ground.shelf import Bounds, Shelf
 from firkin.drivers.qemu.instance import QemuInstance
 from firkin.drivers.qemu.launches import names_in
 from firkin.drivers.qemu.stores import Store
+from firkin.host.fittings import REHEARSAL
 from firkin.host.meminfo import meminfo
 from firkin.law.driver import BootPlan, RootFilesystem
 from firkin.law.errors import FirkinError
@@ -40,7 +41,6 @@ _END_WITHIN_S = 30.0
 _KINDS = 2
 _UNASKED_S = 900.0
 _REHEARSAL_WITHIN_S = 10.0
-_TEXT = "[ -r /etc/profile ]; for home in /root /home/*; do [ -r $home/.profile ]; done; echo"
 _START: codec.Object = {"op": "start", "env": {}, "cwd": "/", "user": "", "stdin": False, "pty": None}
 _SHELLS = ("/bin/bash", "/bin/sh")  # the one that clients' commands run in, or else the one that images have
 _LEFT_FREE = GIB  # of the host's memory, beside twice what the machine could take
@@ -174,17 +174,14 @@ def has_room(kind: MachineKind) -> bool:
 
 
 async def rehearse(machine: QemuInstance, leaves: Mapping[str, int]) -> None:
-    """Have it run a shell, and make room for the files that it will be told to leave.
-
-    Without any profile: what those do may be meant for the caller's variables.
-    """
+    """Have it run a shell, and make room for the files that it will be told to leave."""
     with suppress(OSError, TimeoutError, WireError, FirkinError):  # no shell, or an end that is found out elsewhere
         async with asyncio.timeout(_REHEARSAL_WITHIN_S):
             if leaves:
                 blank = {path: " " * size for path, size in leaves.items()}
                 await _done(machine, {"op": "introduce", "files": blank, "port": 0})
             for shell in _SHELLS:
-                if await _done(machine, {**_START, "argv": [shell, "-c", _TEXT]}):
+                if await _done(machine, {**_START, "argv": [shell, "-c", REHEARSAL]}):
                     return
 
 
