@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from firkin.guest import shared_pages
+from firkin.guest.loop import IDLE_S
 from firkin.testing.conversation import Conversation
 from tests.namespaces.alone import driver_alone
 
@@ -44,6 +45,23 @@ async def test_at_rest_an_agent_has_fewer_pages_of_its_own(tmp_path: Path) -> No
                 assert (await talk.run("/bin/echo", "hello")).stdout == b"hello\n"
                 busy = _own_kb(pid)
                 assert await _falls_below(0.9 * busy, pid) > 0
+        await instance.destroy()
+        await alone.driver.discard(instance.sandbox_id)
+
+
+async def test_whoever_waits_for_a_first_command_keeps_its_pages(tmp_path: Path) -> None:
+    async with driver_alone(tmp_path) as alone:
+        instance = await alone.boot("waits")
+        pid = int(instance.ref.facts["pid"])
+        async with await Conversation.open(await instance.dial()) as talk:
+            about: dict[str, object] = {"env": {}, "cwd": "/", "user": "", "stdin": False, "pty": None}
+            number = await talk.request("start", argv=["/bin/echo"], rehearsal=True, **about)
+            assert (await talk.finished(number)).result == {"exit": 0}
+            waiting = _own_kb(pid)
+            await asyncio.sleep(4 * IDLE_S)  # that nothing happens takes time to see
+            assert _own_kb(pid) > 0.95 * waiting
+            assert (await talk.run("/bin/echo", "hello")).stdout == b"hello\n"
+            assert await _falls_below(0.9 * waiting, pid) > 0
         await instance.destroy()
         await alone.driver.discard(instance.sandbox_id)
 

@@ -88,7 +88,7 @@ async def _rehearse(node: Node, resident: Resident) -> None:
     """Have it start a shell once, so that its agent has done that before and its kernel knows where a shell lies."""
     with suppress(FirkinError, TimeoutError):  # an image without bash, or an end that is found out elsewhere
         inside = await node.links.connect(resident)
-        await inside.processes.run(Command(mode=_SHELL, timeout_s=_REHEARSAL_WITHIN_S))
+        await inside.processes.run(Command(mode=_SHELL, timeout_s=_REHEARSAL_WITHIN_S), rehearsal=True)
 
 
 async def checked_out(node: Node, spec: SandboxSpec) -> SandboxInfo | None:

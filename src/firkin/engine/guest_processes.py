@@ -122,12 +122,13 @@ class GuestProcesses:
         self._default_user = default_user
         self._default_workdir = default_workdir
 
-    async def run(self, command: Command) -> CommandOutput:
+    async def run(self, command: Command, *, rehearsal: bool = False) -> CommandOutput:
         """Raises `ProcessFailure` (`TIMED_OUT`) when the command's own deadline killed it.
 
-        A cancelled caller takes the program with it.
+        A cancelled caller takes the program with it. A `rehearsal` is nobody's: its agent goes on to wait for the
+        first program.
         """
-        stream = await self.stream(command)
+        stream = await self.stream(command, rehearsal=rehearsal)
         limit = None if command.timeout_s is None else command.timeout_s + _PATIENCE_S
         try:
             async with asyncio.timeout(limit):
@@ -167,8 +168,8 @@ class GuestProcesses:
             await stream.aclose()
         return info
 
-    async def stream(self, command: Command) -> GuestProcessStream:
-        stream, info = await self._begin(command, "stream")
+    async def stream(self, command: Command, *, rehearsal: bool = False) -> GuestProcessStream:
+        stream, info = await self._begin(command, "stream", rehearsal=rehearsal)
         try:
             if command.stdin is not None and len(command.stdin) > WINDOW:
                 self._link.start(_feed(stream, command, then_close=False), name=f"stdin of {info.id}")
@@ -179,7 +180,9 @@ class GuestProcesses:
             raise
         return GuestProcessStream(self._link, stream, info)
 
-    async def _begin(self, command: Command, operation: str) -> tuple[LinkStream, ProcessInfo]:
+    async def _begin(
+        self, command: Command, operation: str, *, rehearsal: bool = False
+    ) -> tuple[LinkStream, ProcessInfo]:
         if command.pty is not None and command.stdin is not None:
             raise ProcessFailure(
                 operation,
@@ -188,6 +191,8 @@ class GuestProcesses:
                 sandbox_id=self._link.sandbox_id,
             )
         args = self._start_arguments(command)
+        if rehearsal:
+            args["rehearsal"] = True
         with process_errors(operation, self._link.sandbox_id, user=args["user"]):
             if self._greeting is not None:
                 self._greeting.say()

@@ -58,6 +58,7 @@ class Agent:
         "_listener",
         "_machine",
         "_operations",
+        "_processes",
         "_spare",
         "_spawner",
         "_wakeup",
@@ -71,7 +72,7 @@ class Agent:
         accounts = accounts or Accounts()
         self._entries = entries = Entries(accounts)
         self._spawner = Spawner()
-        processes = ProcessOperations(self.loop, accounts, self._spawner)
+        self._processes = processes = ProcessOperations(self.loop, accounts, self._spawner)
         self._machine = MachineOperations(self.loop, processes)
         self._door = Door(self.loop, entries)
         self._operations: dict[str, Callable[[Stream, Object], None]] = {}
@@ -97,8 +98,8 @@ class Agent:
         """Answer every host that connects to the listening socket `listener_fd`, for ever.
 
         `ready` is called once connections are accepted, `at_rest` whenever there has been nothing to do for a moment,
-        once a program has ended: who waits for a first command is to be quick. Standard input and output must be
-        /dev/null.
+        once a program has ended that was no rehearsal: who waits for a first command is to be quick. Standard input
+        and output must be /dev/null.
         """
         self._at_rest = at_rest
         self.begin(spawn)
@@ -142,7 +143,7 @@ class Agent:
         with suppress(BlockingIOError):
             os.read(self._wakeup, 4096)
         self._machine.reap()
-        if self._at_rest is not None:
+        if self._at_rest is not None and self._processes.in_use:
             self.loop.at_rest(self._at_rest)
             self._at_rest = None
 

@@ -21,7 +21,7 @@ WRITE = select.EPOLLOUT
 _EVENTS_A_TURN = 64
 _TICK_S = 1.0
 _FROZEN_S = 1.0
-_IDLE_S = 0.25
+IDLE_S = 0.25
 
 
 class Timer:
@@ -156,7 +156,7 @@ class Loop:
     def at_rest(self, call: Callable[[], object]) -> None:
         """Call that once when nothing has been ready for a quarter of a second, and again whenever something was."""
         self._at_rest = call
-        self._rest_at = self._woke_at + _IDLE_S
+        self._rest_at = self._woke_at + IDLE_S
 
     def turn(self) -> None:
         """Wait for something, then do everything that is due, once."""
@@ -186,7 +186,7 @@ class Loop:
         if patience >= 0 and late > _FROZEN_S:
             self._frozen_s += late
         if ready and self._at_rest is not None:
-            self._rest_at = self._woke_at + _IDLE_S
+            self._rest_at = self._woke_at + IDLE_S
         return ready
 
     def _patience(self) -> float:
@@ -197,7 +197,7 @@ class Loop:
             heapq.heappop(timers)
         patience = min(_TICK_S, max(0.0, timers[0].at - self.now())) if timers else -1
         if self._rest_at:
-            return _IDLE_S if patience < 0 else min(_IDLE_S, patience)
+            return IDLE_S if patience < 0 else min(IDLE_S, patience)
         return patience
 
     def _run_timers(self) -> None:

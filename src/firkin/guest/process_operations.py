@@ -54,9 +54,12 @@ class _Input(Taker, Feeder):
 
 
 class ProcessOperations:
-    """`closing` refuses new programs, while the sandbox shuts down."""
+    """`closing` refuses new programs, while the sandbox shuts down.
 
-    __slots__ = ("_accounts", "_loop", "_spawner", "closing", "table")
+    `in_use`: somebody has started one, and not only whoever made the sandbox for somebody to come.
+    """
+
+    __slots__ = ("_accounts", "_loop", "_spawner", "closing", "in_use", "table")
 
     def __init__(self, loop: Loop, accounts: Accounts, spawner: Spawner) -> None:
         self._loop = loop
@@ -64,6 +67,7 @@ class ProcessOperations:
         self._spawner = spawner
         self.table = Processes(loop)
         self.closing = False
+        self.in_use = False
 
     def operations(self) -> dict[str, Callable[[Stream, Object], None]]:
         return {
@@ -88,6 +92,7 @@ class ProcessOperations:
         feeds = codec.flag(args, "input")
         process = self._spawned(program, env, tag, args)
         self.table.add(process)
+        self.in_use = self.in_use or not codec.flag(args, "rehearsal")
         if timeout_ms > 0:
             process.kill_after(self._loop, timeout_ms / 1000)
         stream.event({"pid": process.pid})
