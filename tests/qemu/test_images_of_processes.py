@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from firkin.drivers.qemu.instance import QemuInstance
 from firkin.drivers.qemu.stores import Store, read_store
 from firkin.drivers.qemu.warm.held_threads import can_hold
 from firkin.drivers.qemu.warm.process_images import require_walls
-from firkin.drivers.qemu.warm.revival import BASE
+from firkin.drivers.qemu.warm.revival import BASE, LAST_OWN
 from firkin.testing.driver_suite import begun, said
 from tests.qemu.homes import Home
 from tests.qemu.marks import real_machines
@@ -109,7 +110,7 @@ async def test_a_clone_has_descriptors_of_its_own_only(world: World, tmp_path: P
     both = {fd: kind for fd, (kind, _) in mine.items() if fd in others and not kind.startswith("anon_")}
     shared = {fd: kind for fd, kind in both.items() if mine[fd][1] == others[fd][1]}
     images = {kind for kind in shared.values() if kind.endswith((".erofs", "/kernel", ".cpio"))}
-    assert set(shared.values()) <= images | {"/dev/null", "/dev/tun", shared.get(2, "")}, (
+    assert set(shared.values()) <= images | {"/dev/null", "/dev/urandom", "/dev/tun", shared.get(2, "")}, (
         "only what nobody can write to"
     )
     assert len(images) == 3
@@ -128,7 +129,7 @@ async def test_nobody_can_change_what_clones_share_of_a_process(world: World, tm
     warm = world.driver._images.lend(store)
     assert warm is not None
     try:
-        for content in warm.image.contents:
+        for content in (*warm.image.contents, warm.image.program):
             with pytest.raises(PermissionError):
                 os.pwrite(content, b"\xff", 0)
             assert fcntl.fcntl(content, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
@@ -161,7 +162,11 @@ async def test_an_image_that_is_of_no_use_costs_nobody_his_sandbox(world: World,
     await counting(source)
     folder, store = await _captured(world, source, tmp_path / "c")
     kept = next(kept for kept in world.driver._images._kept.values() if kept.stand_in is None and not kept.used)
-    os.pwrite(kept.image.program, b"\xcc" * 4096, 0x1000)  # what it does first
+    broken = os.memfd_create("broken")
+    os.pwrite(broken, os.pread(kept.image.program, 1 << 24, 0), 0)
+    os.pwrite(broken, b"\xcc" * 4096, 0x1000)  # what it does first
+    os.dup2(broken, kept.image.program)
+    os.close(broken)
     clone = await world.wake("clone", folder)
     assert not _is_pictured(clone)
     assert (await said(clone, "hostname")).strip() == "clone"
@@ -173,25 +178,43 @@ async def test_no_process_begins_from_an_image_whose_libraries_were_replaced(wor
     folder, store = await _captured(world, source, tmp_path / "c")
     for kept in world.driver._images._kept.values():
         library = next(iter(kept.image.files))
-        kept.image = replace(kept.image, files={**kept.image.files, library: (0, 1)})
+        mark = replace(kept.image.files[library], inode=1)
+        kept.image = replace(kept.image, files={**kept.image.files, library: mark})
     assert not _is_pictured(await world.wake("clone", folder))
     assert not world.driver._images.has(store)
 
 
-async def test_a_snapshot_that_is_gone_on_from_again_and_again_gets_an_image(world: World, tmp_path: Path) -> None:
-    source = await world.boot("source")
-    drawn, _ = await counting(source)
-    folder, store = await _captured(world, source, tmp_path / "c")
+async def test_a_template_that_is_used_again_and_again_gets_an_image(world: World) -> None:
+    store = (await world.driver._parts(world.plan("asks"))).store
+    assert store is not None
     world.driver._images.drop(store)  # as after a restart of the server
-    assert not _is_pictured(await world.wake("first", folder))
+    assert not _is_pictured(await world.boot("first"))
     assert not world.driver._images.has(store)
-    await world.wake("second", folder)
+    await world.boot("second")
     await _until(lambda: world.driver._images.has(store))
-    third = await world.wake("third", folder)
+    third = await world.boot("third")
     assert _is_pictured(third)
-    assert (await said(third, _COUNTED)).split()[0] == drawn
     assert (await said(third, "hostname")).strip() == "third"
-    await _until(lambda: len(world.driver._instances) == 4)  # the one that was nobody's is gone
+    await _until(lambda: len(world.driver._instances) == 3)  # the one that was nobody's is gone
+
+
+async def test_a_snapshot_has_no_image_but_that_of_its_own_instant(world: World, tmp_path: Path) -> None:
+    source = await world.boot("source")
+    folder, store = await _captured(world, source, tmp_path / "c")
+    world.driver._images.drop(store)
+    for name in ("first", "second", "third"):
+        assert not _is_pictured(await world.wake(name, folder))
+    assert not world.driver._images.has(store)
+
+
+async def test_a_copy_of_a_store_is_not_taken_for_the_store(world: World, tmp_path: Path) -> None:
+    """What a machine had in its memory is its guest's choice, and no name for the process that stood there."""
+    source = await world.boot("source")
+    folder, store = await _captured(world, source, tmp_path / "c")
+    shutil.copytree(folder, tmp_path / "copy")
+    assert world.driver._images.has(store)
+    assert not world.driver._images.has(read_store(tmp_path / "copy"))
+    assert not _is_pictured(await world.wake("clone", tmp_path / "copy"))
 
 
 async def test_machines_woken_ahead_give_their_templates_an_image(home: Home) -> None:
@@ -241,6 +264,36 @@ async def test_clones_draw_different_numbers_and_know_the_time(world: World, tmp
     assert len(set(drawn)) == len({text.split("\n")[0] for text in drawn}) == 3
     for clone in clones:
         assert abs(float(await said(clone, "date +%s.%N")) - time.time()) < 1
+
+
+async def test_what_draws_random_numbers_inside_is_the_guests_or_the_hosts(world: World, tmp_path: Path) -> None:
+    """QEMU has a generator of its own, in its memory, whose numbers would be the same in all that begin as copies."""
+    source = await world.boot("source")
+    flags = (await said(source, "cat /proc/cpuinfo")).split()
+    assert "ssse3" in flags
+    assert not {"rdrand", "rdseed"} & set(flags)
+    assert any(os.readlink(link) == "/dev/urandom" for link in Path(f"/proc/{source.pid}/fd").iterdir())
+    folder, _ = await _captured(world, source, tmp_path / "c")
+    clones = [await world.wake(f"c{number}", folder) for number in range(2)]
+    for clone in clones:
+        assert _is_pictured(clone)
+        assert any(os.readlink(link) == "/dev/urandom" for link in Path(f"/proc/{clone.pid}/fd").iterdir())
+    drawn = [await said(clone, "od -N32 -An -tx1 /dev/hwrng 2>/dev/null || echo none") for clone in clones]
+    assert drawn[0] != drawn[1] or drawn[0].strip() == "none"
+
+
+async def test_a_process_that_began_from_an_image_does_not_grow_where_its_program_is(
+    world: World, tmp_path: Path
+) -> None:
+    source = await world.boot("source")
+    folder, _ = await _captured(world, source, tmp_path / "c")
+    clone = await world.wake("clone", folder)
+    there = [line.split() for line in Path(f"/proc/{clone.pid}/maps").read_text().splitlines()]
+    spans = [(int(line[0].split("-")[0], 16), int(line[0].split("-")[1], 16), line[1]) for line in there]
+    within = [span for span in spans if BASE <= span[0] < LAST_OWN]
+    assert [access for _, _, access in within] == ["r-xp", "---p"]
+    assert within[-1][1] == LAST_OWN
+    assert not any("w" in access and "x" in access for start, _, access in within)
 
 
 async def test_a_busy_machine_is_pictured_while_it_works(world: World, tmp_path: Path) -> None:

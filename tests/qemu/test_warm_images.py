@@ -25,6 +25,7 @@ from firkin.drivers.qemu.warm.private_memory import Content, Piece, is_sealed, o
 from firkin.drivers.qemu.warm.process_images import Picture, ProcessImage
 from firkin.drivers.qemu.warm.revival import Revival
 from firkin.drivers.qemu.warm.warm_images import WarmImages
+from firkin.host.file_marks import FileMark
 from firkin.law.resources import GIB
 
 here = pytest.mark.skipif(not can_hold(), reason="images of processes are for x86-64")
@@ -301,6 +302,7 @@ def _image() -> ProcessImage:
 def _store(folder: Path, name: str) -> Store:
     folder = folder / name
     folder.mkdir(exist_ok=True)
+    (folder / MEMORY).write_text(name)
     shape = Shape(memory_bytes=1 << 28, vcpus=1, accelerator="tcg")
     fit = Fit(qemu="q", kit="k", root="r", processor="p", shape=shape)
     return Store(folder=folder, fit=fit, disk_bytes=1, digests={MEMORY: name, STATE: name})
@@ -318,11 +320,11 @@ def images(memory_left: list[int]) -> Iterator[WarmImages]:
 @here
 def test_those_that_were_used_stay_longest(images: WarmImages, tmp_path: Path) -> None:
     base, one, two = (_store(tmp_path, name) for name in ("base", "one", "two"))
-    images.add(base.digests, _image())
+    images.add(base.folder, base.digests, _image())
     lent = images.lend(base)
     assert lent is not None
     for store in (one, two):
-        images.add(store.digests, _image())
+        images.add(store.folder, store.digests, _image())
     assert [images.has(store) for store in (base, one, two)] == [True, False, True]
     os.fstat(lent.image.program)  # still the borrower's
     images.drop(base)
@@ -334,7 +336,7 @@ def test_those_that_were_used_stay_longest(images: WarmImages, tmp_path: Path) -
 @here
 def test_a_stand_in_goes_with_its_image(images: WarmImages, tmp_path: Path) -> None:
     asked, instead = _store(tmp_path, "asked"), _store(tmp_path, "instead")
-    images.add(instead.digests, _image())
+    images.add(instead.folder, instead.digests, _image())
     images.stand_in(asked, instead)
     lent = images.lend(asked)
     assert lent is not None
@@ -356,7 +358,7 @@ def test_a_stand_in_without_an_image_is_removed(images: WarmImages, tmp_path: Pa
 @here
 def test_a_host_short_of_memory_keeps_none(images: WarmImages, tmp_path: Path, memory_left: list[int]) -> None:
     store = _store(tmp_path, "one")
-    images.add(store.digests, _image())
+    images.add(store.folder, store.digests, _image())
     images.drop_idle()
     assert images.has(store)
     memory_left[0] = GIB // 2
@@ -366,14 +368,18 @@ def test_a_host_short_of_memory_keeps_none(images: WarmImages, tmp_path: Path, m
 
 
 @here
-def test_none_is_taken_where_they_are_not_wanted(images: WarmImages) -> None:
+def test_none_is_taken_where_they_are_not_wanted(images: WarmImages, monkeypatch: pytest.MonkeyPatch) -> None:
     assert images.wants("tcg")
     assert not images.wants("kvm")
     assert not WarmImages(0).wants("tcg")
     for _ in range(3):
         images.failed()
     assert not images.wants("tcg"), "a host on which none ever begins from one"
-    images.worked()
+    monkeypatch.setattr(warm_images, "_NONE_FOR_S", 0.0)
+    for worked in (False, False, True, False, False):
+        (images.worked if worked else images.failed)()
+    assert not images.wants("tcg"), "for a while"
+    images._none_until = 0.0
     assert images.wants("tcg")
 
 
@@ -381,11 +387,12 @@ def test_none_is_taken_where_they_are_not_wanted(images: WarmImages) -> None:
 def test_an_image_of_replaced_files_is_not_lent(images: WarmImages, tmp_path: Path) -> None:
     library = tmp_path / "library.so"
     library.write_text("old")
-    status = library.stat()
+    mark = FileMark.of(library.stat())
     store = _store(tmp_path, "one")
     made = _image()
-    files = {str(library): (status.st_dev, status.st_ino)}
-    images.add(store.digests, ProcessImage(contents=made.contents, program=made.program, own_bytes=0, files=files))
+    files = {str(library): mark}
+    made = ProcessImage(contents=made.contents, program=made.program, own_bytes=0, files=files)
+    images.add(store.folder, store.digests, made)
     lent = images.lend(store)
     assert lent is not None
     lent.image.close()

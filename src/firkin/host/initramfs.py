@@ -16,8 +16,14 @@ _ALIGNED = 4
 _PAGE = 4096
 
 
-def write_initramfs(target: Path, trees: Mapping[str, Path], folders: tuple[str, ...] = ()) -> None:
-    """`trees` are files or folders of this machine by their place inside; `folders` are empty ones.
+def write_initramfs(
+    target: Path,
+    trees: Mapping[str, Path],
+    folders: tuple[str, ...] = (),
+    devices: Mapping[str, tuple[int, int]] | None = None,
+) -> None:
+    """`trees` are files or folders of this machine by their place inside; `folders` are empty ones; `devices` the
+    numbers of character devices.
 
     All belongs to root. Written beside `target`, made durable, and then put in its place.
 
@@ -29,6 +35,8 @@ def write_initramfs(target: Path, trees: Mapping[str, Path], folders: tuple[str,
         archive = _Archive(out)
         for folder in folders:
             archive.folder(folder)
+        for place, numbers in sorted((devices or {}).items()):
+            archive.device(place, numbers)
         for place, source in sorted(trees.items()):
             archive.tree(place.strip("/"), source)
         archive.close()
@@ -61,6 +69,9 @@ class _Archive:
         for entry in sorted(source.iterdir()):
             self.tree(f"{place}/{entry.name}", entry)
 
+    def device(self, place: str, numbers: tuple[int, int]) -> None:
+        self._entry(place, stat.S_IFCHR | 0o666, b"", numbers)
+
     def close(self) -> None:
         self._entry("TRAILER!!!", 0, b"")
         self._out.write(b"\0" * ((_ALIGNED - self._out.tell()) % _PAGE))
@@ -71,10 +82,10 @@ class _Archive:
         else:
             self._entry(place, stat.S_IFREG | (0o755 if os.access(source, os.X_OK) else 0o644), source.read_bytes())
 
-    def _entry(self, name: str, mode: int, content: bytes) -> None:
+    def _entry(self, name: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
         self._number += 1
         encoded = os.fsencode(name) + b"\0"
-        fields = (self._number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
+        fields = (self._number, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(encoded), 0)
         self._out.write(_HEADER.format(*fields).encode() + encoded)
         self._pad()
         self._out.write(content)

@@ -167,7 +167,7 @@ def is_online(policy: NetworkPolicy) -> bool:
     return policy.internet and not policy.is_inspected
 
 
-def has_room(kind: MachineKind) -> bool:
+def has_room(kind: MachineKind | BootPlan) -> bool:
     """Whether the host has memory to spare for one, and what it goes on from is there yet."""
     there = all(map(os.path.exists, (kind.root.base, *kind.root.layers, kind.captured or "/")))
     return there and meminfo("MemAvailable") >= 2 * kind.resources.memory_bytes + _LEFT_FREE

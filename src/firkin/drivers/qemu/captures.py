@@ -64,9 +64,11 @@ class Capture:
                 os.close(writing)
             await self._write_state(monitor, raw)
             async with children() as beside:
+                work = [lambda: self._copy(raw)]
                 if self._picture is not None:
-                    beside.start(self._in_thread(lambda: self._take_picture(raw)), name="picture")
-                await self._in_thread(lambda: self._copy(raw))
+                    work.append(lambda: self._take_picture(raw))
+                for done in [beside.start(self._in_thread(part), name="write a machine down") for part in work]:
+                    await done
         finally:
             os.close(raw)
             (self._into / f".{STATE}").unlink(missing_ok=True)
@@ -110,6 +112,8 @@ class Capture:
         assert self._picture is not None
         with _no_picture_then():
             self._image = self._picture.image()
+        if self._stop.is_set() and (image := self.image()) is not None:  # nobody waited for it
+            image.close()
 
     def _begin(self, room_bytes: int) -> None:
         size = self._fit.shape.memory_mib << 20
@@ -170,7 +174,7 @@ def _no_picture_then() -> Iterator[None]:
     """It makes wakings quicker, and is needed for nothing."""
     try:
         yield
-    except (OSError, OverflowError, KeyError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 — what a process can be like is its own choice; none of it is our caller's
         _log.info("no image of a machine's process error=%s", error)
 
 

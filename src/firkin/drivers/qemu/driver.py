@@ -205,7 +205,7 @@ class QemuDriver:
         with self._ahead.launching(plan):
             parts = await self._parts(plan)
             instance = await self._attempts(plan, parts)
-        if parts.store is not None and not (plan.repeats and self._options.ready_machines):
+        if parts.store is not None and not plan.captured and not (plan.repeats and self._options.ready_machines):
             self._warming.went_on(plan, parts.store, parts.fit.shape.accelerator)
         return instance
 
@@ -339,10 +339,13 @@ class QemuDriver:
             return None
         return Picture(instance.pid, root, self._folders.disk(instance.sandbox_id))
 
-    def _written(self, folder: Path, digests: dict[str, str], image: ProcessImage | None) -> None:
+    def _written(self, folder: Path, digests: dict[str, str], image: ProcessImage | None, pictured: bool) -> None:
         self._memories.vouch(folder / MEMORY, digests[MEMORY])
         if image is not None:
-            self._images.add(digests, image)
+            self._images.worked()
+            self._images.add(folder, digests, image)
+        elif pictured:
+            self._images.failed()
 
     # -- ends -----------------------------------------------------------------------------------
 

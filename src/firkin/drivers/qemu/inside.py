@@ -46,8 +46,9 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _OWN_BOOT_ID = "/dev/.boot-id"
 # In centiseconds: a machine that is ended by force loses no more than two seconds of what was written.
 _WRITE_SOON = {"dirty_expire_centisecs": b"100", "dirty_writeback_centisecs": b"100"}
-_RNDRESEEDCRNG = 0x5207
+_RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCADDRT = 0x8914, 0x8916, 0x891C, 0x890B
+_FETCHED_AHEAD = 64  # virtio-rng.c: a line of the cache
 _ANY = "0.0.0.0"
 _IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
 
@@ -57,6 +58,7 @@ def main() -> NoReturn:
     for kind, place in (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")):
         os.makedirs(place, exist_ok=True)
         syscalls.mount(kind, place, kind)
+    _begin_to_draw()
     while os.open("/dev/null", os.O_RDWR) < 2:  # without a console the kernel gives no standard input and output
         pass
     _quieten()
@@ -231,6 +233,24 @@ def _stir(seed: bytes) -> None:
     try:
         os.write(device, seed)
         fcntl.ioctl(device, _RNDRESEEDCRNG)
+    finally:
+        os.close(device)
+    with suppress(OSError):  # what the driver of the machine's own source has asked for already is in its memory, too
+        source = os.open("/dev/hwrng", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.read(source, _FETCHED_AHEAD)
+        finally:
+            os.close(source)
+
+
+def _begin_to_draw() -> None:
+    """Have the kernel give out random numbers at once: by itself it waits until it has seen enough that is random.
+
+    Nothing that is drawn before `settle`, which stirs what nobody knows into it, is anything but a passing name.
+    """
+    device = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("=ii32x", 256, 32))
     finally:
         os.close(device)
 

@@ -70,11 +70,11 @@ class Surroundings(Around):
     """What all machines of one driver share.
 
     `released` is told of each that is gone, `written` of each store that was just written: where, its digests, and what
-    there is of the process at that instant. `picture` says how that is taken, if it is wanted.
+    there is of the process at that instant, and whether something was wanted. `picture` says how that is taken then.
     """
 
     released: Callable[[QemuInstance], Awaitable[None]]
-    written: Callable[[Path, dict[str, str], ProcessImage | None], None]
+    written: Callable[[Path, dict[str, str], ProcessImage | None, bool], None]
     picture: Callable[[QemuInstance], Picture | None]
 
 
@@ -243,7 +243,8 @@ class QemuInstance(HeldInstance):
     async def capture(self, into: Path, *, room_bytes: int) -> None:
         """Standing still for as long as writing down what it changed takes, unless it is already."""
         self._require_alive("capture")
-        work = Capture(self.pid, self.fit, self._places.disk, into, self._around.picture(self))
+        picture = self._around.picture(self)
+        work = Capture(self.pid, self.fit, self._places.disk, into, picture)
         try:
             await work.prepare(room_bytes)
             async with self._held():
@@ -251,7 +252,7 @@ class QemuInstance(HeldInstance):
                 await work.write(await self.monitor())
                 self._require_alive("capture")  # ended meanwhile: what was read may be of nobody
             digests = await work.finish()
-            self._around.written(into, digests, work.image())
+            self._around.written(into, digests, work.image(), picture is not None)
         except BackendFailure:
             await self._require_survival("capture")
             raise

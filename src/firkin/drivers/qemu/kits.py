@@ -23,7 +23,7 @@ from firkin.law.errors import BackendFailure
 _ENTRY = "firkin.drivers.qemu.inside"
 _START = f"from {_ENTRY} import main\nmain()\n"
 _FETCH_WITHIN_S = 600.0
-_FORM = "3"  # raise it when the same parts are put together, or told their clock, in another way
+_FORM = "4"  # raise it when the same parts are put together, or told their clock, in another way
 _log = logging.getLogger("firkin.qemu")
 
 
@@ -81,7 +81,11 @@ class Kits:
                 start.flush()
                 trees = {PLACE: bundle.folder, f"{PLACE}/start.py": Path(start.name)}
                 trees.update({f"{MODULES}/{module.name}": module for module in kernel.modules})
-                write_initramfs(initramfs, trees, folders=("dev", "proc", "sys", MODULES))
+                folders, devices = (
+                    ("dev", "proc", "sys", MODULES),
+                    {"dev/urandom": (1, 9)},
+                )  # Python does not start without
+                write_initramfs(initramfs, trees, folders=folders, devices=devices)
         for path in (kernel.image, initramfs):
             os.chmod(path, 0o444)  # QEMU opens them anew, without a user's rights
         qemu = find_program(program(self._machine), package=PACKAGES.get(self._machine, "qemu-system"))

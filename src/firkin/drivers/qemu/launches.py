@@ -89,6 +89,8 @@ class Launches:
         try:
             return await self._awake(plan, slot, replace(parts, store=warm.store), warm.image)
         except (OSError, FirkinError) as error:
+            if isinstance(error, OSError) and HostDiskFull.explains(error):
+                raise
             self.images.drop(parts.store)
             raise ConnectionAbortedError(f"the image of its process is of no use: {error}") from error
         finally:

@@ -19,6 +19,7 @@ from firkin.law.resources import SandboxResources
 FD_TRUNK, FD_RESET, FD_CONTROL, FD_ROOT, FD_DISK, FD_MEMORY, FD_STATE, FD_TAP, FD_KERNEL, FD_INITRAMFS = range(10, 20)
 PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 MIB = 1 << 20
+RANDOM = "/dev/urandom"  # the host's, for what QEMU gives its machine
 _LEAST_MEMORY = 96 * MIB  # below, Debian's kernel and the agent's initramfs do not fit (88 are too little)
 _SERIAL_PORTS = 4
 _MAC = "02:fc:00:00:00:01"  # the same in all: each is alone on its wire
@@ -52,11 +53,15 @@ class Shape:
     def cpu(self) -> str:
         """What an emulated kernel would do for its own protection, or with tables of five levels, is work for nothing.
 
-        `pauth-impdef`: signing pointers with the architecture's own cipher is most of an emulated arm64's.
+        Nor has an emulated x86 instructions that draw random numbers: QEMU draws those itself, and copies of its
+        process (`warm`) would draw the same. `pauth-impdef`: signing pointers with the architecture's own cipher is
+        most of an emulated arm64's.
         """
         if self.accelerator == "kvm":
             return "host"
-        return "max,pauth-impdef=on" if self.machine == "aarch64" else "max,-la57,-smap,-smep,-umip,-pku"
+        return (
+            "max,pauth-impdef=on" if self.machine == "aarch64" else "max,-la57,-smap,-smep,-umip,-pku,-rdrand,-rdseed"
+        )
 
     @property
     def name(self) -> str:
@@ -83,7 +88,8 @@ def command_line(shape: Shape, *, start: tuple[str, ...], name: str, waking: boo
     argv += _disk("root", FD_ROOT, read_only=True) + _disk("disk", FD_DISK, read_only=False)
     card = f"virtio-net-device,netdev=net0,mac={_MAC},guest_announce=off"  # it has another address when it wakes
     argv += ["-netdev", f"tap,id=net0,fd={FD_TAP}", "-device", card]
-    argv += ["-device", "virtio-rng-device", "-device", f"virtio-serial-device,max_ports={_SERIAL_PORTS}"]
+    argv += ["-object", f"rng-random,id=random,filename={RANDOM}", "-device", "virtio-rng-device,rng=random"]
+    argv += ["-device", f"virtio-serial-device,max_ports={_SERIAL_PORTS}"]
     for number, (fd, port) in enumerate(((FD_TRUNK, TRUNK), (FD_RESET, RESET)), 1):
         argv += ["-chardev", f"socket,id=serial{number},fd={fd},server=on,wait=off"]
         argv += ["-device", f"virtserialport,nr={number},chardev=serial{number},name={port}"]

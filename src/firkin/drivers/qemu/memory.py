@@ -152,7 +152,7 @@ def own_ranges(pid: int, stretches: Iterable[tuple[int, int]]) -> Iterator[tuple
 
 
 def _scanned(pagemap: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Present or swapped, and not the file's: what is asked for is the inverse of "file", and any of the two."""
+    """Present or swapped, and neither the file's nor the page of zeros: inverses of these, and any of the two."""
     regions = ctypes.create_string_buffer(_REGION.size * _REGIONS)
     while start < end:
         request = bytearray(
@@ -165,8 +165,8 @@ def _scanned(pagemap: int, start: int, end: int) -> Iterator[tuple[int, int]]:
                 ctypes.addressof(regions),
                 _REGIONS,
                 0,
-                _IS_FILE,
-                _IS_FILE,
+                _IS_FILE | _IS_PFNZERO,
+                _IS_FILE | _IS_PFNZERO,
                 _IS_PRESENT | _IS_SWAPPED,
                 0,
             )

@@ -110,12 +110,14 @@ def can_hold() -> bool:
 
 @contextmanager
 def held(pid: int) -> Iterator[HeldProcess]:
-    """Hold all threads of the process `pid`. To be entered and left in the same thread of the caller.
+    """Hold all threads of the process `pid`, in a thread of the caller that ends soon after: with its end the kernel
+    lets go of those that could not be let go, because they did not stop.
 
     Raises `OSError`: `ProcessLookupError` for one that is gone, `PermissionError` where the host forbids it,
     `TimeoutError` for one that does not stop within a second.
     """
     threads: list[int] = []
+    until = time.monotonic() + _HELD_WITHIN_S
     try:
         while new := sorted(_threads(pid) - set(threads)):
             if len(threads) + len(new) > _MOST_THREADS:
@@ -124,20 +126,20 @@ def held(pid: int) -> Iterator[HeldProcess]:
                 _ask(_SEIZE, thread)
                 threads.append(thread)
                 _ask(_INTERRUPT, thread)
-                _wait(thread)
+                _wait(thread, until)
         read = sorted(threads, key=lambda thread: (thread != pid, thread))
         yield HeldProcess(threads=tuple(_thread(pid, thread) for thread in read), filters=tuple(_filters(pid)))
     finally:
-        for thread in threads:
-            _let_go(thread)
+        for thread in sorted(threads, key=lambda thread: thread == pid):  # a leader ends last
+            with suppress(OSError):
+                _ask(_DETACH, thread)
 
 
 def _threads(pid: int) -> set[int]:
     return {int(name) for name in os.listdir(f"/proc/{pid}/task")}
 
 
-def _wait(thread: int) -> None:
-    until = time.monotonic() + _HELD_WITHIN_S
+def _wait(thread: int, until: float) -> None:
     while True:
         changed, status = os.waitpid(thread, os.WNOHANG | _WALL)
         if changed and not os.WIFSTOPPED(status):
@@ -152,19 +154,13 @@ def _wait(thread: int) -> None:
             time.sleep(_LOOKS_EVERY_S)
 
 
-def _let_go(thread: int) -> None:
-    with suppress(OSError):
-        _ask(_DETACH, thread)
-        return
-    with suppress(OSError):  # it was not held yet; seized it must not stay
-        _wait(thread)
-        _ask(_DETACH, thread)
-
-
 def _thread(pid: int, thread: int) -> HeldThread:
+    general = _set_of_registers(thread, _NT_PRSTATUS)
+    if len(general) != _REGISTERS.size:
+        raise OSError(errno.EINVAL, "a thread is in another mode than 64 bits")
     return HeldThread(
         own_id=_own_id(pid, thread),
-        registers=Registers(*_REGISTERS.unpack(_set_of_registers(thread, _NT_PRSTATUS))),
+        registers=Registers(*_REGISTERS.unpack(general)),
         vectors=_set_of_registers(thread, _NT_X86_XSTATE),
         blocked=_blocked(thread),
         restartable=_restartable(thread),
@@ -172,11 +168,18 @@ def _thread(pid: int, thread: int) -> HeldThread:
 
 
 def _own_id(pid: int, thread: int) -> int:
-    with open(f"/proc/{pid}/task/{thread}/status") as file:
-        for line in file:
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
+    for name, value in status_of(f"{pid}/task/{thread}"):
+        if name == b"NSpid":
+            return int(value.split()[-1])
     return thread
+
+
+def status_of(process: str) -> Iterator[tuple[bytes, bytes]]:
+    """What /proc/PID/status says, line by line. A thread's name, which it chooses, can hold any byte but these."""
+    with open(f"/proc/{process}/status", "rb") as file:
+        for line in file.read().split(b"\n"):
+            name, _, value = line.partition(b":")
+            yield name, value.strip()
 
 
 def _set_of_registers(thread: int, kind: int) -> bytes:

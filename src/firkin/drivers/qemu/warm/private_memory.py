@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from firkin.drivers.qemu.memory import own_ranges
@@ -19,11 +20,16 @@ from firkin.drivers.qemu.process_reads import read_into
 
 _NAME = "firkin-qemu"
 _CLOSE_TOGETHER = 16 << 10  # what lies no further apart is copied, and mapped, as one
-_MOST_BYTES = 320 << 20  # what the limits leave to QEMU itself, and some of a machine's
+MOST_BYTES = 320 << 20  # what the limits leave to QEMU itself, and some of a machine's
 _MOST_PIECES = 4096
 _SPARE = 4 << 20
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)")
+_LINE = re.compile(
+    rb"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *([^\n]*)\n"
+)
+_MOST_LINE = 8192
+_MOST_RANGES = 16384
+_VOLATILE = frozenset((b"wf", b"dp"))
 
 Range = tuple[int, int]
 
@@ -51,40 +57,57 @@ class Piece(NamedTuple):
 
 
 def pieces(pid: int) -> list[Piece]:
-    """In the order of their addresses. `OSError`."""
-    found = []
-    with open(f"/proc/{pid}/maps") as file:
-        for line in file:
-            piece = _piece(line.rstrip("\n"))
-            if piece.name != "[vsyscall]":  # the kernel's own half
-                found.append(piece)
+    """In the order of their addresses. `OSError`, also for what no process of QEMU has."""
+    found: list[Piece] = []
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        for line in iter(lambda: file.readline(_MOST_LINE), b""):
+            piece = _piece(line)
+            if piece.name == "[vsyscall]":  # the kernel's own half
+                continue
+            found.append(piece)
+            if len(found) > _MOST_PIECES:
+                raise OSError(errno.E2BIG, "a process has more mappings than are expected")
     if not found:
         raise ProcessLookupError(errno.ESRCH, "the process has no memory")
-    if len(found) > _MOST_PIECES:
-        raise OSError(errno.E2BIG, "a process has more mappings than are expected")
     return found
 
 
-def _piece(line: str) -> Piece:
+def _piece(line: bytes) -> Piece:
     match = _LINE.fullmatch(line)
     if match is None:
         raise OSError(errno.EINVAL, "a mapping reads otherwise than is known")
     start, end, read, write, execute, kind, offset, major, minor, inode, name = match.groups()
-    protection = (read == "r") * mmap.PROT_READ | (write == "w") * mmap.PROT_WRITE | (execute == "x") * mmap.PROT_EXEC
+    protection = (read == b"r") * mmap.PROT_READ | (write == b"w") * mmap.PROT_WRITE
     return Piece(
         start=int(start, 16),
         end=int(end, 16),
-        protection=protection,
-        shared=kind == "s",
+        protection=protection | (execute == b"x") * mmap.PROT_EXEC,
+        shared=kind == b"s",
         offset=int(offset, 16),
         file=(os.makedev(int(major, 16), int(minor, 16)), int(inode)) if int(inode) else (0, 0),
-        name=name,
+        name=os.fsdecode(name),
     )
+
+
+def volatile_starts(pid: int) -> frozenset[int]:
+    """Where mappings begin whose content the kernel may drop, or wipes in forks: random numbers that are drawn once.
+
+    Of Linux, filesystems/proc.rst, VmFlags. Takes milliseconds: all pages are counted for it.
+    """
+    found = set()
+    start = 0
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        for line in iter(lambda: file.readline(_MOST_LINE), b""):
+            if match := _LINE.fullmatch(line):
+                start = int(match[1], 16)
+            elif line.startswith(b"VmFlags:") and _VOLATILE & set(line.split()):
+                found.add(start)
+    return frozenset(found)
 
 
 def own_parts(pid: int, some: Sequence[Piece]) -> Iterator[tuple[Piece, list[Range]]]:
     """Of each piece what is the process's own, in ranges that lie some way apart."""
-    ranges = own_ranges(pid, _stretches(some))
+    ranges = _few(own_ranges(pid, _stretches(some)))
     own = next(ranges, None)
     for piece in some:
         parts: list[Range] = []
@@ -94,6 +117,15 @@ def own_parts(pid: int, some: Sequence[Piece]) -> Iterator[tuple[Piece, list[Ran
                 break
             own = next(ranges, None)
         yield piece, parts
+
+
+def _few(ranges: Iterator[Range]) -> Iterator[Range]:
+    size = 0
+    for number, (start, end) in enumerate(ranges):
+        size += end - start
+        if number >= _MOST_RANGES or size > MOST_BYTES:
+            raise OSError(errno.E2BIG, "a process has more memory of its own than is expected")
+        yield start, end
 
 
 def _stretches(some: Sequence[Piece]) -> Iterator[Range]:
@@ -148,13 +180,19 @@ class Content:
         """Nothing more is copied. How many bytes it has; the file is the caller's to close."""
         self._room.close()
         os.ftruncate(self.file, self._filled)
-        fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, _SEALS)
+        seal(self.file)
         return self._filled
 
     def drop(self) -> None:
         """It is not wanted."""
-        self._room.close()
         os.close(self.file)
+        with suppress(BufferError):  # somebody looks at it yet; it goes with him
+            self._room.close()
+
+
+def seal(file: int) -> None:
+    """From now on nobody can change that memory file, whom nobody has mapped to write to."""
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
 
 
 def is_sealed(file: int) -> bool:
@@ -163,6 +201,6 @@ def is_sealed(file: int) -> bool:
 
 
 def _required(size: int) -> int:
-    if size > _MOST_BYTES:
+    if size > MOST_BYTES:
         raise OSError(errno.E2BIG, "a process has more memory of its own than is expected")
     return size

@@ -15,16 +15,27 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from firkin.drivers.qemu import machines
-from firkin.drivers.qemu.warm.held_threads import HeldProcess, HeldThread, held
-from firkin.drivers.qemu.warm.private_memory import Content, Piece, is_sealed, own_parts, pieces
+from firkin.drivers.qemu.warm.held_threads import HeldProcess, HeldThread, held, status_of
+from firkin.drivers.qemu.warm.private_memory import (
+    MOST_BYTES,
+    Content,
+    Piece,
+    is_sealed,
+    own_parts,
+    pieces,
+    seal,
+    volatile_starts,
+)
 from firkin.drivers.qemu.warm.revival import BASE, LAST_OWN, THREAD_ID, Revival
+from firkin.host.file_marks import FileMark
 
 _NAME = b"firkin-vm"
 _MFD_EXEC = 0x10
@@ -32,7 +43,10 @@ _MOST_DESCRIPTORS = 256
 _MOST_CONTENTS = 4
 _STANDARD = (0, 1, 2)
 _NULL = 0
-_NULL_DEVICE = os.makedev(1, 3)
+_NULL_DEVICE, _RANDOM_DEVICE = os.makedev(1, 3), os.makedev(1, 9)
+_RANDOM = machines.RANDOM.encode()
+_STACK, _GUARD = 8 << 20, 1 << 20  # what the kernel would let the first thread's stack grow to, and how near to others
+_MOST_MAPPED = 64 << 30  # but for the machine's memory; QEMU has 2 GiB, most of it never touched
 _OPENED = 3  # the lowest that is free
 _LEFT_ALONE = (1, 2, 15)  # SIGHUP, SIGINT and SIGTERM end QEMU, with or without its handlers
 # What QEMU keeps at the numbers that it was given. It closes those of disks, and of the state that it went on from.
@@ -72,7 +86,7 @@ class ProcessImage:
     contents: tuple[int, ...]
     program: int
     own_bytes: int
-    files: Mapping[str, _Identity]
+    files: Mapping[str, FileMark]
 
     def close(self) -> None:
         for fd in (*self.contents, self.program):
@@ -82,7 +96,7 @@ class ProcessImage:
     def still_fits(self) -> bool:
         """Whether what else is mapped is what it was: an update puts other files in the place of libraries."""
         try:
-            return all(_identity(os.stat(path)) == known for path, known in self.files.items())
+            return all(FileMark.of(os.stat(path)) == known for path, known in self.files.items())
         except OSError:
             return False
 
@@ -92,7 +106,7 @@ class Picture:
     and `image` when it may run again.
 
     All of it blocks. `OSError`, also for what is not as it should be: then there is no image, and nothing else is
-    different.
+    different. `drop` may be called at any time and from any thread.
     """
 
     def __init__(self, pid: int, root: Path, disk: Path) -> None:
@@ -101,17 +115,38 @@ class Picture:
         self._disks = {root: machines.FD_ROOT, disk: machines.FD_DISK}
         self._content: Content | None = None
         self._earlier: dict[_Identity, int] = {}
+        self._volatile: frozenset[int] = frozenset()
         self._taken: _Taken | None = None
+        self._at_work = threading.Lock()
+        self._unwanted = False
 
     def prepare(self) -> None:
-        all_pieces = pieces(self._pid)
-        self._earlier = _earlier_contents(self._pid, all_pieces)
-        some = [piece for piece, _ in _to_copy(self._pid, all_pieces, self._earlier)]
-        size = sum(end - start for _, parts in own_parts(self._pid, some) for start, end in parts)
-        self._content = Content(size)
+        with self._working():
+            all_pieces = pieces(self._pid)
+            self._volatile = volatile_starts(self._pid)
+            self._earlier = _earlier_contents(self._pid, all_pieces)
+            some = [piece for piece, _ in _to_copy(self._pid, all_pieces, self._earlier)]
+            size = sum(end - start for _, parts in own_parts(self._pid, some) for start, end in parts)
+            self._content = Content(size)
 
     def take(self, passing: int) -> None:
         """`passing` is open here, and there for something that is over: QEMU closes its end once its machine runs."""
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with self._working():
+                    self._take(passing)
+            except BaseException as error:  # noqa: BLE001 — the root of a thread, whose owner raises it
+                failed.append(error)
+
+        tracing = threading.Thread(target=work, name="picture")  # see `held`
+        tracing.start()
+        tracing.join()
+        if failed:
+            raise failed[0]
+
+    def _take(self, passing: int) -> None:
         if self._content is None:
             raise OSError(errno.EINVAL, "nothing was prepared")
         pid = self._pid
@@ -123,7 +158,7 @@ class Picture:
             _require_known_ids(pid, process.threads)
             all_pieces = pieces(pid)
             of = dict(_to_copy(pid, all_pieces, known))
-            parts = [_parts(piece, of[piece], own) for piece, own in own_parts(pid, list(of))]
+            parts = [self._parts(piece, of[piece], own) for piece, own in own_parts(pid, list(of))]
             self._content.copy(pid, [some for own in parts for some in own])
             descriptors, signals = _descriptors(pid), _handled(pid)
         self._taken = _Taken(
@@ -138,35 +173,62 @@ class Picture:
 
     def image(self) -> ProcessImage:
         """The caller's to close."""
-        if self._taken is None or self._content is None:
-            raise OSError(errno.EINVAL, "nothing was taken")
-        revival = Revival()
-        files = _revive(revival, self._taken)
-        program = _program_file()
-        try:
-            revival.write(program)
-            size = self._content.seal()
-        except BaseException:
-            os.close(program)
-            raise
-        contents = (self._content.file, *self._earlier.values())
-        self._content, self._earlier = None, {}
-        return ProcessImage(contents=contents, program=program, own_bytes=size, files=files)
+        with self._working():
+            if self._taken is None or self._content is None:
+                raise OSError(errno.EINVAL, "nothing was taken")
+            revival = Revival()
+            files = _revive(revival, self._taken)
+            program = _program_file()
+            try:
+                revival.write(program)
+                seal(program)
+                size = self._content.seal()
+            except BaseException:
+                os.close(program)
+                raise
+            contents = (self._content.file, *self._earlier.values())
+            self._content, self._earlier = None, {}
+            return ProcessImage(contents=contents, program=program, own_bytes=size, files=files)
 
     def drop(self) -> None:
         """Whatever of it is not an image yet is not wanted. Idempotent."""
+        self._unwanted = True
+        if self._at_work.acquire(blocking=False):  # else whoever is at work does it at the end
+            try:
+                self._let_go()
+            finally:
+                self._at_work.release()
+
+    def _let_go(self) -> None:
         if self._content is not None:
             self._content.drop()
             self._content = None
         while self._earlier:
             os.close(self._earlier.popitem()[1])
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        with self._at_work:
+            try:
+                if self._unwanted:
+                    raise OSError(errno.ECANCELED, "nobody wants it any more")
+                yield
+            finally:
+                if self._unwanted:
+                    self._let_go()
+
+    def _parts(self, piece: Piece, identity: _Identity, own: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """All of a content that is nowhere else to be had; nothing of what would be drawn again by every copy."""
+        if piece.start in self._volatile:
+            return []
+        return [(piece.start, piece.end)] if piece.is_content and identity == _NO_FILE else own
+
 
 class _Descriptor(NamedTuple):
     fd: int
     kind: str
     identity: _Identity
-    is_null: bool
+    device: int
     said: Mapping[str, str]
 
 
@@ -189,33 +251,39 @@ class _Taken:
 def _program_file() -> int:
     """That it is to be run has to be said where a host forbids it otherwise (vm.memfd_noexec, Linux 6.3)."""
     try:
-        return os.memfd_create("firkin-revival", os.MFD_CLOEXEC | _MFD_EXEC)
+        return os.memfd_create("firkin-revival", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_EXEC)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.memfd_create("firkin-revival", os.MFD_CLOEXEC)
+        return os.memfd_create("firkin-revival", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def require_walls(pid: int) -> None:
     """`PermissionError` for a process that began from an image and has not what holds QEMU in."""
-    with open(f"/proc/{pid}/status") as file:
-        said = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
-    walls = {"Seccomp": "2", "NoNewPrivs": "1", "CapEff": "0" * 16, "CapPrm": "0" * 16, "CapBnd": "0" * 16}
-    for name, wanted in walls.items():
-        if said.get(name) != wanted:
-            raise PermissionError(errno.EPERM, f"{name} of a machine's process is {said.get(name)}, not {wanted}")
+    said = dict(status_of(str(pid)))
+    for name, wanted in _WALLS.items():
+        if said.get(name.encode()) != wanted:
+            found = said.get(name.encode(), b"").decode(errors="replace")
+            raise PermissionError(errno.EPERM, f"{name} of a machine's process is {found}, not {wanted.decode()}")
+
+
+_NOTHING = b"0" * 16
+_WALLS = {"Seccomp": b"2", "NoNewPrivs": b"1", "CapEff": _NOTHING, "CapPrm": _NOTHING, "CapBnd": _NOTHING}
 
 
 def _earlier_contents(pid: int, all_pieces: Sequence[Piece]) -> dict[_Identity, int]:
     """What the process has of images that it began from, opened here; the first few that nobody can change."""
     found: dict[_Identity, int] = {}
+    looked_at: set[_Identity] = set()
     try:
         for piece in all_pieces:
-            if not piece.is_content or piece.file in found or len(found) >= _MOST_CONTENTS - 1:
+            if not piece.is_content or piece.file in looked_at or len(looked_at) >= _MOST_CONTENTS - 1:
                 continue
-            content = os.open(_mapped(pid, piece), os.O_RDONLY | os.O_CLOEXEC)
+            looked_at.add(piece.file)
+            content = os.open(_mapped(pid, piece), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             found[piece.file] = content
-            if not is_sealed(content) or _identity(os.fstat(content)) != piece.file:
+            status = os.fstat(content)
+            if not is_sealed(content) or _identity(status) != piece.file or status.st_size > MOST_BYTES:
                 os.close(found.pop(piece.file))
     except BaseException:
         while found:
@@ -231,6 +299,7 @@ def _to_copy(pid: int, all_pieces: Sequence[Piece], known: Collection[_Identity]
     file systems have another device for /proc/PID/maps.
     """
     ram = _identity(os.stat(f"/proc/{pid}/fd/{machines.FD_MEMORY}"))
+    room = _MOST_MAPPED
     of: dict[_Identity, _Identity] = {_NO_FILE: _NO_FILE}
     for piece in all_pieces:
         if piece.shared or piece.start < BASE < piece.end:
@@ -242,6 +311,9 @@ def _to_copy(pid: int, all_pieces: Sequence[Piece], known: Collection[_Identity]
         elif piece.file not in of:
             of[piece.file] = _identity(os.stat(_mapped(pid, piece)))
         if of[piece.file] != ram:
+            room -= piece.end - piece.start
+            if room < 0:
+                raise OSError(errno.E2BIG, "a process has more mapped than is expected")
             yield piece, of[piece.file]
 
 
@@ -249,12 +321,7 @@ def _mapped(pid: int, piece: Piece) -> str:
     return f"/proc/{pid}/map_files/{piece.start:x}-{piece.end:x}"
 
 
-def _parts(piece: Piece, identity: _Identity, own: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """All of a content that is nowhere else to be had."""
-    return [(piece.start, piece.end)] if piece.is_content and identity == _NO_FILE else own
-
-
-def _revive(revival: Revival, taken: _Taken) -> dict[str, _Identity]:
+def _revive(revival: Revival, taken: _Taken) -> dict[str, FileMark]:
     """Which files, beside those that it is given, a process that is revived maps, by path."""
     _map_the_kernels(revival, taken.pieces)
     files = _map_private(revival, taken)
@@ -269,33 +336,37 @@ def _revive(revival: Revival, taken: _Taken) -> dict[str, _Identity]:
     return files
 
 
-def _map_private(revival: Revival, taken: _Taken) -> dict[str, _Identity]:
-    files: dict[str, _Identity] = {}
-    opened, offset = "", 0
+def _map_private(revival: Revival, taken: _Taken) -> dict[str, FileMark]:
+    files: dict[str, FileMark] = {}
+    opened, offset, before = "", 0, 0
     for (piece, identity), parts in zip(taken.files.items(), taken.parts, strict=True):
         fd = taken.known.get(identity, _OPENED)
         if identity == _NO_FILE:
-            revival.map_nothing(piece.start, piece.end, piece.protection)
+            start = max(before + _GUARD, piece.end - _STACK) if piece.name == "[stack]" else piece.start
+            revival.map_nothing(min(start, piece.start), piece.end, piece.protection)
         else:
             if fd == _OPENED and piece.name != opened:
-                _open(revival, piece, identity, again=bool(opened))
-                opened, files[piece.name] = piece.name, identity
+                files[piece.name] = _open(revival, piece, identity, again=bool(opened))
+                opened = piece.name
             revival.map_file(piece.start, piece.end, piece.protection, fd, piece.offset)
         for start, end in parts:
             revival.map_file(start, end, piece.protection, content_place(0), offset)
             offset += end - start
+        before = piece.end
     if opened:
         revival.close(_OPENED)
     return files
 
 
-def _open(revival: Revival, piece: Piece, identity: _Identity, *, again: bool) -> None:
+def _open(revival: Revival, piece: Piece, identity: _Identity, *, again: bool) -> FileMark:
     """A path is a word of whoever mapped it; what is there must be what is mapped."""
-    if _identity(os.stat(piece.name)) != identity:
+    status = os.stat(piece.name)
+    if _identity(status) != identity:
         raise OSError(errno.EINVAL, f"what is mapped is no longer at its path: {piece.name}")
     if again:
         revival.close(_OPENED)
     revival.open(os.fsencode(piece.name), _OPENED)
+    return FileMark.of(status)
 
 
 def _map_the_kernels(revival: Revival, all_pieces: Sequence[Piece]) -> None:
@@ -312,28 +383,32 @@ def _descriptors(pid: int) -> list[_Descriptor]:
         if fd >= _MOST_DESCRIPTORS:
             raise OSError(errno.EMFILE, "a process has more descriptors than are expected")
         kind, status = os.readlink(f"/proc/{pid}/fd/{fd}"), os.stat(f"/proc/{pid}/fd/{fd}")
-        # the second: where the device state of an earlier capture went, if the machine stood still ever since
-        is_null = status.st_rdev == _NULL_DEVICE or (kind.endswith(" (deleted)") and stat.S_ISREG(status.st_mode))
+        device = status.st_rdev
+        if kind.endswith(" (deleted)") and stat.S_ISREG(status.st_mode):
+            device = _NULL_DEVICE  # where the state of an earlier capture went, if the machine stood still ever since
         said = _described(pid, fd) if kind.startswith("anon_inode:") else {}
-        found.append(_Descriptor(fd, kind, _identity(status), is_null, said))
+        found.append(_Descriptor(fd, kind, _identity(status), device, said))
     return found
 
 
 def _open_all(revival: Revival, taken: _Taken) -> None:
     """At the numbers that they have. Those given for it are above, and closed at last."""
     there = set(_STANDARD)
-    for fd, kind, identity, is_null, said in taken.descriptors:
+    for fd, kind, identity, device, said in taken.descriptors:
         if fd in _STANDARD:
             continue
-        if kind.startswith("anon_inode:"):
+        if kind.startswith("anon_inode:") or device == _RANDOM_DEVICE:
             lowest = next(number for number in range(len(there) + 1) if number not in there)
-            _counter(revival, kind, said, lowest)
+            if device == _RANDOM_DEVICE:
+                revival.open(_RANDOM, lowest)
+            else:
+                _counter(revival, kind, said, lowest)
             if lowest != fd:
                 revival.duplicate(lowest, fd)
                 revival.close(lowest)
         elif (given := taken.known.get(identity)) is not None:
             revival.duplicate(given, fd)
-        elif is_null:
+        elif device == _NULL_DEVICE:
             revival.duplicate(_NULL, fd)
         elif kind.startswith("socket:"):  # somebody's connection, who has none to the new one
             revival.duplicate(DEAD, fd)
@@ -365,9 +440,8 @@ def _handled(pid: int) -> list[int]:
     """Signals that it does not leave to the kernel, and that nobody needs: QEMU has handlers to wake threads with,
     which this accelerator does otherwise, and for those that ask for its end, which they do without a handler, too.
     """
-    with open(f"/proc/{pid}/status") as file:
-        said = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
-    handled = int(said["SigIgn"], 16) | int(said["SigCgt"], 16)
+    said = dict(status_of(str(pid)))
+    handled = int(said[b"SigIgn"], 16) | int(said[b"SigCgt"], 16)
     return [number for number in range(1, 65) if handled >> number - 1 & 1 and number not in _LEFT_ALONE]
 
 

@@ -20,8 +20,10 @@ FAILED = 90
 
 # Where nothing of an ordinary process on x86-64 is: far from its program below and from its libraries above.
 BASE = 0x1000_0000_0000
-_ASIDE = BASE + (64 << 20)  # where the vDSO waits while all else is unmapped
-LAST_OWN = BASE + (80 << 20)
+_END = BASE + (8 << 20)
+LAST_OWN = BASE + (4 << 30)  # from `_END` on nothing, so that the program's break (brk(2)) cannot move: it is another's
+_ASIDE = LAST_OWN + (1 << 30)  # where the vDSO waits while all else is unmapped
+_ASIDE_END = _ASIDE + (16 << 20)
 LAST = 0x7FFF_FFFF_F000  # TASK_SIZE
 
 _CODE = bytes.fromhex(
@@ -36,6 +38,7 @@ _DATA = 0x10_0000
 _MOST_DATA = 4 << 20
 _RECORD = struct.Struct("=q6QQQ")
 _WORD = (1 << 64) - 1
+_READ, _WRITE, _EXECUTE = 4, 2, 1  # of an ELF segment
 _FROM_VDSO, _THREAD, _EXACTLY, _MAY_FAIL = 1, 2, 4, 8
 
 # asm/unistd_64.h
@@ -83,12 +86,16 @@ class Revival:
 
         `kept` are the other one's ranges of that, one of which is its vDSO, at `vdso`.
         """
-        first = kept[0][0]
+        first, last = kept[0][0], kept[-1][1]
+        if last - first > _ASIDE_END - _ASIDE or (first < LAST_OWN and last > BASE):
+            raise OverflowError("what the kernel gives a process lies elsewhere than is known")
         for start, end in kept:
             aside = _ASIDE + start - first
             self._exactly(aside, _MREMAP, start - vdso, end - start, end - start, _MOVE_THERE, aside, kind=_FROM_VDSO)
         self._call(_MUNMAP, 0, BASE)
-        self._call(_MUNMAP, LAST_OWN, LAST - LAST_OWN)
+        self._call(_MUNMAP, LAST_OWN, _ASIDE - LAST_OWN)
+        self._call(_MUNMAP, _ASIDE_END, LAST - _ASIDE_END)
+        self.map_nothing(_END, LAST_OWN, 0)
         for start, end in kept:
             aside = _ASIDE + start - first
             self._exactly(start, _MREMAP, aside, end - start, end - start, _MOVE_THERE, start)
@@ -186,8 +193,9 @@ class Revival:
         begin = _TABLE - _CODE_BYTES
         size = _DATA + len(self._data)
         identity = b"\x7fELF\x02\x01\x01" + bytes(9)
-        header = identity + struct.pack("=HHIQQQIHHHHHH", 2, 62, 1, BASE + begin, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-        segment = struct.pack("=IIQQQQQQ", 1, 7, 0, BASE, BASE, size, size, 0x1000)
+        header = identity + struct.pack("=HHIQQQIHHHHHH", 2, 62, 1, BASE + begin, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+        segment = struct.pack("=IIQQQQQQ", 1, _READ | _EXECUTE, 0, BASE, BASE, size, size, 0x1000)
+        segment += struct.pack("=IIQQQQQQ", 1, _READ | _WRITE, 0, _END, _END, 0, 0x1000, 0x1000)  # the break is above
         os.pwrite(file, (header + segment).ljust(begin, b"\0") + _CODE.ljust(_CODE_BYTES, b"\0") + self._table, 0)
         os.pwrite(file, self._data, _DATA)
 

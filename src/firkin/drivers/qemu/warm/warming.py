@@ -1,7 +1,8 @@
-"""Images for stores that have none: after a restart of the server, of an imported snapshot, of one long unused.
+"""Images for templates' stores that have none: after a restart of the server, or when nobody had use for it.
 
 A machine is woken from the store that is nobody's, runs a shell so that what sandboxes run first is translated, and is
 written down once more with its process. So what goes on from the image goes on a little later than the store's instant.
+A snapshot of somebody's has none but that of its own instant.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from firkin.drivers.ground.helper_process import HelperDied
-from firkin.drivers.qemu.ahead import End, Wake, rehearse
+from firkin.drivers.qemu.ahead import End, Wake, has_room, rehearse
 from firkin.drivers.qemu.instance import QemuInstance
 from firkin.drivers.qemu.stores import MEMORY, Store, read_store
 from firkin.drivers.qemu.warm.warm_images import WarmImages
@@ -23,7 +24,7 @@ from firkin.law.errors import FirkinError
 from firkin.law.ids import SandboxId, fresh_sandbox_id
 from firkin.lifetimes import Children, finish
 
-_WORTH_IT = 2  # times that somebody went on from it: most snapshots are gone on from once or never
+_WORTH_IT = 2  # times that a sandbox was made of it
 _MOST_KNOWN = 64
 _QUIET_S = 0.25
 _END_WITHIN_S = 30.0
@@ -53,7 +54,7 @@ class Warming:
         folder = self._folder / machine.sandbox_id
         folder.mkdir(parents=True, mode=0o700)
         try:
-            await machine.capture(folder, room_bytes=1 << 62)
+            await machine.capture(folder, room_bytes=shutil.disk_usage(folder).free // 2)
             self._images.stand_in(store, await asyncio.to_thread(read_store, folder))
         except (FirkinError, OSError) as error:
             _log.info("no image could be made of a machine's process error=%s", error)
@@ -63,7 +64,7 @@ class Warming:
             raise
 
     def went_on(self, plan: BootPlan, store: Store, accelerator: str) -> None:
-        """A sandbox went on from `store`. When that has become a habit, the next ones find an image."""
+        """A sandbox went on from a template's `store`. When that has become a habit, the next ones find an image."""
         name = store.digests.get(MEMORY, "")
         times = self._asked[name] = self._asked.pop(name, 0) + 1
         while len(self._asked) > _MOST_KNOWN:
@@ -75,7 +76,7 @@ class Warming:
         name = fresh_sandbox_id()
         async with self._one_at_a_time:
             await asyncio.sleep(_QUIET_S)
-            if self._images.has(store):
+            if self._images.has(store) or not has_room(plan):
                 return
             try:
                 await self._warmed(_nobodys(plan, name), store)
@@ -85,7 +86,7 @@ class Warming:
     async def _warmed(self, plan: BootPlan, store: Store) -> None:
         machine, _ = await self._wake(plan)
         try:
-            await rehearse(machine, {} if plan.captured else plan.leaves())
+            await rehearse(machine, plan.leaves())
             await machine.freeze()
             await self.picture(machine, store)
         finally:
@@ -99,6 +100,5 @@ def _nobodys(plan: BootPlan, name: SandboxId) -> BootPlan:
         resources=plan.resources,
         hostname=str(name),
         machine_id=os.urandom(16).hex(),
-        captured=plan.captured,
         leaves=plan.leaves,
     )
