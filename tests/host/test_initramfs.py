@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,13 @@ def test_the_last_page_has_room_for_the_firmware_s_tables(tmp_path: Path, size: 
     end = content.index(b"TRAILER!!!") + len(b"TRAILER!!!")
     assert content[end:].strip(b"\0") == b""
     assert content.count(b"070701") == 3
+
+
+def test_a_device_has_its_numbers_and_no_content(tmp_path: Path) -> None:
+    write_initramfs(tmp_path / "archive", {}, folders=("dev",), devices={"dev/urandom": (1, 9)})
+    content = (tmp_path / "archive").read_bytes()
+    start = content.index(b"dev/urandom\0") - 110  # the length of a header
+    fields = [int(content[at : at + 8], 16) for at in range(start + 6, start + 110, 8)]
+    mode, size, numbers = fields[1], fields[6], fields[9:11]
+    assert stat.S_ISCHR(mode)
+    assert (size, numbers) == (0, [1, 9])

@@ -44,7 +44,7 @@ def test_an_emulated_clock_is_the_host_s_counter_where_that_counts_evenly(khz: i
 @pytest.mark.parametrize(
     ("machine", "accelerator", "processor"),
     [
-        ("x86_64", "tcg", "max,-la57,-smap,-smep,-umip,-pku"),
+        ("x86_64", "tcg", "max,-la57,-smap,-smep,-umip,-pku,-rdrand,-rdseed"),
         ("x86_64", "kvm", "host"),
         ("aarch64", "tcg", "max,pauth-impdef=on"),
         ("aarch64", "kvm", "host"),

@@ -19,9 +19,9 @@ from firkin.drivers.qemu import memory
 from firkin.drivers.qemu.machines import Shape
 from firkin.drivers.qemu.memory import PAGE, own_ranges
 from firkin.drivers.qemu.stores import MEMORY, STATE, Fit, Store
-from firkin.drivers.qemu.warm import revival, warm_images
+from firkin.drivers.qemu.warm import private_memory, revival, warm_images
 from firkin.drivers.qemu.warm.held_threads import HeldThread, Registers, can_hold, held
-from firkin.drivers.qemu.warm.private_memory import Content, Piece, is_sealed, own_parts, pieces
+from firkin.drivers.qemu.warm.private_memory import Content, Piece, is_sealed, own_parts, pieces, volatile_starts
 from firkin.drivers.qemu.warm.process_images import Picture, ProcessImage
 from firkin.drivers.qemu.warm.revival import Revival
 from firkin.drivers.qemu.warm.warm_images import WarmImages
@@ -214,6 +214,7 @@ _libc = ctypes.CDLL(None)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 @pytest.fixture
@@ -261,6 +262,26 @@ def test_all_mappings_are_read() -> None:
     assert any(piece.name == "[vdso]" and piece.is_the_kernels for piece in found)
     assert not any(piece.name == "[vsyscall]" for piece in found)
     assert any(piece.file != (0, 0) and piece.protection & 4 for piece in found)
+
+
+@here
+@as_root
+def test_what_the_kernel_wipes_in_forks_is_known(region: int) -> None:
+    assert region not in volatile_starts(os.getpid())
+    assert _libc.madvise(region, 3000 * PAGE, 18) == 0  # MADV_WIPEONFORK
+    assert region in volatile_starts(os.getpid())
+
+
+@here
+@as_root
+def test_more_mappings_or_ranges_than_are_expected_are_refused(region: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_memory, "_MOST_RANGES", 2)
+    piece = Piece(region, region + 3000 * PAGE, 3, False, 0, (0, 0), "")
+    with pytest.raises(OSError, match="more memory"):
+        list(own_parts(os.getpid(), [piece]))
+    monkeypatch.setattr(private_memory, "_MOST_PIECES", 3)
+    with pytest.raises(OSError, match="more mappings"):
+        pieces(os.getpid())
 
 
 @here
