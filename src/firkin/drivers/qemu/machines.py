@@ -142,8 +142,8 @@ def _kernel_command_line(shape: Shape, start: tuple[str, ...], counter_khz: int)
 def agent_start(argv: tuple[str, ...]) -> tuple[str, ...]:
     """The bundle's command, in words without spaces: a kernel's command line knows no quotes for its first program.
 
-    Isolated but for the environment, which is the kernel's own and says what the dictionaries' hashes begin with. Python
-    would ask for random numbers for that, and a kernel without a processor's takes a second to find its first ones.
+    Isolated but for the environment, which is the kernel's own and says what the dictionaries' hashes begin with.
+    Python would ask for random numbers for that, and a kernel takes a second to find its first ones by itself.
     """
     words = ("-Ps" if word == "-I" else word for word in argv[: argv.index("-c")])
     return (*words, f"{PLACE}/start.py")
