@@ -56,7 +56,6 @@ _MICROVM = {
     "start.cold_to_first_stdout_ms": _most(150, 300),
     "start.agent_task_ready_ms": _most(30, 60),
     "exec.direct_first_stdout_byte_ms": _most(80, 160),
-    "snapshot.clean_ms": _most(30),
     "fork.of_10_clean_ms": _most(800),
     "memory.idle_sandbox_mb": _most(30),
     "cleanup.leftovers": _most(0),
