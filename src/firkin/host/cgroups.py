@@ -3,7 +3,9 @@
 One sandbox has a *box*, which carries the limits, and where processes and
 memory are counted two leaves inside it: ``agent`` (PID 1) and ``user``
 (everything else), so that a fork bomb or a memory hog starves itself and not
-the agent.
+the agent. Memory of version 1 needs no leaf for the agent, which is alone in
+the box itself: a group more is up to 250 KB of the kernel's memory, on a host
+that has mounted many file systems. (An OCI runtime makes one all the same.)
 
 Version 1 has a tree for each controller; a process joins by writing ``0`` to
 ``tasks``, which costs 0.1 ms for a single-threaded writer where ``cgroup.procs``
@@ -26,6 +28,7 @@ _CPU_PERIOD_US = 100_000
 
 V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 _SPLIT = ("memory", "pids")
+_AGENTS = ("pids",)  # of version 1: where the agent has a leaf
 
 
 Doors = tuple[tuple[int, ...], tuple[int, ...]]
@@ -161,9 +164,8 @@ class Trees:
             return
         for name, folder in self._trees():
             os.mkdir(box, 0o755, dir_fd=folder)
-            if name in _SPLIT:
-                os.mkdir(f"{box}/agent", 0o755, dir_fd=folder)
-                os.mkdir(f"{box}/user", 0o755, dir_fd=folder)
+            for leaf in ("agent",) * (name in _AGENTS) + ("user",) * (name in _SPLIT):
+                os.mkdir(f"{box}/{leaf}", 0o755, dir_fd=folder)
             for path, value in _settings_v1(name, limits):
                 _write_optional(folder, f"{box}/{path}", value)
 
@@ -192,7 +194,7 @@ class Trees:
         """Move the calling process to the agent's leaf."""
         if self.layout.version == 1:
             for name, folder in self._trees():
-                if name in _SPLIT:
+                if name in _AGENTS:
                     write(folder, f"{box}/agent/tasks", "0")
 
     def leave(self, box: str) -> None:
@@ -209,8 +211,9 @@ class Trees:
         for name, folder in self._trees():
             if self.layout.version == 2 or name in _SPLIT:
                 file = "cgroup.procs" if self.layout.version == 2 else "tasks"
-                for leaf, doors in (("user", enter), ("agent", leave)):
-                    doors.append(os.open(f"{box}/{leaf}/{file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder))
+                agents = "/agent" if self.layout.version == 2 or name in _AGENTS else ""
+                for leaf, doors in (("/user", enter), (agents, leave)):
+                    doors.append(os.open(f"{box}{leaf}/{file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder))
         return tuple(enter), tuple(leave)
 
     # In the server.
@@ -299,7 +302,8 @@ class Trees:
             folder = f"{self.layout.roots['']}/firkin/{self.label}/{box}"
             return read(self._folders[""], f"{box}/memory.current").strip() or "0", (f"{folder}/memory.reclaim",)
         folder = f"{self.layout.roots['memory']}/firkin/{self.label}/{box}"
-        return "0", tuple(f"{folder}{leaf}/memory.force_empty" for leaf in ("/user", "/agent", ""))
+        there = [leaf for leaf in ("/user", "/agent", "") if os.path.exists(f"{folder}{leaf}")]
+        return "0", tuple(f"{folder}{leaf}/memory.force_empty" for leaf in there)
 
     def forbid_swap(self, box: str) -> None:
         """Back to the limits of a running box. What is in swap comes back when it is touched."""
@@ -356,14 +360,19 @@ class Trees:
         return all(
             any(str(pid) in read(folder, f"{box}{leaf}/cgroup.procs").split() for leaf in leaves)
             for name, folder in self._trees()
-            for leaves in [("/agent",) if self.layout.version == 2 or name in _SPLIT else ("", "/agent")]
+            for leaves in [("/agent",) if self.layout.version == 2 or name in _AGENTS else ("", "/agent")]
         )
 
     def agent_oom_kills(self, box: str) -> int:
-        """How often the kernel's OOM killer chose among the agent's own group: 0 or 1, for it is alone there."""
+        """How often the kernel's OOM killer chose among the agent's own group: 0 or 1, for it is alone there.
+
+        Version 1 counts in each group what was killed in that group alone (memcontrol.h, memcg_memory_event).
+        """
         if self.layout.version == 2:
             return fields(read(self._folders[""], f"{box}/agent/memory.events.local")).get("oom_kill", 0)
-        return fields(read(self._folders.get("memory", -1), f"{box}/agent/memory.oom_control")).get("oom_kill", 0)
+        folder = self._folders.get("memory", -1)
+        said = (fields(read(folder, f"{box}{leaf}/memory.oom_control")) for leaf in ("", "/agent"))
+        return sum(group.get("oom_kill", 0) for group in said)
 
     def _usage_v2(self, box: str) -> dict[str, int]:
         folder = self._folders[""]
