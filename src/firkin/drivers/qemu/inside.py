@@ -48,7 +48,7 @@ _OWN_BOOT_ID = "/dev/.boot-id"
 _WRITE_SOON = {"dirty_expire_centisecs": b"100", "dirty_writeback_centisecs": b"100"}
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCADDRT = 0x8914, 0x8916, 0x891C, 0x890B
-_FETCHED_AHEAD = 64  # virtio-rng.c: a line of the cache
+_FETCHED_AHEAD = 256  # more than virtio-rng.c and hw_random/core.c have: a line of the cache each
 _ANY = "0.0.0.0"
 _IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
 
