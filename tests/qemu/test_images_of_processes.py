@@ -196,6 +196,11 @@ async def test_a_template_that_is_used_again_and_again_gets_an_image(world: Worl
     assert _is_pictured(third)
     assert (await said(third, "hostname")).strip() == "third"
     await _until(lambda: len(world.driver._instances) == 3)  # the one that was nobody's is gone
+    world.driver._images.drop(store)  # as when nobody had use for it
+    for name in ("fourth", "fifth"):
+        await world.boot(name)
+    await _until(lambda: world.driver._images.has(store))
+    await _until(lambda: len(world.driver._instances) == 5)
 
 
 async def test_a_snapshot_has_no_image_but_that_of_its_own_instant(world: World, tmp_path: Path) -> None:

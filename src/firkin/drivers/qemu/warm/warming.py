@@ -69,7 +69,8 @@ class Warming:
         times = self._asked[name] = self._asked.pop(name, 0) + 1
         while len(self._asked) > _MOST_KNOWN:
             self._asked.popitem(last=False)
-        if times == _WORTH_IT and self._images.wants(accelerator) and not self._images.has(store):
+        if times >= _WORTH_IT and self._images.wants(accelerator) and not self._images.has(store):
+            del self._asked[name]  # an image that is gone again can be worth it once more
             self._tasks.start(self._warm(plan, store), name=f"warm {store.folder}")
 
     async def _warm(self, plan: BootPlan, store: Store) -> None:
@@ -81,7 +82,7 @@ class Warming:
             try:
                 await self._warmed(_nobodys(plan, name), store)
             except (FirkinError, HelperDied, OSError, TimeoutError) as error:
-                _log.info("no machine could be woken for an image of a snapshot error=%s", error)
+                _log.info("no machine could be woken for an image of a template error=%s", error)
 
     async def _warmed(self, plan: BootPlan, store: Store) -> None:
         machine, _ = await self._wake(plan)
