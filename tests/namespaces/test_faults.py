@@ -166,6 +166,31 @@ async def test_a_burst_beyond_the_ready_slots_is_served_by_new_ones(
     assert await driver.live() == []
 
 
+async def test_the_kernel_keeps_no_group_of_sandboxes_that_have_gone(tmp_path: Path, root: RootFilesystem) -> None:
+    driver = NamespacesDriver.from_settings(tmp_path, {"ready_slots": "3", "ready_boxes": "0"})
+    await driver.start()
+    await driver.sweep([])
+    before = _memory_groups()
+    born = [await driver.boot(plan(f"charged{number}", root)) for number in range(40)]
+    assert _memory_groups() >= before + len(born)
+    await asyncio.gather(*(instance.destroy() for instance in born))
+    await asyncio.gather(*(driver.discard(instance.sandbox_id) for instance in born))
+    async with asyncio.timeout(15):
+        while _memory_groups() > before:  # noqa: ASYNC110 — the kernel sends no event for it
+            await asyncio.sleep(0.05)
+    await driver.aclose()
+
+
+def _memory_groups() -> int:
+    """With those that have no folder any more, and live on for pages that something keeps cached."""
+    lines = [line.split() for line in Path("/proc/cgroups").read_text().splitlines()]
+    counted = next((int(line[2]) for line in lines if line[:1] == ["memory"] and line[1] != "0"), None)  # version 1
+    if counted is None:
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/cgroup.stat").read_text().splitlines())
+        counted = int(stat["nr_descendants"]) + int(stat["nr_dying_descendants"])
+    return counted
+
+
 async def test_a_machine_without_free_slots_says_so_at_once(tmp_path: Path) -> None:
     class NoLeases(SlotLeases):
         def take(self) -> list[int]:

@@ -161,9 +161,12 @@ def _make_room(order: LaunchOrder, given: dict[str, int], workshop: Workshop, st
     step[0] = "limits"
     limits = _limits(order)
     trees.make(order.sandbox_id, limits)
-    trees.join_box(order.sandbox_id)
     step[0] = "disk"
+    # Before this process is in the box: what the host's own file system keeps cached about where the image lies would
+    # count as the box's, and hold its memory group in the kernel long after the sandbox has gone.
     disk = storage.make_disk(order, given["image"], workshop.disks)
+    step[0] = "box"
+    trees.join_box(order.sandbox_id)
     step[0] = "namespaces"
     syscalls.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
     syscalls.setns(given["network_namespace"], CLONE_NEWNET)
