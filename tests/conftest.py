@@ -135,7 +135,7 @@ def _arguments(pid: int) -> bytes:
 
 
 def _temporary_files() -> set[str]:
-    return {name for name in os.listdir("/tmp") if name.startswith("firkin")}
+    return {name for name in os.listdir("/tmp") if name.startswith(("firkin", "runsc"))}
 
 
 def _sockets() -> set[str]:

@@ -112,12 +112,15 @@ def _runtime(program: str, work: Path, root: Path) -> Iterator[Mapping[str, Samp
 def _gvisor(program: str, work: Path, root: Path) -> Iterator[Mapping[str, Sampler]]:
     """runsc, on the first of its platforms that runs here."""
     troubles = []
+    write_bundle(work / "probe", root, _ECHO)
     for platform in _PLATFORMS:
         base = [program, f"--root={work / 'state'}", f"--platform={platform}", *_RUNSC]
+        name = f"firkin-bench-{os.getpid()}-{platform}"
         try:
-            _first_byte_ms([*base, "do", *_ECHO])
+            _first_byte_ms([*base, "run", "--bundle", str(work / "probe"), name])
         except PeerUnable as error:
             troubles.append(f"{platform}: {error}")
+            _tidy([*base, "delete", "--force", name])
             continue
         with _bundles(base, work, root) as samplers:
             yield samplers

@@ -44,11 +44,18 @@ class Tried:
 
 
 def tried(argv: Sequence[str], *, within_s: float = _PROBE_WITHIN_S) -> Tried:
-    """Run it, and end it with all that it started when it takes too long. Blocks."""
-    with tempfile.TemporaryFile() as output:
+    """Run it, and end it with all that it started when it takes too long. Blocks.
+
+    What it leaves in its folder for temporary files goes with that: `runsc do` never removes its bundle.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="firkin-tried-", ignore_cleanup_errors=True) as folder,
+        open(f"{folder}/.output", "w+b") as output,
+    ):
+        environment = {**_ENVIRONMENT, "TMPDIR": folder}
         try:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_ENVIRONMENT, start_new_session=True
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
             )
         except OSError as error:
             return Tried(tuple(argv), error.strerror or str(error))
