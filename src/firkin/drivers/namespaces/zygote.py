@@ -23,6 +23,7 @@ from firkin.guest import identity
 from firkin.guest.agent import Agent
 from firkin.guest.disguise import overwrite_arguments
 from firkin.guest.rehearsal import rehearse
+from firkin.guest.settled_code import settle
 from firkin.guest.shared_pages import SharedPages, share
 from firkin.guest.spawn import SpawnPlan
 from firkin.host import cgroups, syscalls
@@ -76,6 +77,7 @@ def main(control: int, parent: int) -> None:
     overwrite_arguments(NAME)
     forge.own_root(setup["scratch"])
     rehearsal.rehearse(workshop.trees.layout)
+    settle()
     kept = forge.freeze()
     workshop.pages = share(workshop.proc)
     forge.serve(channel, lambda order, fds: _launch(channel, order, fds, workshop))
