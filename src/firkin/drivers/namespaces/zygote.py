@@ -22,6 +22,7 @@ from firkin.drivers.namespaces import confinement, rehearsal, view
 from firkin.guest import identity
 from firkin.guest.agent import Agent
 from firkin.guest.disguise import overwrite_arguments
+from firkin.guest.lookups import look_up
 from firkin.guest.rehearsal import rehearse
 from firkin.guest.settled_code import settle
 from firkin.guest.shared_pages import SharedPages, share
@@ -72,7 +73,7 @@ def main(control: int, parent: int) -> None:
     """Serve launch orders on the SEQPACKET socket `control` until the server closes it or dies."""
     channel, setup = forge.begin(control, parent)
     workshop = _prepare(setup)
-    sys._clear_type_cache()  # it holds names that imports looked up, and a fork that replaces one writes to it
+    look_up("firkin")
     rehearse()
     overwrite_arguments(NAME)
     forge.own_root(setup["scratch"])
