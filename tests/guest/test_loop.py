@@ -93,7 +93,7 @@ def test_a_freeze_takes_nothing_from_the_time_an_exit_is_kept(kernel: _Kernel) -
     while table.by_pid(7) is ended:
         loop.turn()
     assert kernel.now >= 1000 + 3600 + EXIT_KEPT_S - 1
-    assert loop._patience() == -1, "nothing is waited for any more"
+    assert loop._due() == -1, "nothing is waited for any more"
 
 
 def test_a_little_lateness_is_no_freeze(kernel: _Kernel) -> None:
@@ -110,6 +110,9 @@ class _Busy(_Kernel):
     turns = 0
     wait_s = 0.1
 
+    def fileno(self) -> int:
+        return 77
+
     def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
         if not self.turns:
             return super().poll(timeout, most)
@@ -125,29 +128,51 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> _Busy:
     return made
 
 
-def test_rest_is_told_once_after_each_stretch_of_work(busy: _Busy) -> None:
-    loop, rests = _loop(busy), []
-    loop.at_rest(lambda: rests.append(busy.now))
+class _Rests:
+    """Rests in which nothing happens, which begin `at` and had `patience`. The first lasts `freeze_s` longer."""
+
+    def __init__(self, busy: _Busy, *, freeze_s: float = 0.0, fails: bool = False) -> None:
+        self._busy = busy
+        self._freeze_s = freeze_s
+        self._fails = fails
+        self.at: list[float] = []
+        self.patience: list[float] = []
+
+    def __call__(self, epoll: int, patience: float) -> float:
+        assert epoll == self._busy.fileno()
+        self.at.append(self._busy.now)
+        self.patience.append(patience)
+        if self._fails:
+            raise OSError(12, "no rest")
+        self._busy.now += max(0.0, patience) + self._freeze_s
+        self._freeze_s = 0.0
+        return patience
+
+
+def test_a_rest_begins_when_nothing_was_ready_for_a_moment(busy: _Busy) -> None:
+    loop, rests = _loop(busy), _Rests(busy)
+    loop.at_rest(rests)
     for stretch in (1, 2):
         busy.turns = 5
-        for _ in range(6):
+        began = busy.now
+        while len(rests.at) < stretch:
             loop.turn()
-        assert len(rests) == stretch
-        assert rests[-1] == busy.now
-        assert loop._patience() == -1
+        assert rests.at[-1] >= began + 5 * busy.wait_s + loops.IDLE_S
+    assert rests.patience == [-1, -1]
 
 
-def test_who_says_what_to_do_at_rest_is_at_work(busy: _Busy) -> None:
-    loop, rests = _loop(busy), []
-    loop.at_rest(lambda: rests.append(busy.now))
-    loop.turn()
-    assert len(rests) == 1
-    assert loop._patience() == -1
+def test_who_rested_for_nothing_rests_again(busy: _Busy) -> None:
+    loop, rests = _loop(busy), _Rests(busy)
+    loop.at_rest(rests)
+    for _ in range(6):
+        loop.turn()
+    assert len(rests.at) == 3
+    assert min(later - before for before, later in zip(rests.at, rests.at[1:], strict=False)) >= loops.IDLE_S
 
 
 def test_there_is_no_rest_while_a_job_runs(busy: _Busy) -> None:
-    loop, rests = _loop(busy), []
-    loop.at_rest(lambda: rests.append(busy.now))
+    loop, rests = _loop(busy), _Rests(busy)
+    loop.at_rest(rests)
     busy.turns = 1
     busy.late_s = 0.5
 
@@ -156,30 +181,51 @@ def test_there_is_no_rest_while_a_job_runs(busy: _Busy) -> None:
             yield True
 
     loops.Job(loop, work())
-    for _ in range(3):
+    for _ in range(4):
         busy.late_s = 0.5
         loop.turn()
-        assert rests == []
-    loop.turn()
-    loop.turn()
-    assert len(rests) == 1
+        assert rests.at == []
+    while not rests.at:
+        loop.turn()
 
 
-def test_a_timer_comes_in_its_time_also_before_a_rest(busy: _Busy) -> None:
-    loop, rung, rests = _loop(busy), [], []
-    loop.at_rest(lambda: rests.append(busy.now))
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 5, 59.5])
+def test_a_timer_comes_in_its_time_before_and_during_a_rest(busy: _Busy, seconds: float) -> None:
+    loop, rung, rests = _loop(busy), [], _Rests(busy)
+    loop.at_rest(rests)
     busy.turns = 1
     loop.turn()
     began = busy.now
-    loop.after(0.1, lambda: rung.append(busy.now - began))
-    for _ in range(3):
+    loop.after(seconds, lambda: rung.append(busy.now - began))
+    for _ in range(6):
         loop.turn()
-    assert rung == [pytest.approx(0.1)]
-    assert len(rests) == 1
+    assert rung == [pytest.approx(seconds)]
+
+
+def test_a_freeze_during_a_rest_takes_nothing_from_a_timer(busy: _Busy) -> None:
+    loop, rung = _loop(busy), []
+    loop.at_rest(_Rests(busy, freeze_s=3600))
+    began = busy.now
+    loop.after(60, lambda: rung.append(busy.now - began))
+    loop.after(30, lambda: None)
+    while not rung:
+        loop.turn()
+    assert rung == [pytest.approx(3660)]
+
+
+def test_a_rest_that_fails_is_tried_again_only_after_something_happened(busy: _Busy) -> None:
+    loop, rests = _loop(busy), _Rests(busy, fails=True)
+    loop.at_rest(rests)
+    for stretch in (1, 2):
+        for _ in range(5):
+            loop.turn()
+        assert len(rests.at) == stretch
+        assert busy.waits[-1] == -1
+        busy.turns = 1
 
 
 def test_a_loop_that_nobody_told_what_to_do_at_rest_waits_for_good(busy: _Busy) -> None:
     loop = _loop(busy)
     busy.turns = 1
     loop.turn()
-    assert loop._patience() == -1
+    assert loop._patience(loop._due()) == -1

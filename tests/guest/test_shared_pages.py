@@ -249,6 +249,75 @@ print("all")
     assert said == "all\n"
 
 
+_WAITS = """
+import select, time
+pages = shared()
+reading, writing = os.pipe()
+epoll = select.epoll()
+epoll.register(reading, select.EPOLLIN)
+
+def timed(patience):
+    began = time.monotonic()
+    most = pages.rest(epoll.fileno(), patience)
+    return round(time.monotonic() - began, 2), most
+"""
+
+
+@only_here
+def test_a_rest_lasts_until_there_is_something_to_do_and_says_how_long_that_was_at_most() -> None:
+    said = _run(
+        _WAITS
+        + """
+def work():
+    pages.begin(PROC)
+    for patience in (0.0, 0.125, 1.0, 2.5):
+        took, most = timed(patience)
+        assert most == min(patience, int(patience) or patience), (patience, most)
+        assert most - 0.01 <= took < most + 0.5, (patience, took)
+    pid = os.fork()
+    if not pid:
+        time.sleep(1.25)
+        os.write(writing, b"x")
+        os._exit(0)
+    took, most = timed(50.0)
+    assert 1.2 <= took <= most == 2, (took, most)
+    assert epoll.poll(0) == [(reading, select.EPOLLIN)]
+    for patience in (-1, 50.0):
+        took, _ = timed(patience)
+        assert took < 0.5
+    os.waitpid(pid, 0)
+
+in_fork(work)
+"""
+    )
+    assert said == ""
+
+
+@only_here
+def test_a_signal_ends_a_rest_unless_it_is_held_back() -> None:
+    said = _run(
+        _WAITS
+        + """
+def work():
+    pages.begin(PROC)
+    heard = []
+    signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    took, _ = timed(-1)
+    assert heard and 0.1 < took < 2
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    took, _ = timed(0.5)
+    assert 0.45 < took < 2 and len(heard) == 1
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    assert len(heard) == 2
+
+in_fork(work)
+"""
+    )
+    assert said == ""
+
+
 def test_a_processor_without_its_code_keeps_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_pages, "_CODE", {})
     assert shared_pages.share(-1) is None

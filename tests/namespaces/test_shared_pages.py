@@ -49,6 +49,29 @@ async def test_at_rest_an_agent_has_fewer_pages_of_its_own(tmp_path: Path) -> No
         await alone.driver.discard(instance.sandbox_id)
 
 
+async def test_time_that_passes_at_rest_costs_no_page(tmp_path: Path) -> None:
+    async with driver_alone(tmp_path) as alone:
+        instance = await alone.boot("passes")
+        pid = int(instance.ref.facts["pid"])
+        async with await Conversation.open(await instance.dial()) as talk:
+            await talk.run("/bin/echo", "hello")  # how it ended is kept for a while: there is a timer
+            async with asyncio.timeout(10):
+                while not _rests(pid):  # noqa: ASYNC110 — another process
+                    await asyncio.sleep(0.02)
+            resting = _own_kb(pid)
+            await asyncio.sleep(2.5)  # two ticks: that nothing happens takes time to see
+            assert _rests(pid)
+            assert _own_kb(pid) == resting
+            assert (await talk.run("/bin/echo", "again")).stdout == b"again\n"
+        await instance.destroy()
+        await alone.driver.discard(instance.sandbox_id)
+
+
+def _rests(pid: int) -> bool:
+    """Whether it is in the call that only the machine code makes: epoll_pwait of x86-64."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "281"
+
+
 async def test_whoever_waits_for_a_first_command_keeps_its_pages(tmp_path: Path) -> None:
     async with driver_alone(tmp_path) as alone:
         instance = await alone.boot("waits")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from firkin.guest.connections import Stream
+    from firkin.guest.loop import Rest
     from firkin.guest.spawn import SpawnPlan
     from firkin.wire.codec import Object
 
@@ -68,7 +69,7 @@ class Agent:
     def __init__(self, accounts: Accounts | None = None) -> None:
         """`accounts`: by default those of the root that it will be in."""
         self.loop = Loop()
-        self._at_rest: Callable[[], object] | None = None
+        self._at_rest: Rest | None = None
         accounts = accounts or Accounts()
         self._entries = entries = Entries(accounts)
         self._spawner = Spawner()
@@ -93,13 +94,13 @@ class Agent:
         *,
         spawn: SpawnPlan,
         ready: Callable[[], None],
-        at_rest: Callable[[], object] | None = None,
+        at_rest: Rest | None = None,
     ) -> NoReturn:
         """Answer every host that connects to the listening socket `listener_fd`, for ever.
 
-        `ready` is called once connections are accepted, `at_rest` whenever there has been nothing to do for a moment,
-        once a program has ended that was no rehearsal: who waits for a first command is to be quick. Standard input
-        and output must be /dev/null.
+        `ready` is called once connections are accepted, `at_rest` to wait whenever there has been nothing to do for a
+        moment, once a program has ended that was no rehearsal: who waits for a first command is to be quick. Standard
+        input and output must be /dev/null.
         """
         self._at_rest = at_rest
         self.begin(spawn)

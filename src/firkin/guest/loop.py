@@ -16,6 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    Rest = Callable[[int, float], float]
+    """Wait until that descriptor has an event, which stays to be had: so many seconds at most, for ever if negative.
+    Returns as `SharedPages.rest`."""
+
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 _EVENTS_A_TURN = 64
@@ -109,7 +113,7 @@ class Loop:
         self._timers: list[Timer] = []
         self._jobs: deque[Job] = deque()
         self._ends: list[Callable[[], None]] = []
-        self._at_rest: Callable[[], object] | None = None
+        self._at_rest: Rest | None = None
         self._rest_at = 0.0
         self._frozen_s = 0.0
         self._woke_at = monotonic()
@@ -153,9 +157,9 @@ class Loop:
     def at_end_of_turn(self, call: Callable[[], None]) -> None:
         self._ends.append(call)
 
-    def at_rest(self, call: Callable[[], object]) -> None:
-        """Call that once when nothing has been ready for a quarter of a second, and again whenever something was."""
-        self._at_rest = call
+    def at_rest(self, rest: Rest) -> None:
+        """Wait by that as soon as nothing has been ready for a quarter of a second."""
+        self._at_rest = rest
         self._rest_at = self._woke_at + IDLE_S
 
     def turn(self) -> None:
@@ -170,17 +174,19 @@ class Loop:
         ends, self._ends = self._ends, []
         for end in ends:
             self._attempt(end)
-        if self._at_rest is not None and self._rest_at and self._woke_at >= self._rest_at and not self._jobs:
-            self._rest_at = 0.0
-            self._attempt(self._at_rest)
 
     def now(self) -> float:
         """Seconds on a clock that stands still with the sandbox."""
         return monotonic() - self._frozen_s
 
     def _wait(self) -> list[tuple[int, int]]:
-        patience = self._patience()
-        ready = self._epoll.poll(patience, _EVENTS_A_TURN)
+        due = self._due()
+        if due and self._at_rest is not None and 0 < self._rest_at <= self._woke_at:
+            patience = self._rested(self._at_rest, due)
+            ready = self._epoll.poll(0, _EVENTS_A_TURN)
+        else:
+            patience = self._patience(due)
+            ready = self._epoll.poll(patience, _EVENTS_A_TURN)
         before, self._woke_at = self._woke_at, monotonic()
         late = self._woke_at - before - patience
         if patience >= 0 and late > _FROZEN_S:
@@ -189,16 +195,28 @@ class Loop:
             self._rest_at = self._woke_at + IDLE_S
         return ready
 
-    def _patience(self) -> float:
+    def _rested(self, rest: Rest, due: float) -> float:
+        """For how long, at most. A rest that fails is tried again only after something was ready."""
+        self._rest_at = 0.0
+        try:
+            waited = rest(self._epoll.fileno(), due)
+        except Exception:  # noqa: BLE001 — no memory for it, say: there is another way to wait
+            return 0.0
+        self._rest_at = monotonic() + IDLE_S
+        return waited
+
+    def _due(self) -> float:
+        """In how many seconds there is something to do; negative: nothing is known of."""
         if self._jobs or self._ends:
             return 0
         timers = self._timers
         while timers and not timers[0].wanted:
             heapq.heappop(timers)
-        patience = min(_TICK_S, max(0.0, timers[0].at - self.now())) if timers else -1
-        if self._rest_at:
-            return IDLE_S if patience < 0 else min(IDLE_S, patience)
-        return patience
+        return max(0.0, timers[0].at - self.now()) if timers else -1
+
+    def _patience(self, due: float) -> float:
+        most = IDLE_S if self._rest_at else _TICK_S
+        return min(most, due) if due >= 0 else IDLE_S if self._rest_at else -1
 
     def _run_timers(self) -> None:
         timers = self._timers

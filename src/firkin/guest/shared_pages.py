@@ -6,10 +6,11 @@ byte, the launcher's.
 
 The kernel knows no way back, except for a page of a file: a private mapping that drops its copy shows the file's page.
 So the launcher's writable memory is moved into a file that nobody can change any more (`share`), and an agent that has
-nothing to do drops the copies that have become equal to it (`SharedPages.share_again`).
+nothing to do drops the copies that have become equal to it (`SharedPages.share_again`), and then waits for something to
+do without going back to the interpreter, which would copy some thirty of them at once (`SharedPages.rest`).
 
 Nothing else of the process may run meanwhile, the interpreter included: what it wrote between the look at a page and
-the drop would be lost. So both are machine code, called with the signals held back; its source is `shared_pages.s`. It
+the drop would be lost. So all are machine code, called with the signals held back; its source is `shared_pages.s`. It
 changes no byte that the process can read: a dropped page is looked at once more, and filled again where something else
 than the file came to light. It exists for x86-64. Elsewhere agents keep their copies.
 """
@@ -30,21 +31,23 @@ _CODE = {
     "x86_64": bytes.fromhex(
         "535541544889fb4889f54989d44989f8498b30498b50084d8b50104c89e7b8120000000f054885c07e444801c64901c2"
         "4829c275e94983c0184939e872d2488b3b488b7308ba0300000041ba120000004d89e04c8b4b10b8090000000f05483b"
-        "03750b4883c3184839eb72d231c0415c5d5bc35355415441554156415757564989d44989cd4531fffc31ffbe00200000"
-        "ba0300000041ba2200000049c7c0ffffffff4531c9b8090000000f05483d00f0ffff0f870d0100004989c64c8b442408"
-        "498b28498b58084801eb4c89ef4c89f64889da4829ea48c1ea094989ea49c1ea09b8001000004839c2480f47d0b81100"
-        "00000f054883f8080f8cb50000004883e0f84d89f04d8d0c06498b0048c1e83d83f80475694c89e7498db600100000ba"
-        "00100000488b4424084989ea4c2b104c035010b8110000000f054839d0753fe88e00000075384889efbe00100000ba04"
-        "000000b81c0000000f054885c0751f49ffc7e86b000000741549ffcf4889ef498db600100000b900020000f348a54881"
-        "c5001000004983c0084d39c80f8277ffffff4839dd0f822fffffff4c8b4424084983c0184c894424084c3b04240f8208"
-        "ffffff4c89f7be00200000b80b0000000f054c89f85e5f415f415e415d415c5d5bc34889ee498dbe00100000b9000200"
-        "00f348a7c3"
+        "03750b4883c3184839eb72d231c0415c5d5bc3535541544155415641574151415057564989d44989cd4531fffc31ffbe"
+        "00200000ba0300000041ba2200000049c7c0ffffffff4531c9b8090000000f05483d00f0ffff0f874b0100004989c64c"
+        "8b442408498b28498b58084801eb4c89ef4c89f64889da4829ea48c1ea094989ea49c1ea09b8001000004839c2480f47"
+        "d0b8110000000f054883f8080f8cb50000004883e0f84d89f04d8d0c06498b0048c1e83d83f80475694c89e7498db600"
+        "100000ba00100000488b4424084989ea4c2b104c035010b8110000000f054839d0753fe8d000000075384889efbe0010"
+        "0000ba04000000b81c0000000f054885c0751f49ffc7e8ad000000741549ffcf4889ef498db600100000b900020000f3"
+        "48a54881c5001000004983c0084d39c80f8277ffffff4839dd0f822fffffff4c8b4424084983c0184c894424084c3b04"
+        "240f8208ffffff4c89f7be00200000b80b0000000f05488b7c241085ff78354c8b5424184c8d4424584c8b7c246041b9"
+        "08000000ba010000004883ec104889e6b8190100000f0585c0750549ffcf75f04883c4104c89f85e5f41584159415f41"
+        "5e415d415c5d5bc34889ee498dbe00100000b900020000f348a7c3"
     )
 }
 _MOVE, _GIVE_BACK = 0, 0x73  # where the two functions begin
 _PAGE = 4096
 _READ, _WRITE, _EXECUTE = 1, 2, 4  # not from the mmap module: a library more to map in every fork
 _ANONYMOUS = 0x22  # private
+_TICK_MS = 1000
 _MADV_POPULATE_READ = 22  # Linux 5.14
 # Of Linux, filesystems/proc.rst: may be read and written, is accounted, was written to; huge pages may be used or not.
 _PLAIN = frozenset(("rd", "wr", "mr", "mw", "me", "ac", "sd", "hg", "nh"))
@@ -55,7 +58,7 @@ _mmap, _mprotect, _madvise = _libc.mmap, _libc.mprotect, _libc.madvise
 _mmap.restype = _address
 _MAP_FAILED = _address(-1).value
 _Move = ctypes.PYFUNCTYPE(_long, _long, _long, _long)
-_GiveBack = ctypes.PYFUNCTYPE(_long, _long, _long, _long, _long)
+_GiveBack = ctypes.PYFUNCTYPE(_long, _long, _long, _long, _long, _long, _long, ctypes.c_ulong, _long)
 _ALL_SIGNALS = tuple(_signal.valid_signals())
 
 
@@ -82,11 +85,32 @@ class SharedPages:
 
     def share_again(self) -> int:
         """Drop every copy that is equal to what it was copied from. Returns how many pages those were."""
+        return self._called(-1, 0, 0)
+
+    def rest(self, epoll: int, patience_s: float) -> float:
+        """`share_again`, then wait until the descriptor `epoll` has an event, which stays to be had, or a signal comes.
+
+        No longer than `patience_s`, unless that is negative, and in pieces of a second at most, between which a
+        freeze ends the piece only. Returns how long that can have taken without one. Raises `OSError`.
+        """
+        if patience_s < 0:
+            self._called(epoll, -1, 1)
+            return patience_s
+        tick_ms = min(_TICK_MS, int(patience_s * 1000))
+        ticks = max(1, int(patience_s * 1000) // _TICK_MS)
+        left = self._called(epoll, tick_ms, ticks)
+        return (ticks - max(0, left - 1)) * tick_ms / 1000
+
+    def _called(self, epoll: int, tick_ms: int, ticks: int) -> int:
         held = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
-            return self._give_back(self._first, self._end, self._image, self._pagemap)
+            signals = sum(1 << number - 1 for number in held)
+            said = self._give_back(self._first, self._end, self._image, self._pagemap, epoll, tick_ms, signals, ticks)
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, held)
+        if said < 0:
+            raise OSError(-said, "no page to compare with")
+        return said
 
 
 def share(proc: int) -> SharedPages | None:

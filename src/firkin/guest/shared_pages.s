@@ -54,7 +54,10 @@ moved:
 	ret
 
 # Drop the process's own copy of every page that is equal to the file's. `pagemap`: /proc/self/pagemap. Returns how many.
-# long give_back(const struct region *regions, const struct region *end, int image, int pagemap)
+# Unless `epoll` is negative: then wait for that, with these signals held back, for up to `ticks` times so many
+# milliseconds, or for ever if those are negative; returns how many ticks were not over.
+# long give_back(const struct region *regions, const struct region *end, int image, int pagemap, int epoll, int tick_ms,
+#                unsigned long signals, long ticks)
 give_back:
 	push rbx
 	push rbp
@@ -62,6 +65,8 @@ give_back:
 	push r13
 	push r14
 	push r15
+	push r9
+	push r8
 	push rdi
 	push rsi
 	mov r12, rdx		# image
@@ -152,10 +157,32 @@ looked:
 	mov esi, 8192
 	mov eax, 11		# munmap
 	syscall
+	mov rdi, [rsp + 16]
+	test edi, edi
+	js given_back
+	mov r10, [rsp + 24]
+	lea r8, [rsp + 88]	# below it lie ten registers and the place to return to
+	mov r15, [rsp + 96]
+	mov r9d, 8
+	mov edx, 1
+	sub rsp, 16		# an event, which stays to be had
+	mov rsi, rsp
+wait:
+	mov eax, 281		# epoll_pwait(epoll, event, 1, tick_ms, signals, 8)
+	syscall
+	test eax, eax
+	jnz waited
+	dec r15
+	jnz wait
+waited:
+	add rsp, 16
+given_back:
 	mov rax, r15
 done:
 	pop rsi
 	pop rdi
+	pop r8
+	pop r9
 	pop r15
 	pop r14
 	pop r13

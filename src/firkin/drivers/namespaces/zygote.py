@@ -138,7 +138,7 @@ def _become_agent(order: LaunchOrder, fds: list[int], workshop: Workshop) -> NoR
             os.write(report, forge.all_done(step))  # the server gone by now: BrokenPipeError ends this launch
             os.close(report)
 
-        at_rest = workshop.pages.share_again if workshop.pages else None
+        at_rest = workshop.pages.rest if workshop.pages else None
         workshop.agent.serve(listener, spawn=plan, ready=ready, at_rest=at_rest)
     except BaseException as error:  # noqa: BLE001 — the root of this process: report and end
         with suppress(OSError):
