@@ -36,6 +36,7 @@ _LINKS = (
     ("/proc/self/fd/2", "stderr"),
 )
 _TTY_GROUP = 5
+_SHARED_MEMORY = "64m"
 
 
 def prepare(first_uid: int) -> None:
@@ -67,7 +68,7 @@ def _mounted(filesystem: NewFilesystem, below: str, attributes: int) -> None:
 def _devices(first_uid: int) -> None:
     owner = str(first_uid)
     filesystem = NewFilesystem("tmpfs")
-    for key, value in (("mode", "755"), ("size", "64k"), ("nr_inodes", "128"), ("uid", owner), ("gid", owner)):
+    for key, value in (("mode", "755"), ("size", _SHARED_MEMORY), ("uid", owner), ("gid", owner)):
         filesystem.option(key, value)
     _mounted(filesystem, "dev", ATTR_NOSUID | ATTR_NOEXEC)
     dev = f"{FRAME}/dev"
@@ -83,11 +84,18 @@ def _devices(first_uid: int) -> None:
     for key, value in (("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(first_uid + _TTY_GROUP)), ("max", "64")):
         terminals.option(key, value)
     _mounted(terminals, "dev/pts", ATTR_NOSUID | ATTR_NOEXEC)
-    shared_memory = NewFilesystem("tmpfs")
-    for key, value in (("mode", "1777"), ("size", "64m"), ("uid", owner), ("gid", owner)):
-        shared_memory.option(key, value)
-    _mounted(shared_memory, "dev/shm", STRICT)
+    _shared_memory(f"{dev}/shm", first_uid)
     _mounted(NewFilesystem("mqueue"), "dev/mqueue", STRICT)
+
+
+def _shared_memory(path: str, first_uid: int) -> None:
+    """A folder of /dev as a mount of its own: for each file system the kernel keeps a place in every memory group."""
+    os.chmod(path, 0o1777)
+    os.chown(path, first_uid, first_uid)
+    tree = open_tree(path)
+    mount_setattr(tree, STRICT)
+    move_mount(tree, path)
+    os.close(tree)
 
 
 def _own_boot_id(made: str, owner: int) -> None:
