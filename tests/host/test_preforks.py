@@ -38,9 +38,12 @@ class Maker:
         self.never: BoxKind | None = None
         self.has_room = True
         self.slow_end: asyncio.Event | None = None
+        self.slow_make: asyncio.Event | None = None
 
     async def make(self, name: SandboxId, kind: BoxKind) -> Prefork:
         await asyncio.sleep(0)
+        if self.slow_make is not None:
+            await self.slow_make.wait()
         if kind == self.never:
             raise BackendFailure("make a box", "a test", "never")
         if self.failures:
@@ -180,6 +183,59 @@ async def test_whoever_wants_one_that_is_being_ended_waits_until_nothing_of_it_i
             assert name in kept.names
             maker.slow_end.set()
         assert taking.result() is None
+        assert name not in maker.alive
+
+
+async def test_whoever_finds_none_ready_waits_for_the_one_that_is_being_made() -> None:
+    async with preforks() as (kept, maker):
+        maker.slow_make = asyncio.Event()
+        kept.start()
+        await until(lambda: len(kept.names) == 1)
+        assert kept.promise(USUAL.__eq__) is None
+        assert kept.promise_unfinished(SMALL.__eq__) is None
+        name = kept.promise_unfinished(USUAL.__eq__)
+        assert {name} == kept.names
+        assert kept.promise_unfinished(USUAL.__eq__) is None
+        async with asyncio.TaskGroup() as tasks:
+            assert name is not None
+            taking = tasks.create_task(kept.take(name))
+            await asyncio.sleep(0.01)
+            assert not taking.done()
+            maker.slow_make.set()
+        taken = taking.result()
+        assert taken is not None
+        assert (taken.sandbox_id, kept.promise_unfinished(USUAL.__eq__) == name) == (name, False)
+        await maker.end(taken)
+
+
+async def test_one_that_was_promised_unfinished_and_is_not_wanted_is_ended() -> None:
+    async with preforks() as (kept, maker):
+        maker.slow_make = asyncio.Event()
+        kept.start()
+        await until(lambda: len(kept.names) == 1)
+        name = kept.promise_unfinished(USUAL.__eq__)
+        assert name is not None
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(kept.end(name))
+            await asyncio.sleep(0.01)
+            maker.slow_make.set()
+        await until(lambda: len(maker.alive) == LEAST)
+        assert name not in maker.alive
+
+
+async def test_whoever_waits_for_one_that_cannot_be_made_is_told() -> None:
+    async with preforks(failures=1) as (kept, maker):
+        maker.slow_make = asyncio.Event()
+        kept.start()
+        await until(lambda: len(kept.names) == 1)
+        name = kept.promise_unfinished(USUAL.__eq__)
+        assert name is not None
+        async with asyncio.TaskGroup() as tasks:
+            taking = tasks.create_task(kept.take(name))
+            await asyncio.sleep(0.01)
+            maker.slow_make.set()
+        assert taking.result() is None
+        await until(lambda: len(maker.alive) == LEAST)
         assert name not in maker.alive
 
 

@@ -40,11 +40,24 @@ class Ahead:
         async with asyncio.timeout(20):
             while True:
                 name = self.driver.prepared("", self.usual.root, resources)
+                while name in self.driver._preforks.names and name not in self.driver._preforks._ready:  # noqa: ASYNC110 — of a test
+                    await asyncio.sleep(0.001)  # it is being made
                 if name is not None and bool(self.held(name).kind.root) is self.usual.repeats:
                     return name
                 if name is not None:
                     await self.driver.discard(name)
                 await asyncio.sleep(0.01)
+
+    async def unfinished(self) -> SandboxId:
+        """One that is promised while it is being made, furnished."""
+        boxes = self.driver._preforks
+        async with asyncio.timeout(20):
+            while True:
+                if (ready := self.driver.prepared("", self.usual.root, USUAL)) is not None:
+                    if ready not in boxes._ready:
+                        return ready
+                    await self.driver.discard(ready)
+                await asyncio.sleep(0)
 
     async def asked_for(self) -> None:
         """Somebody has the first sandbox of the template, so more may be wanted."""
@@ -152,6 +165,34 @@ async def test_a_caller_who_goes_away_leaves_nothing_of_it(tmp_path: Path, furni
     async with making_ahead(tmp_path, furnished=furnished) as ahead:
         for number in range(10):
             name = await ahead.promised()
+            booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — cancelled below
+            await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
+            booting.cancel()
+            try:
+                instance = await booting
+            except asyncio.CancelledError:
+                assert ahead.traces(name) == []
+                continue
+            await instance.destroy()
+            await ahead.driver.discard(name)
+        assert await ahead.driver.live() == []
+
+
+async def test_a_sandbox_moves_into_a_box_that_is_being_made(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path, furnished=True, ready_boxes="1") as ahead:
+        name = await ahead.unfinished()
+        instance = await ahead.driver.boot(ahead.plan(name))
+        async with await Conversation.open(await instance.dial()) as talk:
+            assert (await talk.run("/bin/echo", "in")).stdout == b"in\n"
+        await instance.destroy()
+        await ahead.driver.discard(name)
+        assert ahead.traces(name) == []
+
+
+async def test_a_caller_who_goes_away_while_a_box_is_being_made_leaves_nothing_of_it(tmp_path: Path) -> None:
+    async with making_ahead(tmp_path, furnished=True, ready_boxes="1") as ahead:
+        for number in range(6):
+            name = await ahead.unfinished()
             booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — cancelled below
             await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
             booting.cancel()

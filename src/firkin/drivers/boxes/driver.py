@@ -213,8 +213,15 @@ class BoxDriver:
 
     def prepared(self, isolation: str, root: RootFilesystem, resources: SandboxResources) -> SandboxId | None:
         """See `PreparesInstances`. It has one tier, whatever is asked for."""
-        furnished = self._preforks.promise(lambda kind: kind.root is not None and kind.fits(resources, root))
-        return furnished or self._preforks.promise(lambda kind: kind.fits(resources, root))
+
+        def furnished(kind: BoxKind) -> bool:
+            return kind.root is not None and fits(kind)
+
+        def fits(kind: BoxKind) -> bool:
+            return kind.fits(resources, root)
+
+        boxes = self._preforks
+        return boxes.promise(furnished) or boxes.promise(fits) or boxes.promise_unfinished(furnished)
 
     async def _waiting(self, plan: BootPlan) -> Prefork | WholeBox | None:
         """The box that was made ahead under the plan's name, if it is one that the plan fits."""

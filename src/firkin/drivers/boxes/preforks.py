@@ -34,6 +34,7 @@ LEAST, MOST = 2, 8
 _KINDS = 3  # the usual disk without a root, and two templates
 _WHOLE_KINDS = 2
 _WHOLE_UNASKED_S = 900.0  # each holds tens of megabytes
+_HALFS_LAST_STEPS_S = 0.002  # made in less time than its caller takes for a command and a kill
 _LEFT_FREE = GIB  # of the host's memory, beside what one holds before anything runs in it
 _WHOLE_HOLDS = 128 * MIB
 
@@ -95,7 +96,7 @@ def bounds(ahead: Ahead, most: int) -> Bounds:
         case Ahead.NOTHING:
             return Bounds(least=0, most=0, kinds=1)
         case Ahead.HALF:
-            return Bounds(least=LEAST, most=most, kinds=_KINDS)
+            return Bounds(least=LEAST, most=most, kinds=_KINDS, last_steps_s=_HALFS_LAST_STEPS_S)
         case Ahead.WHOLE:
             return Bounds(least=LEAST, most=most, kinds=_WHOLE_KINDS, unasked_s=_WHOLE_UNASKED_S)
 

@@ -4,7 +4,7 @@ Nothing on a shelf is anybody's. Each gets its name when it is made; whoever fin
 none of the kind that he needs has all of it made while he waits.
 
 How many are kept follows demand: as many as were last wanted at once, within bounds,
-of the kinds that were asked for last. They are made one at a time, and not while a
+of the kinds that were asked for last. They are made one at a time, and none is begun while a
 launch is under way: that would cost those who wait more than it gives the next ones.
 """
 
@@ -65,14 +65,25 @@ ItemT = TypeVar("ItemT", bound=Waiting[Any])
 class Bounds:
     """Of each kind at least `least` and at most `most` are kept (0: none at all), of the last `kinds` asked for.
 
-    None is made before `after_s`. A kind that nobody has asked for in `unasked_s` is kept no longer.
+    None is made before `after_s`, nor in the `last_steps_s` after a launch that followed another closely. A kind that
+    nobody has asked for in `unasked_s` is kept no longer.
     """
 
     least: int
     most: int
     kinds: int
     after_s: float = AFTER_S
+    last_steps_s: float = _LAST_STEPS_S
     unasked_s: float = math.inf
+
+
+class _Making(Generic[KindT]):
+    """The one that is being made."""
+
+    def __init__(self, name: SandboxId, kind: KindT) -> None:
+        self.name = name
+        self.kind = kind
+        self.over = asyncio.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,7 @@ class Shelf(Generic[KindT, ItemT]):
         self._has_room = has_room
         self._ready: dict[SandboxId, ItemT] = {}
         self._promised: dict[SandboxId, float] = {}
-        self._making: SandboxId | None = None
+        self._making: _Making[KindT] | None = None
         self._ending: dict[SandboxId, asyncio.Event] = {}
         self._kinds: deque[KindT] = deque(first, maxlen=bounds.kinds)
         self._asked: dict[KindT, float] = {}
@@ -125,7 +136,7 @@ class Shelf(Generic[KindT, ItemT]):
     @property
     def names(self) -> set[str]:
         """Of those that are no sandbox's."""
-        return {*self._ready, *self._ending, *([self._making] if self._making else ())}
+        return {*self._ready, *self._ending, *([self._making.name] if self._making else ())}
 
     def start(self) -> None:
         """Idempotent."""
@@ -143,8 +154,22 @@ class Shelf(Generic[KindT, ItemT]):
                 return name
         return None
 
+    def promise_unfinished(self, fits: Callable[[KindT], bool]) -> SandboxId | None:
+        """As `promise`, the one that is being made: whoever takes it waits for the rest of that, and no longer."""
+        making = self._making
+        if making is None or making.name in self._promised or not fits(making.kind):
+            return None
+        self._promised[making.name] = _now()
+        return making.name
+
     async def take(self, sandbox_id: SandboxId) -> ItemT | None:
         """The one of that name, which is the caller's from now on. None: nothing of that name is left, either."""
+        if self._making is not None and self._making.name == sandbox_id:
+            try:
+                await self._making.over.wait()
+            except BaseException:  # whoever wanted it has gone
+                await finish(self.end(sandbox_id), within_s=_END_WITHIN_S)
+                raise
         while (ending := self._ending.get(sandbox_id)) is not None:
             await ending.wait()
         return self._off(sandbox_id)
@@ -228,16 +253,18 @@ class Shelf(Generic[KindT, ItemT]):
         """
         while self._under_way or self._launched_at + self._patience_s() > _now():
             await self._idle.wait()
-            await asyncio.sleep(_LAST_STEPS_S)
+            await asyncio.sleep(min(_LAST_STEPS_S, self._patience_s()))
 
     def _patience_s(self) -> float:
+        if self._in_a_row:
+            return self._bounds.last_steps_s
         ready = {item.kind for name, item in self._ready.items() if name not in self._promised}
-        waited_for = bool(self._kinds) and self._kinds[-1] in ready and not self._in_a_row
-        return _FIRST_STEPS_S if waited_for else _LAST_STEPS_S
+        return _FIRST_STEPS_S if self._kinds and self._kinds[-1] in ready else _LAST_STEPS_S
 
     async def _make_one(self, kind: KindT) -> None:
         """Where that fails, others of the kind are made after a while that grows, and of other kinds meanwhile."""
-        name = self._making = fresh_sandbox_id()
+        making = self._making = _Making(fresh_sandbox_id(), kind)
+        name = making.name
         before = self._setbacks.pop(kind, None)
         try:
             item = await self._make(name, kind)
@@ -247,8 +274,10 @@ class Shelf(Generic[KindT, ItemT]):
             patience_s = min(2 * before.patience_s, _MOST_PATIENCE_S) if before else _LEAST_PATIENCE_S
             self._setbacks[kind] = _Setback(patience_s, _now() + patience_s)
             _log.warning("nothing could be made ahead error=%s", error)
+            self._promised.pop(name, None)
         finally:
             self._making = None
+            making.over.set()
 
     def _died(self, sandbox_id: SandboxId) -> None:
         if sandbox_id in self._ready:
