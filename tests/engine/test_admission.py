@@ -155,6 +155,9 @@ class Shelf:
         self._ready -= gone
         return gone
 
+    def room_freed(self) -> None:
+        pass
+
     def hold(self, because: str) -> None:
         self.held = because
 

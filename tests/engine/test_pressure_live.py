@@ -92,6 +92,9 @@ class Pool:
             entry.release()
         return len(gone)
 
+    def room_freed(self) -> None:
+        pass
+
     def hold(self, because: str) -> None:
         self.held = because
 

@@ -208,6 +208,49 @@ async def test_more_than_there_is_room_for_is_told_and_takes_nothing_from_anybod
         assert (await engine.backend.sandboxes.inspect(mine.id)).state is SandboxState.RUNNING
 
 
+async def test_what_was_put_off_for_want_of_room_is_made_as_soon_as_there_is_some(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    policies = Policies(capacity=replace(NO_FLOORS, max_sandboxes=3))
+    async with engine_over(tmp_path / "state", policies=policies, clock=clock) as engine:
+        mine = [await engine.backend.sandboxes.create(SPEC) for _ in range(2)]
+        await engine.backend.warm_pool.prewarm(TEMPLATE, WarmPoolSpec.of_depth(2))
+        for _ in range(8):  # it is tried again later and later
+            await clock.advance(20)
+            await settle()
+        assert ready(engine) == 1
+        await engine.backend.sandboxes.delete(mine.pop().id, DeleteOptions(force=True))
+        await clock.advance(1)
+        await eventually(lambda: ready(engine) == 2)
+        await engine.backend.warm_pool.prewarm(TEMPLATE, WarmPoolSpec.of_depth(4))
+        for _ in range(8):
+            await clock.advance(20)
+            await settle()
+        await engine.backend.node.limit(replace(policies.capacity, max_sandboxes=10))
+        await clock.advance(1)
+        await eventually(lambda: ready(engine) == 4)
+
+
+@pytest.mark.parametrize(("asked_mib", "left"), [(6 * 1024, 2), (16 * 1024, 4)], ids=["fits", "never fits"])
+async def test_who_asks_for_more_memory_than_is_left_costs_only_what_has_to_go(
+    tmp_path: Path, asked_mib: int, left: int
+) -> None:
+    """Entries have 1 GiB each, of 8 in all."""
+    each = SandboxResources(memory_bytes=1024 * MIB)
+    capacity = replace(NO_FLOORS, max_memory_bytes=8 * 1024 * MIB)
+    async with engine_over(tmp_path / "state", policies=Policies(capacity=capacity, default_resources=each)) as engine:
+        await warm(engine, 4)
+        WarmSpare(engine.node).hold("a test")
+        spec = replace(SPEC, resources=replace(each, memory_bytes=asked_mib * MIB))
+        if left == 4:
+            with pytest.raises(CapacityRejected):
+                await engine.backend.sandboxes.create(spec)
+        else:
+            await engine.backend.sandboxes.create(spec)
+        assert ready(engine) == left
+        assert (await engine.backend.node.status()).evicted == 4 - left
+
+
 async def test_a_template_made_anew_is_not_served_from_its_old_files(engine: Engine) -> None:
     await warm(engine, 1)
     [old] = await waiting(engine)
@@ -316,6 +359,8 @@ async def test_a_caller_who_goes_away_leaves_nothing_half_his(engine: Engine) ->
             await create
     await eventually(lambda: engine.node.roster.get(entry.id) is None)
     await eventually(lambda: ready(engine) == 1)
+    changes = (await engine.backend.sandboxes.history(entry.id)).changes
+    assert any("whoever asked for it went away" in change.cause for change in changes)
 
 
 async def test_a_leased_one_pins_its_template_and_a_waiting_one_does_not(engine: Engine) -> None:

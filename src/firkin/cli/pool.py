@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 import click
 
+from firkin.cli.failures import CommandFailure
 from firkin.cli.options import server_options
 from firkin.cli.output import json_option, plain, show_fields, show_json, show_rows
 from firkin.cli.talking import call
@@ -14,6 +17,7 @@ from firkin.law.isolation import Isolation
 from firkin.law.warm_pool import WarmEvictionPolicy
 
 _ROUTE = "/firkin/v1/pools"
+_FULL_WITHIN_S, _LOOK_EVERY_S = 600.0, 0.25
 _COLUMNS = ("template", "depth", "minReady", "ready", "hits", "misses", "failure")
 
 
@@ -54,16 +58,30 @@ def set_(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Have a pool of that size from now on, and wait until it is full."""
+    """Have a pool of that size from now on, and wait until it is full.
+
+    Ends with 1 when it is not: when it cannot be for now, or within ten minutes. The server goes on filling it.
+    """
     wish = {"depth": depth, "minReady": min_ready, "eviction": eviction, "isolation": isolation}
     body = {name: value for name, value in wish.items() if value is not None}
-    found = call(where, "PUT", f"{_ROUTE}/{quote(template, safe='')}", body=body)
+    route = f"{_ROUTE}/{quote(template, safe='')}"
+    found = call(where, "PUT", route, body=body)
+    until = time.monotonic() + _FULL_WITHIN_S
+    while (short := found["ready"] < found["depth"]) and not _why_short(found) and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
+        found = {**found, **call(where, "GET", route)}
     if as_json:
         show_json(found)
-        return
-    click.echo(f"{plain(found['template'])}: {found['ready']} of {found['depth']} ready")
-    for failure in found["failures"]:
-        click.echo(plain(failure), err=True)
+    else:
+        click.echo(f"{plain(found['template'])}: {found['ready']} of {found['depth']} ready")
+    if short:
+        why = _why_short(found) or f"it was not filled within {_FULL_WITHIN_S:g} s"
+        raise CommandFailure(f"the pool is not full: {plain(why)}; the server goes on filling it")
+
+
+def _why_short(found: Mapping[str, Any]) -> str:
+    """What keeps it from being filled; empty while it is being filled."""
+    return str(found.get("held") or found.get("failure") or "")
 
 
 @pool.command("list")

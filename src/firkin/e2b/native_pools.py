@@ -74,6 +74,8 @@ class NativePools:
                 await exchange.answer_json(200, await self._set(control, tenant, "/".join(name), wish.spec()))
             case "POST", ["pools", *name, "evict"]:
                 wish_to_evict = await _body(exchange, Eviction)
+                if wish_to_evict.count < 1:
+                    raise Refused(400, "count must be 1 or more", should_retry=False)
                 pool = await self._pool(control, tenant, "/".join(name))
                 report = await control.evict(pool.key, wish_to_evict.count)
                 await exchange.answer_json(200, _report_json(report))

@@ -180,14 +180,25 @@ class Admission:
         vcpus, memory = reservation.vcpus, reservation.memory_bytes
         if resources is not None:
             vcpus, memory = resources.vcpus, resources.memory_bytes
-            more, capacity = memory - reservation.memory_bytes, self.capacity
-            if vcpus > reservation.vcpus:
-                _limit("vcpus", capacity.max_vcpus, self.vcpus, vcpus - reservation.vcpus)
-            if more > 0:
-                _limit("memory", capacity.max_memory_bytes, self.memory_bytes, more)
+            self._check_growth(reservation, resources)
         self._count(reservation, -1)
         reservation.kind, reservation.vcpus, reservation.memory_bytes = Kind.ACTIVE, vcpus, memory
         self._count(reservation, 1)
+
+    def could_grow(self, reservation: Reservation, resources: SandboxResources) -> bool:
+        """Whether there is room for what `resources` are more than what the reservation holds."""
+        try:
+            self._check_growth(reservation, resources)
+        except CapacityRejected:
+            return False
+        return True
+
+    def _check_growth(self, reservation: Reservation, resources: SandboxResources) -> None:
+        vcpus, memory = resources.vcpus - reservation.vcpus, resources.memory_bytes - reservation.memory_bytes
+        if vcpus > 0:
+            _limit("vcpus", self.capacity.max_vcpus, self.vcpus, vcpus)
+        if memory > 0:
+            _limit("memory", self.capacity.max_memory_bytes, self.memory_bytes, memory)
 
     def reserve_again(self, resources: SandboxResources, held: Reservation) -> Reservation:
         """Room to run again for what `held` its memory; `CapacityRejected` leaves `held` as it is."""
@@ -236,4 +247,4 @@ def _limit(short: str, most: int | None, used: int, requested: int, *, operation
 
 def _floor(short: str, floor: int, free: int, operation: str) -> None:
     if free < floor:
-        raise CapacityRejected(operation, short, requested=floor, available=free, unit="bytes", limit=floor)
+        raise CapacityRejected(operation, short, requested=0, available=free, unit="bytes", limit=floor)

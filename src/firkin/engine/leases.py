@@ -54,7 +54,7 @@ async def leased(node: Node, order: Order) -> Resident | None:
 
 
 async def _first_that_fits(node: Node, order: Order, pool: Pool) -> Resident | None:
-    while (resident := pool.take(partial(_can_become, order))) is not None:
+    while (resident := pool.take(partial(_can_become, node, order))) is not None:
         try:
             if not _is_fresh(order, resident):
                 give_up(node, resident, "its template is another by now")
@@ -129,9 +129,11 @@ def pool_for(node: Node, order: Order) -> Pool | None:
     return node.warm.get(foundation.template_id)
 
 
-def _can_become(order: Order, resident: Resident) -> bool:
-    info = resident.info
-    return (info.driver, info.resources.disk_bytes) == (order.tier.driver, order.resources.disk_bytes)
+def _can_become(node: Node, order: Order, resident: Resident) -> bool:
+    """Of its kind, and with room for what it would have more: one that was begun and refused would be lost."""
+    info, room = resident.info, resident.reservation
+    of_its_kind = (info.driver, info.resources.disk_bytes) == (order.tier.driver, order.resources.disk_bytes)
+    return of_its_kind and (room is None or node.admission.could_grow(room, order.resources))
 
 
 def _is_fresh(order: Order, resident: Resident) -> bool:
@@ -154,7 +156,9 @@ async def _became(node: Node, order: Order, resident: Resident) -> bool:
     except (_KeepsItsLimits, _Silent):
         raise
     except BaseException as failure:
-        detail = f"it could not be handed out: {failure or type(failure).__name__}"
+        gone = isinstance(failure, asyncio.CancelledError)
+        why = "whoever asked for it went away" if gone else str(failure) or type(failure).__name__
+        detail = f"it could not be handed out: {why}"
         give_up(node, resident, detail, _cause_of(failure))
         if not isinstance(failure, FirkinError):
             raise

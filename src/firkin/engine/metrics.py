@@ -110,12 +110,16 @@ class LocalMetrics:
 
     def _of_pools(self) -> dict[str, tuple[int | float, MetricUnit]]:
         pools = list(self._node.warm)
-        return {
+        hits, misses = sum(pool.hits for pool in pools), sum(pool.misses for pool in pools)
+        known: dict[str, tuple[int | float, MetricUnit]] = {
             "pools.ready": (self._node.warm.ready(), MetricUnit.COUNT),
             "pools.wanted": (self._node.warm.wanted(), MetricUnit.COUNT),
-            "pools.hits": (sum(pool.hits for pool in pools), MetricUnit.COUNT),
-            "pools.misses": (sum(pool.misses for pool in pools), MetricUnit.COUNT),
+            "pools.hits": (hits, MetricUnit.COUNT),
+            "pools.misses": (misses, MetricUnit.COUNT),
         }
+        if hits + misses:
+            known["autoscale.ready_queue_hit_rate_pct"] = (100 * hits / (hits + misses), MetricUnit.PERCENT)
+        return known
 
     def _of_host(self) -> dict[str, tuple[int | float, MetricUnit]]:
         room = self._node.gauge.read()
@@ -133,7 +137,7 @@ class LocalMetrics:
             "autoscale.reasons": (",".join(sorted(status.plan.reasons)), MetricUnit.TEXT),
             "autoscale.target": (status.plan.target.target, MetricUnit.COUNT),
             "autoscale.ready": (status.ready, MetricUnit.COUNT),
-            "autoscale.evicted": (figures.evicted, MetricUnit.COUNT),
+            "autoscale.evicted": (status.evicted, MetricUnit.COUNT),
             "autoscale.trimmed": (figures.trimmed_bytes, MetricUnit.BYTES),
             "autoscale.episodes": (figures.episodes, MetricUnit.COUNT),
             "autoscale.pressure_to_safe_floor_ms": (figures.to_safe_floor_ms, MetricUnit.MILLISECONDS),

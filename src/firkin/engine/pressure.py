@@ -50,7 +50,6 @@ _log = logging.getLogger("firkin.engine")
 class PressureFigures:
     """Counts since the start. Times are of the last episode; None when there was none that got so far."""
 
-    evicted: int = 0
     trimmed_bytes: int = 0
     episodes: int = 0
     to_safe_floor_ms: float | None = None
@@ -109,8 +108,9 @@ class Pressure:
             scene = self._scene()
             self._last = plan(scene, self._past)[0], scene.pressure
         made, measured = self._last
+        target = replace(made.target, wanted=hands.spare.wanted())  # as it is now, like what is ready
         return NodeStatus(
-            plan=made,
+            plan=replace(made, target=target),
             measured=measured,
             floors=self._floors(),
             shares=tuple(_shares(hands.admission)),
@@ -119,7 +119,7 @@ class Pressure:
             launching=hands.launches.running,
             launches_waiting=hands.launches.waiting,
             launches_at_once=hands.launches.at_once,
-            evicted=self.figures.evicted,
+            evicted=hands.spare.given_up,
             trimmed_bytes=self.figures.trimmed_bytes,
             changes=tuple(self._changes),
         )
@@ -209,7 +209,7 @@ class Pressure:
             async with asyncio.timeout(CARRIED_OUT_WITHIN_S):
                 if evict := decisions.get(_D.EVICT_WARM):
                     because = f"the node is under pressure ({_names(made.reasons)})"
-                    self.figures.evicted += await self._hands.spare.give_up(evict.count, because=because)
+                    await self._hands.spare.give_up(evict.count, because=because)
                 if _D.TRIM_IDLE_DISK in decisions:
                     self.figures.trimmed_bytes += await self._hands.idle_disks.trim()
         except (FirkinError, OSError, TimeoutError) as error:
@@ -224,7 +224,9 @@ class Pressure:
                 spare.hold(because)
             return
         if made.state is PressureState.NOMINAL:
-            admission.most_warm = made.target.affordable
+            before, admission.most_warm = admission.most_warm, made.target.affordable
+            if before is not None and (admission.most_warm is None or admission.most_warm > before):
+                spare.room_freed()
         elif refill := decisions.get(_D.REFILL_HOT):
             admission.most_warm = spare.ready() + refill.count
         elif admission.columns[Kind.WARM].sandboxes >= (admission.most_warm or 0):

@@ -18,7 +18,7 @@ from firkin.engine.node import Node
 from firkin.engine.orders import Order
 from firkin.engine.roster import Resident
 from firkin.engine.warm_pools import Pool
-from firkin.law.errors import FirkinError
+from firkin.law.errors import CapacityRejected, FirkinError
 from firkin.law.events import WarmPoolChanged
 from firkin.law.ids import WarmPoolKey
 from firkin.law.sandboxes import SandboxInfo
@@ -95,6 +95,13 @@ class WarmSpare:
                 chosen += pool.pick(max(0, min(over, count - len(chosen))))
         return await evict(self._node, chosen, because)
 
+    def room_freed(self) -> None:
+        short = [pool for pool in self._node.warm if pool.short_of_room]
+        for pool in short:
+            pool.due_at = 0.0
+        if short:
+            self._node.warm.changed.set()
+
     def hold(self, because: str) -> None:
         self._node.warm.held = because
 
@@ -131,12 +138,14 @@ async def _one_more(node: Node, pool: Pool) -> bool:
     try:
         made_by = pool.entry_spec
         resident = await creation.create_spare(node, made_by)
-        pool.failures, pool.failure = 0, ""
+        if pool.failures:  # whatever put it off is over
+            pool.failures, pool.failure, pool.short_of_room, pool.due_at = 0, "", False, 0.0
+            node.warm.changed.set()
         if pool.entry_spec != made_by or not node.warm.shelve(resident):  # it is not wanted any more
             await end_entry(node, resident, _GONE if pool.entry_spec == made_by else _OTHER)
             return False
     except FirkinError as error:
-        _put_off(node, pool, str(error))
+        _put_off(node, pool, error)
         return False
     finally:
         pool.land()
@@ -144,9 +153,10 @@ async def _one_more(node: Node, pool: Pool) -> bool:
     return True
 
 
-def _put_off(node: Node, pool: Pool, why: str) -> None:
+def _put_off(node: Node, pool: Pool, why: FirkinError) -> None:
     pool.failures += 1
-    pool.failure = why
+    pool.failure = str(why)
+    pool.short_of_room = isinstance(why, CapacityRejected)
     pool.due_at = node.clock.monotonic() + min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(pool.failures - 1, 10))
     node.warm.changed.set()  # the next look is when it is due
     _log.warning("pool short template=%s error=%s", pool.template_id, why)

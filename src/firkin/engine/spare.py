@@ -32,6 +32,10 @@ class Spare(Protocol):
         """
         ...
 
+    def room_freed(self) -> None:
+        """There may be room for more, and nobody waits for it. What was put off for want of it need not wait."""
+        ...
+
     def hold(self, because: str) -> None:
         """Make no more until `resume`. Those being made may be finished. Idempotent; the last reason counts."""
         ...
@@ -42,11 +46,15 @@ class Spare(Protocol):
 
 
 class SpareRoom:
-    """All spare there is: a `Spare` over those that joined, asked in the order in which they came."""
+    """All spare there is: a `Spare` over those that joined, asked in the order in which they came.
+
+    `given_up` counts those that had to go since the start.
+    """
 
     def __init__(self) -> None:
         self._members: list[Spare] = []
         self.held: str | None = None
+        self.given_up = 0
 
     def join(self, spare: Spare) -> None:
         """Count on `spare` from now on. One that joins while refilling is held is told so."""
@@ -69,7 +77,12 @@ class SpareRoom:
             if gone >= count:
                 break
             gone += await spare.give_up(count - gone, because=because)
+        self.given_up += gone
         return gone
+
+    def room_freed(self) -> None:
+        for spare in self._members:
+            spare.room_freed()
 
     def hold(self, because: str) -> None:
         self.held = because

@@ -44,7 +44,8 @@ class LocalVolumes:
             raise InvalidSpec(_CREATE, InvalidReason.INVALID_VOLUME, detail)
         free, floor = self._node.gauge.read().disk_bytes, self._node.policies.capacity.disk_floor_bytes
         if free < floor:
-            raise CapacityRejected(_CREATE, "free disk on the host", requested=floor, available=free, unit="bytes")
+            short = "free disk on the host"
+            raise CapacityRejected(_CREATE, short, requested=0, available=free, unit="bytes", limit=floor)
         return await self._node.acts.run(self._create(spec, size), name=f"create volume {spec.name}")
 
     async def _create(self, spec: VolumeSpec, size: int) -> VolumeInfo:

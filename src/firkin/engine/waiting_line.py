@@ -238,6 +238,8 @@ class WaitingLine:
             self._pace_s = since if self._pace_s is None else self._pace_s + _PACE_WEIGHT * (since - self._pace_s)
         self._freed_at = now
         self._serve()
+        if not self._queues:
+            self._spare.room_freed()
 
     def _look_after(self) -> None:
         self._serve()

@@ -38,7 +38,7 @@ _log = logging.getLogger("firkin.engine")
 class Pool:
     """`shelf` holds what is ready, the one that has waited longest first. `due_at` is when it may be filled again.
 
-    `probing` are off the shelf until they have shown whether they still answer.
+    `short_of_room`: what it waits for is room. `probing` are off the shelf until it is seen whether they still answer.
     """
 
     template_id: TemplateId
@@ -50,6 +50,7 @@ class Pool:
     misses: int = 0
     failures: int = 0
     failure: str = ""
+    short_of_room: bool = False
     due_at: float = 0.0
     landed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -152,7 +153,7 @@ class WarmPools:
 
     def _changed(self, template_id: TemplateId, spec: WarmPoolSpec) -> Pool:
         pool = self._pools.get(template_id) or Pool(template_id=template_id, spec=spec)
-        pool.spec, pool.failures, pool.failure, pool.due_at = spec, 0, "", 0.0
+        pool.spec, pool.failures, pool.failure, pool.short_of_room, pool.due_at = spec, 0, "", False, 0.0
         if spec.depth:
             self._pools[template_id] = pool
         else:

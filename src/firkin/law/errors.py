@@ -261,7 +261,8 @@ _ENDS = {
 class CapacityRejected(FirkinError):
     """The machine cannot take it now. `short` names the resource; amounts are in its own unit.
 
-    `limit` is what may be used of it in all, or what must stay free; None where there is no such number.
+    `limit` is what may be used of it in all, or, where nothing of it was asked for (`requested` 0), what must stay
+    free; None where there is no such number.
     """
 
     code = "capacity_rejected"
@@ -280,7 +281,9 @@ class CapacityRejected(FirkinError):
         self.refusal = refusal or Refusal()
         oversized = self.refusal.reason is RejectReason.OVERSIZED
         amounts = f"asked for {requested}{_of(unit)}, {available}{_of(unit)} left"
-        if limit is not None:
+        if not requested and limit is not None:
+            amounts = f"{available}{_of(unit)} left, and {limit}{_of(unit)} must stay free"
+        elif limit is not None:
             amounts += f" of {limit}{_of(unit)}"
         end = _ENDS[self.refusal.reason].format(waited=self.refusal.waited_s)
         place = f" (at place {self.refusal.position} of the queue)" if self.refusal.position else ""

@@ -71,7 +71,7 @@ def bench(
     _write_all(report, json_file, html_file, markdown_file)
     if json_file != "-":
         show(report)
-    return 1 if failed or any(each.failures for each in report.series) else 0
+    return 1 if failed or not report.series or any(each.failures for each in report.series) else 0
 
 
 def _compare(before: Path, after: Path, threshold: float) -> int:

@@ -61,19 +61,25 @@ def to_json(report: Report) -> str:
 def read_report(path: Path) -> Report:
     """What ``--json`` wrote. `CommandFailure` for another file."""
     try:
-        data = json.loads(path.read_text())
-        return Report(
+        data = json.loads(path.read_text(), parse_constant=_no_number)
+        report = Report(
             machine=dict(data["machine"]),
             client=str(data["client"]),
             series=[Series.from_json(each) for each in data["series"]],
             absent={str(name): str(why) for name, why in data.get("absent", {}).items()},
             version=str(data["firkin"]),
         )
+        describe(report.machine)  # all that is said of one must be there
+        return report
     except OSError as error:
         raise CommandFailure(f"{path} cannot be read: {error.strerror}", exit_code=BAD_INPUT) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         message = f"{path} is not a report of firkin bench; write one with: firkin bench --json {path.name}"
         raise CommandFailure(message, exit_code=BAD_INPUT) from None
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no sample")
 
 
 def show(report: Report) -> None:
