@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from firkin.cli.bench.machine import meminfo, resident_kb
+from firkin.cli.bench.machine import resident_kb, unused_kb
 from firkin.cli.bench.raw_http import Inside, RawCaller
 from firkin.cli.bench.samples import Lifecycle, Series
 from firkin.cli.bench.stage import Stage
@@ -46,7 +46,7 @@ def _resident(stage: Stage, pid: int, count: int) -> Series:
 async def _memory_per_idle(stage: Stage) -> list[Series]:
     count, pid, found = stage.amounts.idle, stage.address.pid, []
     await asyncio.sleep(_SETTLE_S)
-    before = meminfo("MemAvailable")
+    before = unused_kb()
     async with Crowd(stage) as crowd:
         await crowd.grow(min(count, _RESIDENT_WITH))
         silent = await crowd.silent()
@@ -56,8 +56,11 @@ async def _memory_per_idle(stage: Stage) -> list[Series]:
         await crowd.grow(count)
         silent += await crowd.silent(grown_from)
         await asyncio.sleep(_SETTLE_S)
-        taken = before - meminfo("MemAvailable")
-    what = f"fall of MemAvailable with {count} sandboxes alive, divided by {count}; each has answered a command"
+        taken = before - unused_kb()
+    what = (
+        f"fall of MemAvailable, and of what the kernel keeps free for each processor, with {count} sandboxes alive, "
+        f"divided by {count}; each has answered a command"
+    )
     per_one = [taken / 1024 / count]
     found.append(stage.series("memory.idle_sandbox_mb", per_one, Lifecycle.RESOURCES, what, unit="MB", failures=silent))
     return found

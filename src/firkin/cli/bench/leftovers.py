@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from firkin.cli.bench.machine import meminfo, resident_kb
+from firkin.cli.bench.machine import resident_kb, unused_kb
 from firkin.cli.bench.raw_http import RawCaller
 from firkin.cli.bench.samples import Lifecycle, Series
 from firkin.cli.bench.stage import Stage
@@ -55,7 +55,7 @@ async def cycles(stage: Stage) -> list[Series]:
     async with RawCaller(stage) as caller:
         for _ in range(min(_WARM_UP, stage.amounts.cycles)):
             await _cycle(caller)
-        before, memory = await _steady(stage), meminfo("MemAvailable")
+        before, memory = await _steady(stage), unused_kb()
         resident: list[float] = []
         began = time.perf_counter()
         for number in range(stage.amounts.cycles):
@@ -67,9 +67,7 @@ async def cycles(stage: Stage) -> list[Series]:
                 resident.append(_resident(stage))
         wall_s = time.perf_counter() - began
         left = await _settled(stage, before)
-    note = (
-        f"{stage.amounts.cycles} cycles in {wall_s:.1f} s; MemAvailable fell by {memory - meminfo('MemAvailable')} KiB"
-    )
+    note = f"{stage.amounts.cycles} cycles in {wall_s:.1f} s; unused memory of the machine fell by {memory - unused_kb()} KiB"
     return [_leftover_series(stage, left, note, failures), *_growth(stage, resident)]
 
 
