@@ -67,7 +67,8 @@ async def cycles(stage: Stage) -> list[Series]:
                 resident.append(_resident(stage))
         wall_s = time.perf_counter() - began
         left = await _settled(stage, before)
-    note = f"{stage.amounts.cycles} cycles in {wall_s:.1f} s; unused memory of the machine fell by {memory - unused_kb()} KiB"
+    fell_kb = memory - unused_kb()
+    note = f"{stage.amounts.cycles} cycles in {wall_s:.1f} s; unused memory of the machine fell by {fell_kb} KiB"
     return [_leftover_series(stage, left, note, failures), *_growth(stage, resident)]
 
 
