@@ -15,6 +15,7 @@ from firkin.engine.refills import WarmSpare
 from firkin.engine.tending import LOOK_EVERY_S
 from firkin.law.errors import BackendFailure, CapacityRejected, InvalidSpec, NotFound
 from firkin.law.ids import TemplateId
+from firkin.law.metrics import MetricFilter
 from firkin.law.network import NetworkPolicy
 from firkin.law.policies import Policies
 from firkin.law.resources import MIB, SandboxResources
@@ -249,6 +250,23 @@ async def test_who_asks_for_more_memory_than_is_left_costs_only_what_has_to_go(
             await engine.backend.sandboxes.create(spec)
         assert ready(engine) == left
         assert (await engine.backend.node.status()).evicted == 4 - left
+
+
+async def test_what_is_kept_ready_is_measured_against_processors_too_and_hits_are_counted(tmp_path: Path) -> None:
+    policies = Policies(
+        capacity=replace(NO_FLOORS, max_vcpus=8), default_resources=SandboxResources(vcpus=2, memory_bytes=64 * MIB)
+    )
+    async with engine_over(tmp_path / "state", policies=policies) as engine:
+        await warm(engine, 2)
+        WarmSpare(engine.node).hold("a test")
+        await engine.backend.sandboxes.create(SPEC)
+        await engine.node.pressure.step()
+        assert engine.node.pressure.spare_utilization_pct() == pytest.approx(100 * 2 / 6)
+        await engine.backend.sandboxes.create(SPEC)
+        await engine.backend.sandboxes.create(SPEC)
+        assert engine.backend.metrics is not None
+        figures = {one.name: one.value for one in await engine.backend.metrics.snapshot(MetricFilter())}
+        assert figures["autoscale.ready_queue_hit_rate_pct"] == pytest.approx(100 * 2 / 3)
 
 
 async def test_a_template_made_anew_is_not_served_from_its_old_files(engine: Engine) -> None:

@@ -59,6 +59,8 @@ def summary(history: SandboxHistory) -> str:
     if info.state is SandboxState.RUNNING:
         until = "until somebody ends it" if info.deadline_at is None else f"until {_clock(info.deadline_at)}"
         return f"It runs {until}; nothing has ended it."
+    if info.state is SandboxState.POOLED:
+        return "It waits in a warm pool, and is nobody's until a create takes it."
     return f"It is {info.state.value}; ask again in a moment."
 
 

@@ -103,9 +103,10 @@ class NativePools:
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 report = await control.prewarm(template_id, spec)
-        found = [entry for entry in (await control.status()).entries if entry.key == WarmPoolKey(template_id)]
-        pool = pool_json(found[0]) if found else {"template": str(template_id), "depth": 0, "ready": 0}
-        return {**_report_json(report), **pool}
+        key = WarmPoolKey(template_id)
+        removed = WarmPoolEntry(key=key, ready=0, total=0, spec=WarmPoolSpec.of_depth(0))
+        found = next((entry for entry in (await control.status()).entries if entry.key == key), removed)
+        return {**_report_json(report), **pool_json(found)}
 
     async def _pool(self, control: WarmPoolControl, tenant: ApiKey, name: str) -> WarmPoolEntry:
         """By its template's id or any of its names. Raises `Refused` (404)."""

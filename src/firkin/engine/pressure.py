@@ -129,7 +129,8 @@ class Pressure:
         self._hands.line.close()
 
     def spare_utilization_pct(self) -> float | None:
-        """How much of the memory and disk that could be kept ready is; None where none could."""
+        """How much of what could be kept ready is, by what is scarcest of memory, disk and, where they are limited,
+        processors; None where none could."""
         if self._last is None:
             return None
         supply, measured, floors = self._supply(), self._last[1], self._floors()
@@ -142,6 +143,11 @@ class Pressure:
             if room <= 0:
                 return None
             shares.append(100.0 * supply.ready * entry / room)
+        most, active, warm = self._hands.admission.capacity.max_vcpus, *self._hands.admission.columns.values()
+        if most is not None:
+            if most <= active.vcpus:
+                return None
+            shares.append(100.0 * warm.vcpus / (most - active.vcpus))
         return max(shares)
 
     def _scene(self) -> Scene:
