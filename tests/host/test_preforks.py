@@ -223,6 +223,20 @@ async def test_one_that_was_promised_unfinished_and_is_not_wanted_is_ended() -> 
         assert name not in maker.alive
 
 
+async def test_whoever_makes_one_can_end_it_on_the_way() -> None:
+    async with preforks() as (kept, _):
+        asked: list[SandboxId] = []
+
+        async def given_up(name: SandboxId, kind: BoxKind) -> Prefork:
+            asked.append(name)
+            await kept.end(name)
+            raise BackendFailure("make a box", "a test", "it was given up")
+
+        kept._make = given_up
+        kept.start()
+        await until(lambda: bool(asked) and not kept.names)
+
+
 async def test_whoever_waits_for_one_that_cannot_be_made_is_told() -> None:
     async with preforks(failures=1) as (kept, maker):
         maker.slow_make = asyncio.Event()

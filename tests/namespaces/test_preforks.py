@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -163,19 +163,24 @@ async def test_a_box_that_dies_when_it_is_wanted_is_made_anew_under_its_name(tmp
 @pytest.mark.parametrize("furnished", [False, True])
 async def test_a_caller_who_goes_away_leaves_nothing_of_it(tmp_path: Path, furnished: bool) -> None:
     async with making_ahead(tmp_path, furnished=furnished) as ahead:
-        for number in range(10):
-            name = await ahead.promised()
-            booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — cancelled below
-            await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
-            booting.cancel()
-            try:
-                instance = await booting
-            except asyncio.CancelledError:
-                assert ahead.traces(name) == []
-                continue
-            await instance.destroy()
-            await ahead.driver.discard(name)
-        assert await ahead.driver.live() == []
+        await begun_and_left(ahead, ahead.promised)
+
+
+async def begun_and_left(ahead: Ahead, promised: Callable[[], Awaitable[SandboxId]]) -> None:
+    """Launches whose callers go away after some milliseconds each."""
+    for number in range(10):
+        name = await promised()
+        booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — cancelled below
+        await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
+        booting.cancel()
+        try:
+            instance = await booting
+        except asyncio.CancelledError:
+            assert ahead.traces(name) == []
+            continue
+        await instance.destroy()
+        await ahead.driver.discard(name)
+    assert await ahead.driver.live() == []
 
 
 async def test_a_sandbox_moves_into_a_box_that_is_being_made(tmp_path: Path) -> None:
@@ -191,19 +196,7 @@ async def test_a_sandbox_moves_into_a_box_that_is_being_made(tmp_path: Path) -> 
 
 async def test_a_caller_who_goes_away_while_a_box_is_being_made_leaves_nothing_of_it(tmp_path: Path) -> None:
     async with making_ahead(tmp_path, furnished=True, ready_boxes="1") as ahead:
-        for number in range(6):
-            name = await ahead.unfinished()
-            booting = asyncio.ensure_future(ahead.driver.boot(ahead.plan(name)))  # noqa: TID251 — cancelled below
-            await asyncio.sleep(0.001 * number)  # different instants of the launch, not a wait for something
-            booting.cancel()
-            try:
-                instance = await booting
-            except asyncio.CancelledError:
-                assert ahead.traces(name) == []
-                continue
-            await instance.destroy()
-            await ahead.driver.discard(name)
-        assert await ahead.driver.live() == []
+        await begun_and_left(ahead, ahead.unfinished)
 
 
 async def test_a_promise_that_is_not_kept_is_discarded(tmp_path: Path) -> None:

@@ -164,9 +164,11 @@ class Shelf(Generic[KindT, ItemT]):
 
     async def take(self, sandbox_id: SandboxId) -> ItemT | None:
         """The one of that name, which is the caller's from now on. None: nothing of that name is left, either."""
-        if self._making is not None and self._making.name == sandbox_id:
+        making = self._making
+        if making is not None and making.name == sandbox_id and sandbox_id in self._promised:
+            # Promised to nobody: whoever makes it cleans up, and must not wait for himself.
             try:
-                await self._making.over.wait()
+                await making.over.wait()
             except BaseException:  # whoever wanted it has gone
                 await finish(self.end(sandbox_id), within_s=_END_WITHIN_S)
                 raise
