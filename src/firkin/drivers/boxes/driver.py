@@ -221,7 +221,9 @@ class BoxDriver:
             return kind.fits(resources, root)
 
         boxes = self._preforks
-        return boxes.promise(furnished) or boxes.promise(fits) or boxes.promise_unfinished(furnished)
+        ready = boxes.promise(furnished) or boxes.promise(fits)
+        # A whole one is made no sooner than a sandbox, and has more done to it.
+        return ready or (boxes.promise_unfinished(furnished) if self._tier.ahead is Ahead.HALF else None)
 
     async def _waiting(self, plan: BootPlan) -> Prefork | WholeBox | None:
         """The box that was made ahead under the plan's name, if it is one that the plan fits."""
