@@ -208,17 +208,23 @@ async def test_whoever_finds_none_ready_waits_for_the_one_that_is_being_made() -
         await maker.end(taken)
 
 
+async def promised_unfinished(kept: Boxes, maker: Maker) -> tuple[SandboxId, Callable[[], None]]:
+    """The name of the first that is made, and what lets it be finished."""
+    maker.slow_make = asyncio.Event()
+    kept.start()
+    await until(lambda: len(kept.names) == 1)
+    name = kept.promise_unfinished(USUAL.__eq__)
+    assert name is not None
+    return name, maker.slow_make.set
+
+
 async def test_one_that_was_promised_unfinished_and_is_not_wanted_is_ended() -> None:
     async with preforks() as (kept, maker):
-        maker.slow_make = asyncio.Event()
-        kept.start()
-        await until(lambda: len(kept.names) == 1)
-        name = kept.promise_unfinished(USUAL.__eq__)
-        assert name is not None
+        name, finish = await promised_unfinished(kept, maker)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(kept.end(name))
             await asyncio.sleep(0.01)
-            maker.slow_make.set()
+            finish()
         await until(lambda: len(maker.alive) == LEAST)
         assert name not in maker.alive
 
@@ -239,15 +245,11 @@ async def test_whoever_makes_one_can_end_it_on_the_way() -> None:
 
 async def test_whoever_waits_for_one_that_cannot_be_made_is_told() -> None:
     async with preforks(failures=1) as (kept, maker):
-        maker.slow_make = asyncio.Event()
-        kept.start()
-        await until(lambda: len(kept.names) == 1)
-        name = kept.promise_unfinished(USUAL.__eq__)
-        assert name is not None
+        name, finish = await promised_unfinished(kept, maker)
         async with asyncio.TaskGroup() as tasks:
             taking = tasks.create_task(kept.take(name))
             await asyncio.sleep(0.01)
-            maker.slow_make.set()
+            finish()
         assert taking.result() is None
         await until(lambda: len(maker.alive) == LEAST)
         assert name not in maker.alive

@@ -231,7 +231,7 @@ class Pressure:
             return
         if made.state is PressureState.NOMINAL:
             before, admission.most_warm = admission.most_warm, made.target.affordable
-            if before is not None and (admission.most_warm is None or admission.most_warm > before):
+            if before is not None and made.target.affordable > before:
                 spare.room_freed()
         elif refill := decisions.get(_D.REFILL_HOT):
             admission.most_warm = spare.ready() + refill.count

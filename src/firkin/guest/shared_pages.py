@@ -22,6 +22,7 @@ import _thread
 import ctypes
 import fcntl
 import os
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def share(proc: int) -> SharedPages | None:
         _, pagemap = pages.begin(proc)
     except (KeyError, OSError):
         return None
-    pages.share_again()
+    with suppress(OSError):  # it saves this process a few, and its forks nothing
+        pages.share_again()
     os.close(pagemap)
     for at in range(0, len(regions), 3):  # a fork that finds a page mapped need not ask for it
         _madvise(_address(regions[at]), _long(regions[at + 1]), _MADV_POPULATE_READ)

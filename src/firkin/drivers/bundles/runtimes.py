@@ -50,7 +50,7 @@ def tried(argv: Sequence[str], *, within_s: float = _PROBE_WITHIN_S) -> Tried:
     """
     with (
         tempfile.TemporaryDirectory(prefix="firkin-tried-", ignore_cleanup_errors=True) as folder,
-        open(f"{folder}/.output", "w+b") as output,
+        tempfile.TemporaryFile(dir=folder) as output,
     ):
         environment = {**_ENVIRONMENT, "TMPDIR": folder}
         try:

@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from firkin.drivers.ground.helper_process import HelperDied
@@ -77,13 +77,13 @@ class Bounds:
     unasked_s: float = math.inf
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Making(Generic[KindT]):
-    """The one that is being made."""
+    """The one that is being made, until `over`."""
 
-    def __init__(self, name: SandboxId, kind: KindT) -> None:
-        self.name = name
-        self.kind = kind
-        self.over = asyncio.Event()
+    name: SandboxId
+    kind: KindT
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class Shelf(Generic[KindT, ItemT]):
         """The one of that name, which is the caller's from now on. None: nothing of that name is left, either."""
         making = self._making
         if making is not None and making.name == sandbox_id and sandbox_id in self._promised:
-            # Promised to nobody: whoever makes it cleans up, and must not wait for himself.
+            # Only where it was promised: whoever makes it may end it on the way, and must not wait for himself.
             try:
                 await making.over.wait()
             except BaseException:  # whoever wanted it has gone

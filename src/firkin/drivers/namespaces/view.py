@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from firkin.drivers.boxes.places import BOOT_ID, EMPTY, FRAME, HIDDEN, READ_ONLY, ROOT, STRICT, attach, boot_id
 from firkin.host.syscalls import (
@@ -92,8 +93,12 @@ def _shared_memory(path: str, first_uid: int) -> None:
     """A folder of /dev as a mount of its own: for each file system the kernel keeps a place in every memory group."""
     os.chmod(path, 0o1777)
     os.chown(path, first_uid, first_uid)
-    tree = open_tree(path)
-    mount_setattr(tree, STRICT)
+    _as_mount(path, STRICT)
+
+
+def _as_mount(path: str, attributes: int) -> None:
+    tree = open_tree(path, recursive=True)
+    mount_setattr(tree, attributes, recursive=True)
     move_mount(tree, path)
     os.close(tree)
 
@@ -106,13 +111,8 @@ def _own_boot_id(made: str, owner: int) -> None:
 
 
 def _read_only(path: str) -> None:
-    try:
-        tree = open_tree(f"{FRAME}/{path}", recursive=True)
-    except FileNotFoundError:  # not on every kernel
-        return
-    mount_setattr(tree, STRICT | ATTR_RDONLY, recursive=True)
-    move_mount(tree, f"{FRAME}/{path}")
-    os.close(tree)
+    with suppress(FileNotFoundError):  # not on every kernel
+        _as_mount(f"{FRAME}/{path}", STRICT | ATTR_RDONLY)
 
 
 def _hide(path: str) -> None:
